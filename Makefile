@@ -1,0 +1,37 @@
+# `make demo` and `make test` do everything on a fresh machine that has Python 3.11 or newer, and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+IMAGES := manifests/images/.made
+
+.PHONY: setup demo test slow clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(IMAGES): manifests/make_images.py constraints.txt | .venv/.ready
+	mkdir -p build/wheels
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --constraint constraints.txt --dest build/wheels scikit-image
+	$(BIN)/python manifests/make_images.py build/wheels manifests/images
+	touch $@
+
+demo: .venv/.ready $(IMAGES)
+	$(BIN)/batchnst run manifests/demo.csv --out out/demo --size 256
+	@echo "Look at $$($(BIN)/python manifests/contact_sheet.py out/demo)"
+
+test: .venv/.ready $(IMAGES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+slow: .venv/.ready $(IMAGES)
+	$(BIN)/pytest -m slow
+
+clean:
+	rm -rf .venv build out manifests/images *.egg-info

@@ -1,0 +1,24 @@
+"""batchnst: Gatys et al.'s neural style transfer for whole collections, on Ray, audited in Parquet."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from batchnst.errors import BatchNSTError
+from batchnst.recipe import Recipe
+
+if TYPE_CHECKING:
+    from batchnst.engine.single import stylize
+    from batchnst.ledger.store import read_ledger
+
+__all__ = ["BatchNSTError", "Recipe", "read_ledger", "stylize"]
+
+_LAZY = {"stylize": "batchnst.engine.single", "read_ledger": "batchnst.ledger.store"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch or pyarrow only when it is asked for: `batchnst --help` should not wait for it."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'batchnst' has no attribute {name!r}")

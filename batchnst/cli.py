@@ -1,0 +1,209 @@
+"""The front door: one command a function; the one place that prints, exits and catches."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from batchnst.errors import BatchNSTError, InputError, ManifestError, RecipeError, RequestError
+from batchnst.recipe import Recipe, read_recipe_file
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Neural style transfer for whole photo collections: batched, distributed by Ray, audited in Parquet.",
+)
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+"""Exit codes; 0 is all done."""
+
+MOST_PROBLEMS = 100
+"""Problems of a manifest that are printed one by one."""
+
+RECIPE_OPTIONS = {
+    "size": "Longest side of the picture, in pixels.",
+    "steps": "Steps at the finest scale.",
+    "optimizer": "lbfgs or adam.",
+    "init": "What to start from: content, noise or style.",
+    "seed": "Seed of the noise.",
+    "content_weight": "Weight of the content loss.",
+    "style_weight": "Weight of the style loss.",
+    "tv_weight": "Weight of total variation.",
+    "style_scale": "Size of the style's patterns; 1 is as large as in the style picture.",
+    "backbone": "The network: vgg19.",
+    "weights": "Where its weights come from: bundled.",
+    "precision": "The network's numbers: auto, fp32 or bf16.",
+}
+"""Recipe keys with an option of their own; `--set` reaches the others."""
+
+
+class EngineName(StrEnum):
+    """Where the work is done."""
+
+    ray = "ray"
+    inline = "inline"
+
+
+def _error(message: str) -> None:
+    for line in message.splitlines():
+        print(f"batchnst: {line}", file=sys.stderr)
+
+
+def _edge(command: Callable[..., None]) -> Callable[..., None]:
+    """Expected errors end in a line and an exit code; the unexpected ones in a traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ManifestError as error:
+            lines = str(error).splitlines()
+            _error("\n".join(lines[:MOST_PROBLEMS]))
+            if len(lines) > MOST_PROBLEMS:
+                _error(f"… and {len(lines) - MOST_PROBLEMS} more")
+            raise typer.Exit(WRONG) from None
+        except BatchNSTError as error:
+            _error(str(error))
+            raise typer.Exit(WRONG if isinstance(error, RequestError | InputError) else FAILED) from None
+        except KeyboardInterrupt:
+            _error("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapper
+
+
+def _takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the recipe's options; it gets what they and the recipe file say as `settings`."""
+
+    def option(kind: Any, name: str, help_text: str) -> Any:
+        return Annotated[kind, typer.Option(name, help=help_text, rich_help_panel="Recipe", show_default=False)]
+
+    kinds: dict[str, Any] = {"recipe": option(str | None, "--recipe", "A TOML file with recipe keys.")}
+    for key, text in RECIPE_OPTIONS.items():
+        default = Recipe.model_fields[key].default
+        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", f"{text} [default: {default}]")
+    kinds["set_"] = option(list[str] | None, "--set", "KEY=VALUE: any other recipe key; may be repeated.")
+
+    @functools.wraps(command)
+    def wrapper(**kwargs: Any) -> None:
+        given = {key: kwargs.pop(key) for key in kinds}
+        command(**kwargs, settings=_settings(**given))
+
+    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "settings"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(key, keyword, default=None, annotation=kind) for key, kind in kinds.items()]
+    wrapper.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in own] + added)  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _settings(recipe: str | None, set_: list[str] | None, **options: str | None) -> dict[str, Any]:
+    """What recipe file and options say, options last; validated together."""
+    settings = read_recipe_file(recipe) if recipe else {}
+    for assignment in set_ or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {assignment}: expected KEY=VALUE")
+        settings[key.strip()] = value.strip()
+    settings.update({key: value for key, value in options.items() if value is not None})
+    Recipe.from_settings(settings)
+    return settings
+
+
+Manifest = Annotated[str, typer.Argument(help="CSV, JSON Lines or Parquet; a path or URI.", show_default=False)]
+
+
+@app.command()
+@_edge
+@_takes_recipe
+def run(
+    settings: dict[str, Any],
+    manifest: Manifest,
+    out: Annotated[str, typer.Option(help="The folder or URI to paint into.", show_default=False)],
+    address: Annotated[str | None, typer.Option(help="A Ray cluster.  [default: $RAY_ADDRESS, else local]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs optimised together.  [default: auto]")] = None,
+    gpus_per_task: Annotated[float | None, typer.Option(min=0, help="[default: 1 where there are GPUs]")] = None,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a pair whose worker was lost.")] = 3,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed pairs again.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Paint no more pairs than this.")] = None,
+    engine: Annotated[EngineName, typer.Option(help="inline: in this process, without Ray.")] = EngineName.ray,
+) -> None:
+    """Stylise every pair of the manifest; run again, it does what is left."""
+    from batchnst.collection.manifest import read_manifest
+    from batchnst.display import RunDisplay
+    from batchnst.engine import run as engine_run
+
+    pairs = read_manifest(manifest, settings)
+    options = engine_run.Options(
+        out, engine.value, address, batch_size, gpus_per_task, max_attempts, retry_failed, limit
+    )
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        with RunDisplay(out) as display:
+            for event in engine_run.run(pairs, options):
+                display.show(event)
+    except KeyboardInterrupt:
+        _error(f"interrupted: what was finished is kept. Go on with: {shlex.join(['batchnst', *sys.argv[1:]])}")
+        raise typer.Exit(INTERRUPTED) from None
+    print(display.summary())
+    if display.failed:
+        raise typer.Exit(FAILED)
+
+
+def _as_interrupt(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@app.command()
+@_edge
+@_takes_recipe
+def plan(
+    settings: dict[str, Any],
+    manifest: Manifest,
+    out: Annotated[str | None, typer.Option(help="What is done there is not planned again.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Plan failed pairs again.")] = False,
+) -> None:
+    """Say everything `run` would check and decide, without running."""
+    from batchnst.collection.manifest import read_manifest
+    from batchnst.engine.estimate import describe
+
+    print(describe(read_manifest(manifest, settings), out, retry_failed=retry_failed))
+
+
+@app.command()
+@_edge
+@_takes_recipe
+def stylize(
+    settings: dict[str, Any],
+    content: Annotated[str, typer.Argument(help="The picture to paint; a path or URI.", show_default=False)],
+    styles: Annotated[list[str], typer.Argument(metavar="STYLE...", help="In whose style.", show_default=False)],
+    out: Annotated[str, typer.Option(help="The picture to write; its ending says how.", show_default=False)],
+) -> None:
+    """Paint one picture now, for trying settings: no manifest, no ledger."""
+    import numpy as np
+
+    from batchnst.collection import images, storage
+    from batchnst.display import StepBar
+    from batchnst.engine.single import stylize as paint
+
+    if PurePosixPath(out).suffix.lower() not in images.ENCODERS:
+        raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(images.ENCODERS)}")
+    recipe = Recipe.from_settings(settings)
+    with StepBar() as bar:
+        painting = paint(content, styles, recipe, on_step=bar.show)
+    storage.write(out, images.encode(np.asarray(painting.picture), out))
+    print(out)
+
+
+def main() -> None:
+    """The `batchnst` command."""
+    app()

@@ -1,0 +1,1 @@
+"""What there is to do: manifests, pictures, storage. Knows no torch."""

@@ -1,0 +1,81 @@
+"""Pictures: bytes to RGB arrays at their working size, and back."""
+
+from __future__ import annotations
+
+import io
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from batchnst.collection.storage import is_uri, read
+from batchnst.errors import InputError
+from batchnst.recipe import fit
+
+Pixels = NDArray[np.uint8]
+"""A picture as (H, W, 3), RGB, 0..255."""
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG", "compress_level": 6},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "quality": 95},
+}
+"""What an output's ending asks of Pillow."""
+
+RESAMPLING = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+_EXIF_ORIENTATION = 0x0112
+_TURNED = range(5, 9)  # EXIF orientations that swap width and height
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The picture in `data`, upright, RGB, transparent parts over white; raises InputError naming it as `name`."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        what = "an empty file" if not data else "not a picture that Pillow can read"
+        raise InputError(f"{name}: {what}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: cannot be decoded: {error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy; transparent parts are shown over white."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def at_size(image: Image.Image, size: float, resample: str) -> Pixels:
+    """The picture with its longest side at `size` pixels, no cropping, as (H, W, 3)."""
+    wanted = fit(*image.size, size)
+    if image.size != wanted:
+        image = image.resize(wanted, RESAMPLING[resample])
+    return np.asarray(image)
+
+
+def probe(address: str) -> tuple[int, int] | None:
+    """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
+    try:
+        with Image.open(io.BytesIO(read(address)) if is_uri(address) else address) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+            return (image.height, image.width) if turned else image.size
+    except Exception:
+        # Whatever is wrong, the worker that decodes the picture finds it again and writes it in a row.
+        return None
+
+
+def encode(pixels: Pixels, name: str) -> bytes:
+    """The picture as the ending of `name` asks."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **ENCODERS[PurePosixPath(name).suffix.lower()])
+    return buffer.getvalue()

@@ -1,0 +1,158 @@
+"""Local paths and object stores behind one small interface; writes are atomic.
+
+An address is a local path or a URI. Object stores are served by pyarrow's filesystems.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import pyarrow.fs as pafs
+
+from batchnst.errors import InputError, StorageError
+
+
+def is_uri(address: str) -> bool:
+    """Whether an address names a store, as in `s3://bucket/key`."""
+    return "://" in address
+
+
+def resolve(address: str, base: str) -> str:
+    """`address` as it stands if absolute or a URI, else relative to the folder `base`; local ones made absolute."""
+    if is_uri(address):
+        return address
+    if is_uri(base) and not address.startswith("/"):
+        return f"{base.rstrip('/')}/{address}"
+    return os.path.abspath(os.path.join(base, address))
+
+
+def parent(address: str) -> str:
+    """The folder an address lies in."""
+    if is_uri(address):
+        return address.rpartition("/")[0]
+    return os.path.dirname(os.path.abspath(address))
+
+
+def read(address: str) -> bytes:
+    """Everything at an address; raises InputError with the reason in a few words."""
+    try:
+        if is_uri(address):
+            filesystem, path = _filesystem(address)
+            with filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read())
+        return Path(address).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{address}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{address}: cannot be read: {error.strerror or error}") from None
+
+
+def write(address: str, data: bytes) -> None:
+    """Put a file in place, whole or not at all, and on disk when this returns; raises StorageError."""
+    filesystem, path = _filesystem(address)
+    beside = None if is_uri(address) else Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
+    _put(filesystem, path, data, beside)
+
+
+class Folder:
+    """A folder, local or in an object store, and the files under it by relative path."""
+
+    TEMPORARY = ".batchnst/tmp"
+    """Where unfinished files lie, beside everything else so that a rename is atomic."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address if is_uri(address) else os.path.abspath(address)
+        self.filesystem, self.root = _filesystem(self.address)
+        self.local = not is_uri(self.address)
+
+    def path(self, relative: str) -> str:
+        """The path on `filesystem` of a file under this folder."""
+        return str(PurePosixPath(self.root) / relative)
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Put a file in place, whole or not at all, and on disk when this returns; raises StorageError."""
+        temporary = Path(self.path(self.TEMPORARY)) / uuid.uuid4().hex if self.local else None
+        _put(self.filesystem, self.path(relative), data, temporary)
+
+    def read(self, relative: str) -> bytes | None:
+        """A file's bytes, or None where there is none."""
+        if self.filesystem.get_file_info(self.path(relative)).type == pafs.FileType.NotFound:
+            return None
+        with self.filesystem.open_input_stream(self.path(relative)) as stream:
+            return bytes(stream.read())
+
+    def files(self, relative: str, ending: str = "") -> list[str]:
+        """Paths on `filesystem` of all files under a subfolder, sorted."""
+        selector = pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(i.path for i in infos if i.type == pafs.FileType.File and i.path.endswith(ending))
+
+    def clear_temporary(self) -> None:
+        """Remove what dead runs left unfinished."""
+        if self.local:
+            for path in Path(self.path(self.TEMPORARY)).glob("*"):
+                path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=64)
+def _filesystem_of(store: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(store)
+        return found
+    except (ValueError, OSError, ImportError) as error:
+        raise StorageError(f"{store}: no storage can be opened by this URI: {error}") from None
+
+
+def _filesystem(address: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of an address, one for each store, and the path on it."""
+    if not is_uri(address):
+        return _LOCAL, os.path.abspath(address)
+    scheme, _, rest = address.partition("://")
+    store, _, inside = rest.partition("/")
+    filesystem, root = _filesystem_of(f"{scheme}://{store}")
+    return filesystem, f"{root.rstrip('/')}/{inside}"
+
+
+_LOCAL = pafs.LocalFileSystem()
+
+
+def _put(filesystem: pafs.FileSystem, path: str, data: bytes, temporary: Path | None) -> None:
+    """Write by way of a temporary file and a rename on a disk, or by one put to an object store."""
+    try:
+        if temporary is None:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+        else:
+            _put_on_disk(Path(path), data, temporary)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; make room and run the same command again" if full else ""
+        raise StorageError(f"{path}: cannot be written: {reason}{advice}") from None
+
+
+def _put_on_disk(target: Path, data: bytes, temporary: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

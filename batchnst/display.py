@@ -1,0 +1,124 @@
+"""What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere; all on stderr."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from batchnst.engine.plan import Plan
+from batchnst.engine.run import Planned
+from batchnst.engine.worker import Event, Finished
+from batchnst.engine.worker import Progress as Work
+from batchnst.transfer.stylize import Step
+
+PLAIN_EVERY = 10.0
+"""Seconds between two plain lines."""
+
+
+class Bar:
+    """One line that says how far things are: live on a terminal, repeated now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress = Progress(BarColumn(), TextColumn("{task.description}"), console=self.console, transient=True)
+        self._task = self._progress.add_task("")
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, text: str, completed: float, total: float) -> None:
+        """Show `text`, and the share that is completed."""
+        now = time.monotonic()
+        if self.console.is_terminal:
+            self._progress.update(self._task, description=text, completed=completed, total=total)
+        elif now - self._shown >= PLAIN_EVERY:
+            self.say(text)
+            self._shown = now
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+
+class RunDisplay(Bar):
+    """Counts what happens in a run, and shows pairs, steps, rate, time to go and failures."""
+
+    def __init__(self, out: str) -> None:
+        super().__init__()
+        self.out = out
+        self.planned = Planned(Plan([], 0, 0), [])
+        self.done = self.failed_now = self.steps = self.work = 0
+        self.started = time.monotonic()
+
+    @property
+    def failed(self) -> int:
+        """Pairs that failed, now or in an earlier run and not tried again."""
+        return self.failed_now + self.planned.plan.failed
+
+    def show(self, event: Planned | Event) -> None:
+        """Take note of an event, and let it be seen."""
+        if isinstance(event, Planned):
+            self._begin(event)
+        elif isinstance(event, Work):
+            self.steps, self.work = self.steps + event.steps, self.work + event.work
+        elif isinstance(event, Finished) and event.error is None:
+            self.done += 1
+        elif isinstance(event, Finished):
+            self.failed_now += 1
+            self.say(f"failed: {event.pair_id}: {event.error}")
+        self.update(self._status(), self.work, self.planned.work)
+
+    def _begin(self, planned: Planned) -> None:
+        self.planned, self.started = planned, time.monotonic()
+        plan = planned.plan
+        if plan.done:
+            self.say(f"{plan.done} of {plan.pairs} pairs are done already; {len(plan.jobs)} left")
+        if plan.failed:
+            self.say(f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again")
+        if plan.jobs:
+            self.say(f"painting {len(plan.jobs)} pairs in {len(planned.batches)} batches into {self.out}")
+
+    def _status(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        share = min(1.0, self.work / max(self.planned.work, 1))
+        to_go = _duration(seconds / share - seconds) if share else "?"
+        ended = self.done + self.failed_now
+        return (
+            f"{ended}/{len(self.planned.plan.jobs)} pairs · {share:.0%} of steps · {self.steps / seconds:.1f} steps/s"
+            f" · {to_go} to go · {self.failed_now} failed"
+        )
+
+    def summary(self) -> str:
+        """The run's last line."""
+        plan = self.planned.plan
+        took = _duration(time.monotonic() - self.started)
+        return (
+            f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done ({self.done} now, in {took}),"
+            f" {self.failed} failed"
+        )
+
+
+class StepBar(Bar):
+    """Shows the steps of one picture and its loss."""
+
+    def show(self, step: Step) -> None:
+        """Show how far the picture is."""
+        text = f"step {step.index + 1}/{step.of} · {step.scale} pixels · loss {step.losses.total.item():.4g}"
+        self.update(text, step.index + 1, step.of)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

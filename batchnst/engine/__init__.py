@@ -1,0 +1,1 @@
+"""How it gets done: the room that brings transfer, collection and ledger together."""

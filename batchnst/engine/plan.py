@@ -1,0 +1,132 @@
+"""What is left to do, and in what pieces: pairs minus done, into batches of one recipe and one size, into chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+from batchnst.collection.images import probe
+from batchnst.collection.manifest import Pair
+from batchnst.ledger.store import Outcome
+from batchnst.recipe import Recipe, fit
+from batchnst.transfer.pyramid import work
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A pair to be painted: which attempt this is, and the fingerprint of what is asked for."""
+
+    pair: Pair
+    fingerprint: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs of one recipe and one working size (width, height); no size where a header could not be read."""
+
+    jobs: tuple[Job, ...]
+    size: tuple[int, int] | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of all its jobs."""
+        return self.jobs[0].pair.recipe
+
+    @property
+    def work(self) -> int:
+        """Pixel-steps of the whole batch, what its time is proportional to."""
+        return len(self.jobs) * work(self.recipe, *self.size) if self.size else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: the jobs left, the pairs already done, and those that failed and are left alone."""
+
+    jobs: list[Job]
+    done: int
+    failed: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs in the manifest."""
+        return len(self.jobs) + self.done + self.failed
+
+
+def loss_definition(recipe: Recipe) -> str:
+    """The name and version of the loss, as the ledger and the fingerprint have it."""
+    return f"{recipe.loss}/1"
+
+
+def fingerprint(pair: Pair, weights_sha256: str) -> str:
+    """A hash of everything asked for: where the pictures come from and go to, recipe, weights, loss definition."""
+    asked = [pair.content, pair.styles, pair.style_weights, pair.output, pair.recipe.json_text]
+    text = json.dumps([*asked, weights_sha256, loss_definition(pair.recipe)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(
+    pairs: Sequence[Pair],
+    outcomes: Mapping[str, Outcome],
+    weights_sha256: Mapping[tuple[str, str], str],
+    *,
+    retry_failed: bool = False,
+    limit: int | None = None,
+) -> Plan:
+    """Compare what is asked for with the newest outcome of every pair.
+
+    `weights_sha256` is by (backbone, weights). A failed pair is left alone until its row changes or `retry_failed`.
+    """
+    jobs, done, failed = [], 0, 0
+    for pair in pairs:
+        mark = fingerprint(pair, weights_sha256[pair.recipe.network])
+        outcome = outcomes.get(pair.id)
+        same = outcome is not None and outcome.fingerprint == mark
+        if outcome and same and outcome.ok:
+            done += 1
+        elif outcome and same and not retry_failed:
+            failed += 1
+        else:
+            jobs.append(Job(pair, mark, attempt=outcome.attempt + 1 if outcome else 1))
+    return Plan(jobs[:limit], done, failed)
+
+
+def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, largest: int) -> list[Batch]:
+    """Group jobs by recipe and working size, the batches that take longest first.
+
+    batch_size: pairs in a batch; None: as many as make `largest` pixels, fewer where workers would go idle.
+    """
+    sizes = _working_sizes(jobs)
+    pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
+    largest = min(largest, math.ceil(pixels / workers))
+    key = {job.pair.id: (job.pair.recipe.json_text, sizes[job.pair.id] or (0, 0)) for job in jobs}
+    batches: list[Batch] = []
+    for _, group in groupby(sorted(jobs, key=lambda job: key[job.pair.id]), lambda job: key[job.pair.id]):
+        members = list(group)
+        size = sizes[members[0].pair.id]
+        count = batch_size or _even(len(members), largest // math.prod(size or (1, 1)))
+        parts = (members[start : start + count] for start in range(0, len(members), count))
+        batches += [Batch(tuple(part), size) for part in parts]
+    return sorted(batches, key=lambda batch: -batch.work)
+
+
+def _even(count: int, most: int) -> int:
+    """Members of a batch, at most `most`, so that all batches are of much the same size."""
+    return math.ceil(count / math.ceil(count / max(1, most)))
+
+
+def _working_sizes(jobs: Sequence[Job]) -> dict[str, tuple[int, int] | None]:
+    """Each pair's working size by its id, from the headers of its content, each read once."""
+    contents = sorted({job.pair.content for job in jobs})
+    with ThreadPoolExecutor(16) as pool:
+        found = dict(zip(contents, pool.map(probe, contents), strict=True))
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for job in jobs:
+        size = found[job.pair.content]
+        sizes[job.pair.id] = fit(*size, job.pair.recipe.size) if size else None
+    return sizes

@@ -1,0 +1,1 @@
+"""What happened: Parquet in, Parquet out. Knows no torch and no Ray."""

@@ -1,0 +1,168 @@
+"""Recipe: every setting of one pair. Each default has its home here and nowhere else."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from batchnst.errors import RecipeError
+
+# Convolutions in each block, and so the layer names (Simonyan and Zisserman 2014, table 1, column E).
+CONVS_PER_BLOCK = {"vgg19": (2, 2, 4, 4, 4)}
+
+
+def layer_names(backbone: str) -> list[str]:
+    """Every layer of a backbone in order, by the papers' names: conv1_1, relu1_1, …, pool5."""
+    names = []
+    for block, convs in enumerate(CONVS_PER_BLOCK[backbone], 1):
+        for i in range(1, convs + 1):
+            names += [f"conv{block}_{i}", f"relu{block}_{i}"]
+        names.append(f"pool{block}")
+    return names
+
+
+def _parse_layers(value: Any) -> Any:
+    """Accept `{"relu4_2": 1}`, `["relu4_2"]`, and the text `relu1_1, relu2_1=0.5` of a CSV cell or an option."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("{"):
+            try:
+                return json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"not valid JSON: {error}") from None
+        value = [part for part in text.split(",") if part.strip()]
+    if isinstance(value, list | tuple):
+        named = (str(part).partition("=") for part in value)
+        return {name.strip(): weight or 1 for name, _, weight in named}
+    return value
+
+
+Layers = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_parse_layers)]
+
+
+class Recipe(BaseModel):
+    """All settings of one pair: frozen, validated, hashable; the same JSON for the same settings.
+
+    Pixels are counted in 0..255. Losses and weights follow `loss`:
+    total = content_weight·content + style_weight·style + tv_weight·tv.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    backbone: Literal["vgg19"] = "vgg19"
+    weights: Literal["bundled"] = "bundled"
+    pooling: Literal["max", "avg"] = "max"
+    content_layers: Layers = {"relu4_2": 1.0}
+    style_layers: Layers = {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0}
+    loss: Literal["neural-style", "gatys2016"] = "neural-style"
+    content_weight: float = Field(5.0, ge=0)
+    style_weight: float = Field(100.0, ge=0)
+    tv_weight: float = Field(1e-3, ge=0)
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    learning_rate: float | None = Field(None, gt=0, description="default: the optimizer's own")
+    size: int = Field(512, ge=16, le=65536)
+    steps: int = Field(80, ge=1, le=1_000_000)
+    min_size: int = Field(128, ge=16)
+    init: Literal["content", "noise", "style"] = "content"
+    style_scale: float = Field(1.0, gt=0, le=16)
+    resample: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("content_layers", "style_layers")
+    @classmethod
+    def _known_layers(cls, layers: dict[str, float], info: Any) -> dict[str, float]:
+        known = layer_names(info.data.get("backbone", "vgg19"))
+        for name in layers:
+            if name not in known:
+                raise ValueError(f"no layer {name!r}{_did_you_mean(name, known)}; layers are named like relu4_2")
+        if not layers or not any(layers.values()):
+            raise ValueError("expected at least one layer with a weight above 0")
+        # In the network's order, so that the same settings are the same recipe.
+        return {name: layers[name] for name in known if layers.get(name)}
+
+    def __hash__(self) -> int:
+        return hash(self.json_text)
+
+    @cached_property
+    def json_text(self) -> str:
+        """The recipe as canonical JSON, as the ledger keeps it and the fingerprint hashes it."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def network(self) -> tuple[str, str]:
+        """What decides which weights are loaded: backbone and source."""
+        return self.backbone, self.weights
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers whose features are needed."""
+        return [*{**self.content_layers, **self.style_layers}]
+
+    @property
+    def smallest_side(self) -> int:
+        """The least a side may measure, in pixels, for the deepest layer to see anything: its stride."""
+        names = layer_names(self.backbone)
+        side: int = 2 ** sum(name.startswith("pool") for name in names[: names.index(self.deepest_layer) + 1])
+        return side
+
+    @property
+    def deepest_layer(self) -> str:
+        """The last layer that is needed, where the network is cut."""
+        return max(self.layers, key=layer_names(self.backbone).index)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
+        """Validate settings; raise RecipeError with one line for each key or value that is not allowed."""
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            raise RecipeError(*(_explain(item) for item in error.errors())) from None
+
+
+def fit(width: int, height: int, size: float) -> tuple[int, int]:
+    """The working size (width, height): the longest side becomes `size`, both are rounded, none is below 1 pixel."""
+    scale = size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def recipe_keys() -> list[str]:
+    """Every key a recipe file, an option or a manifest row may set."""
+    return list(Recipe.model_fields)
+
+
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
+    """The settings in a TOML recipe file, not yet validated."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not valid TOML: {error}") from None
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as `key: what was found, what is allowed`."""
+    key = str(item["loc"][0])
+    found = item["input"]
+    if item["type"] == "extra_forbidden":
+        return f"{key}: no such recipe key{_did_you_mean(key, recipe_keys())}"
+    if item["type"] == "literal_error":
+        allowed = list(Recipe.model_fields[key].annotation.__args__)  # type: ignore[union-attr]
+        return f"{key}: {found!r} is not allowed{_did_you_mean(str(found), allowed)}; one of {', '.join(allowed)}"
+    if item["type"] == "value_error":
+        return f"{key}: {item['ctx']['error']}"
+    where = ".".join(str(part) for part in item["loc"])
+    return f"{where}: {found!r} is not allowed: {item['msg'].replace('Input s', 's')}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

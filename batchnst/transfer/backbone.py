@@ -1,0 +1,80 @@
+"""The frozen network whose features say what a picture shows and how it is painted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batchnst.recipe import layer_names
+from batchnst.transfer.weights import Weights
+
+POOLING: dict[str, Callable[..., Tensor]] = {"max": F.max_pool2d, "avg": F.avg_pool2d}
+
+
+class Backbone(nn.Module):
+    """VGG by layer name, frozen, cut after the last layer asked for.
+
+    Convolutions run in `dtype` and channels_last; features come back in `dtype`.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        weights: Weights,
+        layers: Iterable[str],
+        *,
+        pooling: str = "max",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.wanted = frozenset(layers)
+        self.dtype = dtype
+        self.pool = POOLING[pooling]
+        names = layer_names(backbone)
+        self.names = names[: max(names.index(name) for name in self.wanted) + 1]
+        self.mean: Tensor
+        self.register_buffer("mean", torch.tensor(weights.mean, device=device).view(1, 3, 1, 1), persistent=False)
+        for name in self.names:
+            for part in ("weight", "bias") if name.startswith("conv") else ():
+                # Copied: Ray's shared arrays are read-only.
+                tensor = torch.tensor(weights.tensors[f"{name}.{part}"]).to(device, dtype)
+                if tensor.ndim == 4:
+                    tensor = tensor.contiguous(memory_format=torch.channels_last)
+                self.register_buffer(f"{name}_{part}", tensor, persistent=False)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Features (B, C, h, w) of the wanted layers by name, for pictures (B, 3, H, W), RGB, 0..255."""
+        x = (pictures - self.mean).to(self.dtype, memory_format=torch.channels_last)
+        features = {}
+        for name in self.names:
+            if name.startswith("conv"):
+                x = F.conv2d(x, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"), padding=1)
+            elif name.startswith("relu"):
+                # In place unless the layer before is wanted as it was.
+                x = F.relu(x, inplace=name.replace("relu", "conv") not in self.wanted)
+            else:
+                x = self.pool(x, kernel_size=2)
+            if name in self.wanted:
+                features[name] = x
+        return features
+
+
+def network_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the network: bf16 where asked for, or on `auto` where the hardware multiplies it natively.
+
+    fp16 is not offered: VGG's unnormalised features and their Gram matrices leave its range (65,504).
+    """
+    if precision == "auto":
+        return torch.bfloat16 if _has_native_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return "AMX" in capabilities or torch.cpu._is_avx512_bf16_supported()

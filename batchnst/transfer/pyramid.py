@@ -1,0 +1,47 @@
+"""The scales, coarse to fine, and how a picture moves from one to the next (Gatys et al. 2017, section 5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from batchnst.recipe import Recipe, fit
+
+COARSE_STEPS = 3 / 8
+"""Steps at each coarser scale, as a share of those at the finest: enough to lay out the large shapes."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale: the pictures' longest side in pixels, and the steps spent there."""
+
+    size: int
+    steps: int
+
+
+def scales(recipe: Recipe, smallest_side: int) -> list[Scale]:
+    """The scales of a picture, coarse to fine, each half the next, none under `min_size` or too small for its layers.
+
+    `smallest_side` is the picture's shorter side at the finest scale, in pixels.
+    """
+    sizes = [recipe.size]
+    while sizes[0] // 2 >= recipe.min_size and smallest_side * (sizes[0] // 2) >= recipe.smallest_side * recipe.size:
+        sizes.insert(0, sizes[0] // 2)
+    coarse = math.ceil(recipe.steps * COARSE_STEPS)
+    return [Scale(size, recipe.steps if size == recipe.size else coarse) for size in sizes]
+
+
+def work(recipe: Recipe, width: int, height: int) -> int:
+    """Pixel-steps of one picture through all its scales: what its time is proportional to."""
+    pyramid = scales(recipe, min(width, height))
+    return sum(scale.steps * math.prod(fit(width, height, scale.size)) for scale in pyramid)
+
+
+def resize(pictures: Tensor, width: int, height: int) -> Tensor:
+    """Pictures (B, 3, H, W) in 0..255 at another size, antialiased, inside the box."""
+    if pictures.shape[-2:] == (height, width):
+        return pictures
+    return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True).clamp(0, 255)
