@@ -85,13 +85,14 @@ def _edge(command: Callable[..., None]) -> Callable[..., None]:
 def _takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the recipe's options; it gets what they and the recipe file say as `settings`."""
 
-    def option(kind: Any, name: str, help_text: str) -> Any:
-        return Annotated[kind, typer.Option(name, help=help_text, rich_help_panel="Recipe", show_default=False)]
+    def option(kind: Any, name: str, text: str, default: Any = None) -> Any:
+        shown = str(default) if default is not None else False
+        return Annotated[kind, typer.Option(name, help=text, rich_help_panel="Recipe", show_default=shown)]
 
     kinds: dict[str, Any] = {"recipe": option(str | None, "--recipe", "A TOML file with recipe keys.")}
     for key, text in RECIPE_OPTIONS.items():
         default = Recipe.model_fields[key].default
-        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", f"{text} [default: {default}]")
+        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", text, default)
     kinds["set_"] = option(list[str] | None, "--set", "KEY=VALUE: any other recipe key; may be repeated.")
 
     @functools.wraps(command)
@@ -129,9 +130,15 @@ def run(
     settings: dict[str, Any],
     manifest: Manifest,
     out: Annotated[str, typer.Option(help="The folder or URI to paint into.", show_default=False)],
-    address: Annotated[str | None, typer.Option(help="A Ray cluster.  [default: $RAY_ADDRESS, else local]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs optimised together.  [default: auto]")] = None,
-    gpus_per_task: Annotated[float | None, typer.Option(min=0, help="[default: 1 where there are GPUs]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster.", show_default="$RAY_ADDRESS, else one of its own")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pairs optimised together.", show_default="auto")
+    ] = None,
+    gpus_per_task: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of one task.", show_default="1, or 0 where there are none")
+    ] = None,
     max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a pair whose worker was lost.")] = 3,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed pairs again.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Paint no more pairs than this.")] = None,

@@ -87,9 +87,13 @@ class RunDisplay(Bar):
         if plan.done:
             self.say(f"{plan.done} of {plan.pairs} pairs are done already; {len(plan.jobs)} left")
         if plan.failed:
-            self.say(f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again")
+            self.say(
+                "1 pair failed in an earlier run and is left alone; --retry-failed runs it again"
+                if plan.failed == 1
+                else f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again"
+            )
         if plan.jobs:
-            self.say(f"painting {len(plan.jobs)} pairs in {len(planned.batches)} batches into {self.out}")
+            self.say(f"painting {len(plan.jobs)} in {len(planned.batches)} batches into {self.out}")
 
     def _status(self) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from batchnst import read_ledger
 
-CELL, GAP = 256, 8
+WIDTH, HEIGHT, GAP = 256, 192, 8
 PAPER = "white"
 
 
@@ -22,13 +22,13 @@ def sheet(out: Path) -> Image.Image:
     results = {(row["content"], row["styles"][0]): row["output"] for row in rows if row["status"] == "ok"}
     contents = sorted({content for content, _ in results})
     styles = sorted({style for _, style in results})
-    step = CELL + GAP
-    picture = Image.new("RGB", (GAP + step * (1 + len(styles)), GAP + step * (1 + len(contents))), PAPER)
+    across, down = WIDTH + GAP, HEIGHT + GAP
+    picture = Image.new("RGB", (GAP + across * (1 + len(styles)), GAP + down * (1 + len(contents))), PAPER)
 
     def place(path: Path, column: int, row: int) -> None:
         with Image.open(path) as image:
-            tile = ImageOps.pad(image.convert("RGB"), (CELL, CELL), color=PAPER)
-        picture.paste(tile, (GAP + step * column, GAP + step * row))
+            tile = ImageOps.pad(image.convert("RGB"), (WIDTH, HEIGHT), color=PAPER)
+        picture.paste(tile, (GAP + across * column, GAP + down * row))
 
     for column, style in enumerate(styles, 1):
         place(Path(style), column, 0)

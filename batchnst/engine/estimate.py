@@ -56,8 +56,11 @@ def _batch_lines(batches: Sequence[Batch]) -> list[str]:
     for batch in batches:
         by_size[batch.size] += 1
         pairs[batch.size] += len(batch.jobs)
-    names = {size: f"{size[0]}×{size[1]}" if size else "unreadable, will fail:" for size in by_size}
-    return [f"batches  {names[size]}  {pairs[size]} pairs in {by_size[size]}" for size in by_size]
+    names = {size: f"{size[0]}×{size[1]}" if size else "unreadable, will fail" for size in by_size}
+    return [
+        f"batches  {names[size]}  {pairs[size]} {'pair' if pairs[size] == 1 else 'pairs'} in {by_size[size]}"
+        for size in by_size
+    ]
 
 
 def _cost_lines(batches: Sequence[Batch], workers: int, machine: str) -> list[str]:

@@ -103,13 +103,13 @@ def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, larg
     """
     sizes = _working_sizes(jobs)
     pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
-    largest = min(largest, math.ceil(pixels / workers))
     key = {job.pair.id: (job.pair.recipe.json_text, sizes[job.pair.id] or (0, 0)) for job in jobs}
     batches: list[Batch] = []
     for _, group in groupby(sorted(jobs, key=lambda job: key[job.pair.id]), lambda job: key[job.pair.id]):
         members = list(group)
         size = sizes[members[0].pair.id]
-        count = batch_size or _even(len(members), largest // math.prod(size or (1, 1)))
+        each = math.prod(size or (1, 1))
+        count = batch_size or _even(len(members), min(largest // each, math.ceil(pixels / workers / each)))
         parts = (members[start : start + count] for start in range(0, len(members), count))
         batches += [Batch(tuple(part), size) for part in parts]
     return sorted(batches, key=lambda batch: -batch.work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ def run(pairs: Sequence[Pair], options: Options) -> Iterator[Planned | Event]:
 
 def make_chunks(batches: Sequence[Batch], workers: int) -> list[Chunk]:
     """Batches of one network together, so that a worker loads the next while it paints, but enough chunks for all."""
-    length = min(LONGEST_CHUNK, math.ceil(len(batches) / (4 * workers)))
+    length = max(1, min(LONGEST_CHUNK, len(batches) // (4 * workers)))
     chunks: list[Chunk] = []
     for network in dict.fromkeys(batch.recipe.network for batch in batches):
         members = [batch for batch in batches if batch.recipe.network == network]

@@ -80,7 +80,7 @@ class LBFGS:
     """Length of the very first step: root mean square over the pixels, in grey levels."""
     shrink = 0.3
     give_up = 4
-    """Shortened this often in a row, the curvature is not to be trusted: it is dropped."""
+    """Shortened this often in a row, the curvature is not to be trusted: the gradient alone is followed."""
 
     def __init__(self, pictures: Tensor, learning_rate: float | None) -> None:
         count, pixels, m = len(pictures), pictures[0].numel(), self.history
@@ -119,9 +119,8 @@ class LBFGS:
         free = ~outward(self.kept, self.gradient)
         learnt = accepted & started & self._remember(s, y, accepted & started)
         direction = self._newton_direction(self.gradient * free, y, learnt) * free
-        renewed = accepted | stuck
-        self.direction = _choose(renewed, direction, self.direction)
-        self.step = torch.where(renewed, self.learning_rate, self.step * self.shrink)
+        self.direction = _choose(accepted | stuck, direction, self.direction)
+        self.step = torch.where(accepted, self.learning_rate, self.step * self.shrink)
         self.trial = (self.kept + self.step[:, None] * self.direction).clamp(*BOX).view_as(self.trial)
         return accepted
 

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchnst.collection.manifest import Pair, read_manifest
+from batchnst.errors import ManifestError
+
+
+def write(folder: Path, text: str | bytes, name: str = "m.csv") -> str:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def problems(path: str, **settings: object) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, settings)
+    return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+
+
+def test_csv_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
+    rows = [
+        {"content": "a.jpg", "style": ["s.png", "/t.png"], "style_weights": [1, 3], "size": 128, "who": "me"},
+        {"content": "s3://bucket/b.jpg", "style": ["s.png"], "id": "b", "output": "deep/b.jpg"},
+    ]
+    csv = "content,style,style_weights,size,who,id,output\na.jpg,s.png|/t.png,1|3,128,me,,\n"
+    csv += "s3://bucket/b.jpg,s.png,,,,b,deep/b.jpg\n"
+    lines = "\n".join(json.dumps(row) for row in rows) + "\n"
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "id": None, "output": None}, rows[1]]), tmp_path / "m.parquet")
+    paths = [write(tmp_path, csv), write(tmp_path, lines, "m.jsonl"), str(tmp_path / "m.parquet")]
+    from_csv, from_lines, from_parquet = (read_manifest(path, {"steps": 7}) for path in paths)
+    for pairs in (from_csv, from_lines, from_parquet):
+        assert pairs[0].content == str(tmp_path / "a.jpg")
+        assert pairs[0].styles == (str(tmp_path / "s.png"), "/t.png")
+        assert pairs[0].style_weights == (0.25, 0.75)
+        assert (pairs[0].recipe.size, pairs[0].recipe.steps) == (128, 7)
+        assert json.loads(pairs[0].extra) == {"who": "me"}
+        assert (pairs[1].id, pairs[1].output, pairs[1].recipe.size) == ("b", "deep/b.jpg", 512)
+        assert pairs[1].content == "s3://bucket/b.jpg"
+
+
+def test_a_derived_id_is_the_same_in_every_run_and_says_what_it_is(tmp_path: Path) -> None:
+    text = "content,style,note\nmy photos/été 1.jpg,s.png,x\nb.jpg,s.png,y\n"
+    first = read_manifest(write(tmp_path, text), {})
+    again = read_manifest(write(tmp_path, text.replace(",y", ",z")), {"size": 64})
+    assert [pair.id for pair in first] == [pair.id for pair in again]
+    assert first[0].id.startswith("t-1--s--")
+    assert first[0].output == f"{first[0].id}.png"
+    assert len({pair.id for pair in first}) == 2
+
+
+def test_rows_of_one_recipe_share_it(tmp_path: Path) -> None:
+    pairs = read_manifest(write(tmp_path, "content,style,seed\na,s,1\nb,s,1\nc,s,2\n"), {})
+    assert pairs[0].recipe is pairs[1].recipe
+    assert pairs[0].recipe is not pairs[2].recipe
+
+
+def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "content,style,id,output,size,optimizer,style_weights\n"
+        "a.jpg,s.png,one,../../etc/passwd.png,,,\n"
+        ",s.png,two,,,,\n"
+        "\n"
+        "a.jpg,s.png,one,,-3,adm,\n"
+        "a.jpg,s.png,a b,x.gif,,,\n"
+        "a.jpg,s.png,d,,,,0\n"
+        "a.jpg,s.png,e,,,,,,,\n"
+        "a.jpg,s.png,f,E.png,,,\n"
+        "a.jpg,s.png,g,e.png,,,\n",
+    )
+    assert problems(path) == [
+        "line 2, output: '../../etc/passwd.png' leaves OUT; expected a path inside its images/ folder",
+        "line 3, content: is missing; expected a path or URI",
+        "line 5: optimizer: 'adm' is not allowed (did you mean 'adam'?); one of lbfgs, adam",
+        "line 5: size: '-3' is not allowed: should be greater than or equal to 16",
+        "line 5, id: 'one' is already the id of line 2; expected a unique one",
+        "line 6, id: 'a b' is not allowed; expected up to 200 letters, digits, '.', '_' or '-'",
+        "line 6, output: 'x.gif' cannot be written; expected a name that ends in .png, .jpg, .jpeg, .webp",
+        "line 7, style_weights: expected 1 numbers ≥ 0, not all 0; found ['0']",
+        "line 8: has 10 cells; expected 7, as the header has columns",
+        "line 10, output: 'e.png' is already the output of line 9; expected one of its own",
+    ]
+
+
+@pytest.mark.parametrize("output", ["/etc/x.png", "..\\x.png", "a/../../x.png", "a\0.png"])
+def test_no_output_leaves_out(tmp_path: Path, output: str) -> None:
+    path = write(tmp_path, json.dumps({"content": "a", "style": "s", "output": output}), "m.jsonl")
+    assert "leaves OUT" in problems(path)[0]
+
+
+@pytest.mark.parametrize("pair_id", ["..", ".", "a/b", "", "é", "x" * 201])
+def test_ids_are_plain(tmp_path: Path, pair_id: str) -> None:
+    path = write(tmp_path, json.dumps({"content": "a", "style": "s", "id": pair_id}), "m.jsonl")
+    if pair_id:
+        assert problems(path)[0].startswith("line 1, id:")
+    else:
+        assert read_manifest(path, {})[0].id.startswith("a--s--")
+
+
+def test_broken_lines_do_not_hide_the_others(tmp_path: Path) -> None:
+    good = '{"content": "a", "style": "s"}'
+    path = write(tmp_path, f'{good}\n{{"content": \n[1]\n{{"content": "b"}}\n', "m.jsonl")
+    found = problems(path)
+    assert found[0].startswith("line 2: not valid JSON")
+    assert found[1] == "line 3: expected a JSON object; found [1]"
+    assert found[2] == "line 4, style: is missing; expected a path or URI"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "", "has no column content and no column style; it has: none"),
+        ("m.csv", "content,style\n", "has no rows; expected at least one pair of content and style"),
+        ("m.csv", "content,stile\na,b\n", "has no column style; it has: content, stile"),
+        ("m.csv", "content,style,style\na,b,c\n", "has the column style twice"),
+        ("m.csv", b"content,style\na,\xff\n", "line 2: not UTF-8 (byte 0xff)"),
+        ("m.csv", 'content,style\n"a,b\n', "line 2: not valid CSV: unexpected end of data"),
+        ("m.parquet", "text", "not a readable Parquet file"),
+        ("m.xlsx", "", "expected a manifest that ends in .csv, .jsonl, .ndjson, .parquet"),
+    ],
+)
+def test_a_file_that_is_no_manifest(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    assert problems(write(tmp_path, text, name))[0].startswith(message)
+
+
+def test_no_such_manifest(tmp_path: Path) -> None:
+    assert problems(str(tmp_path / "none.csv")) == ["no such file"]
+
+
+def test_spreadsheets_csv_is_understood(tmp_path: Path) -> None:
+    text = '\ufeffContent,STYLE,Note\r\n"a, b.jpg",s.png,"two\r\nlines"\r\nc.jpg,s.png,\r\n'
+    pairs = read_manifest(write(tmp_path, text), {})
+    assert pairs[0].content == str(tmp_path / "a, b.jpg")
+    assert json.loads(pairs[0].extra) == {"Note": "two\r\nlines"}
+    broken = write(tmp_path, text + ",s.png,\r\n")
+    assert problems(broken) == ["line 5, content: is missing; expected a path or URI"]
+
+
+def test_pairs_are_values() -> None:
+    assert Pair.__dataclass_params__.frozen  # type: ignore[attr-defined]

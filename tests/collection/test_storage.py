@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from batchnst.collection import storage
+from batchnst.errors import InputError, StorageError
+
+
+def test_addresses_resolve_against_the_manifests_folder() -> None:
+    assert storage.resolve("a/b.png", "/data/m") == "/data/m/a/b.png"
+    assert storage.resolve("/b.png", "/data") == "/b.png"
+    assert storage.resolve("s3://x/b.png", "/data") == "s3://x/b.png"
+    assert storage.resolve("b.png", "s3://bucket/run") == "s3://bucket/run/b.png"
+    assert storage.parent("s3://bucket/run/m.csv") == "s3://bucket/run"
+    assert storage.parent("/data/m.csv") == "/data"
+
+
+def test_a_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
+    folder = storage.Folder(str(tmp_path))
+    folder.write("a/b/c.bin", b"one")
+    folder.write("a/b/c.bin", b"two")
+    assert folder.read("a/b/c.bin") == b"two"
+    assert folder.read("a/none") is None
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["c.bin"]
+    assert folder.files("a", ".bin") == [str(tmp_path / "a/b/c.bin")]
+    assert folder.files("nowhere") == []
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = storage.Folder(str(tmp_path))
+    folder.write("x", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left on device; make room and run the same command again"):
+        folder.write("x", b"new, and longer")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
+
+
+def test_unfinished_files_of_dead_runs_are_cleared(tmp_path: Path) -> None:
+    folder = storage.Folder(str(tmp_path))
+    folder.write("x", b"kept")
+    (tmp_path / folder.TEMPORARY / "left").write_bytes(b"half")
+    folder.clear_temporary()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
+
+
+def test_reading_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none: no such file"):
+        storage.read(str(tmp_path / "none"))
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        storage.read(str(tmp_path))
+    with pytest.raises(StorageError, match="no storage can be opened"):
+        storage.read("gopher://old/file")
+
+
+def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = pafs._MockFileSystem()
+    monkeypatch.setattr(storage, "_filesystem_of", lambda address: (store, "bucket"))
+    store.create_dir("bucket/run/a")
+    folder = storage.Folder("s3://bucket/run")
+    folder.write("a/x.bin", b"data")
+    assert folder.read("a/x.bin") == b"data"
+    assert storage.read("s3://bucket/run/a/x.bin") == b"data"
+    assert folder.files("a") == ["bucket/run/a/x.bin"]
+    assert folder.read("a/none") is None

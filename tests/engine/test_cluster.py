@@ -1,0 +1,138 @@
+"""The whole command on a real Ray, and what is left when parts of it are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchnst import read_ledger
+from tests.conftest import size_of
+
+BATCHNST = Path(sys.executable).with_name("batchnst")
+PAIRS = 10
+
+
+@pytest.fixture
+def manifest(images: Path, tmp_path: Path) -> Path:
+    photos = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
+    lines = ["content,style,id"]
+    for i in range(PAIRS):
+        lines.append(f"{images / photos[i % 4]},{images / ('swirls.png' if i % 3 else 'woodcut.png')},pair-{i}")
+    path = tmp_path / "m.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(manifest: Path, out: Path, *more: str) -> list[str]:
+    quick = ("--size", "96", "--steps", "60", "--batch-size", "1")
+    return [str(BATCHNST), "run", str(manifest), "--out", str(out), *quick, *more]
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def finished_rows(out: Path) -> int:
+    return len(list((out / "ledger" / "pairs").glob("*.parquet")))
+
+
+def worker_pids() -> list[int]:
+    """Processes that Ray has at a painting task at this moment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::_paint_task"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def check_complete(out: Path) -> Counter[str]:
+    """Every pair done exactly once, every file whole; returns how often each was tried."""
+    rows = read_ledger(str(out), "pairs").to_table().to_pylist()
+    done = [row for row in rows if row["status"] == "ok"]
+    assert sorted(row["pair_id"] for row in done) == sorted(f"pair-{i}" for i in range(PAIRS))
+    for row in done:
+        data = (out / "images" / row["output"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["output_sha256"]
+        assert size_of(out / "images" / row["output"]) == (row["width"], row["height"])
+    assert {path.name for path in (out / "images").rglob("*")} == {row["output"] for row in done}
+    files = [path for path in (out / "ledger").rglob("*") if path.is_file()]
+    assert all(path.suffix == ".parquet" for path in files)
+    steps: Counter[tuple[str, str, int]] = Counter()
+    for path in (out / "ledger" / "losses").glob("*.parquet"):
+        for row in pq.read_table(path, columns=["run_id", "pair_id", "attempt"]).to_pylist():
+            steps[row["run_id"], row["pair_id"], row["attempt"]] += 1
+    assert all(steps[row["run_id"], row["pair_id"], row["attempt"]] == row["steps"] for row in done)
+    assert not list((out / ".batchnst" / "tmp").iterdir())
+    return Counter(row["pair_id"] for row in rows)
+
+
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    try:
+        wait_for(lambda: finished_rows(out) >= 2)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    before = finished_rows(out)
+    assert before < PAIRS, "the run was over before it could be killed"
+    again = finish(command(manifest, out))
+    assert again.returncode == 0, again.stderr
+    assert f"of {PAIRS} pairs are done already" in again.stderr
+    assert f"{PAIRS} of {PAIRS} pairs done" in again.stdout
+    assert set(check_complete(out).values()) == {1}
+    third = finish(command(manifest, out))
+    assert third.returncode == 0
+    assert f"{PAIRS} of {PAIRS} pairs are done already; 0 left" in third.stderr
+
+
+def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1 and worker_pids())
+    os.kill(worker_pids()[0], signal.SIGKILL)
+    assert driver.wait(240) == 0, (tmp_path / "log").read_text()
+    check_complete(out)
+    attempts = read_ledger(str(out), "pairs").to_table()["attempt"].to_pylist()
+    assert max(attempts) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
+    manifest: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1)
+    os.kill(driver.pid, how)
+    assert driver.wait(60) == 130
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert "what was finished is kept. Go on with: batchnst run" in last
+    assert str(out) in last
+    assert 1 <= finished_rows(out) < PAIRS
+    wait_for(lambda: not worker_pids(), 30)

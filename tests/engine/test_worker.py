@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from batchnst import read_ledger
+from batchnst.collection.manifest import Pair
+from batchnst.engine import worker
+from batchnst.engine.loading import Loader, ahead
+from batchnst.engine.plan import Batch, Job
+from batchnst.engine.worker import Chunk, Finished, Progress, paint_chunk
+from batchnst.errors import StorageError, Superseded
+from batchnst.ledger.store import Out
+from batchnst.recipe import Recipe
+from batchnst.transfer.weights import Weights
+from tests.conftest import size_of
+
+RECIPE = Recipe(size=48, steps=4)
+
+
+def job(images: Path, name: str, content: str = "astronaut.png", style: str = "swirls.png") -> Job:
+    pair = Pair(name, str(images / content), (str(images / style),), (1.0,), f"{name}.png", RECIPE, "{}")
+    return Job(pair, "f", 1)
+
+
+def paint(jobs: list[Job], weights: Weights, out: Path) -> list[Any]:
+    Out(str(out)).claim("r1")
+    chunk = Chunk((Batch(tuple(jobs), (48, 48)),))
+    return list(paint_chunk(chunk, weights, str(out), "r1", torch.device("cpu")))
+
+
+def rows(out: Path, table: str = "pairs") -> dict[str, dict[str, Any]]:
+    found = read_ledger(str(out), table).to_table().to_pylist()
+    return {row["pair_id"]: row for row in found}
+
+
+def test_a_row_says_what_was_painted(images: Path, weights: Weights, tmp_path: Path) -> None:
+    events = paint([job(images, "a"), job(images, "b", style="woodcut.png")], weights, tmp_path)
+    assert [event for event in events if isinstance(event, Finished)] == [Finished("a", None), Finished("b", None)]
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert sum(event.steps for event in progress) == 8
+    assert sum(event.work for event in progress) == 8 * 48 * 48
+    row = rows(tmp_path)["b"]
+    picture = tmp_path / "images" / "b.png"
+    assert hashlib.sha256(picture.read_bytes()).hexdigest() == row["output_sha256"]
+    assert size_of(picture) == (row["width"], row["height"]) == (48, 48)
+    assert row["content_sha256"] == hashlib.sha256((images / "astronaut.png").read_bytes()).hexdigest()
+    assert row["style_sha256"] == [hashlib.sha256((images / "woodcut.png").read_bytes()).hexdigest()]
+    assert (row["status"], row["stopped"], row["steps"], row["batch_size"]) == ("ok", "steps", 4, 2)
+    terms = row["content_loss"] + row["style_loss"] + row["tv_loss"]
+    assert row["total_loss"] == pytest.approx(terms, rel=1e-6)
+    losses = read_ledger(str(tmp_path), "losses").to_table().to_pylist()
+    steps = [step for step in losses if step["pair_id"] == "b"]
+    assert [step["step"] for step in steps] == [0, 1, 2, 3]
+    assert steps[0]["total"] == row["initial_total"]
+    assert steps[-1]["total"] == row["total_loss"]
+    weighted = sum(weight * dict(steps[0]["style_layers"])[name] for name, weight in RECIPE.style_layers.items())
+    assert steps[0]["style"] == pytest.approx(RECIPE.style_weight * weighted, rel=1e-5)
+    assert [step["seconds"] for step in steps] == sorted(step["seconds"] for step in steps)
+
+
+def test_a_bad_picture_fails_alone_with_its_reason(images: Path, weights: Weights, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes((images / "coffee.png").read_bytes()[:5000])
+    Image.new("RGB", (400, 20)).save(tmp_path / "thin.png")
+    bad = [job(tmp_path, "torn", "torn.png", str(images / "swirls.png")), job(images, "gone", "none.png")]
+    bad += [job(tmp_path, "thin", "thin.png", str(images / "swirls.png")), job(images, "style", style="no.png")]
+    events = paint([job(images, "good"), *bad], weights, tmp_path / "out")
+    assert {event.pair_id: event.error is None for event in events if isinstance(event, Finished)} == {
+        "torn": False,
+        "gone": False,
+        "thin": False,
+        "style": False,
+        "good": True,
+    }
+    found = rows(tmp_path / "out")
+    assert {found[name]["error_type"] for name in ("torn", "gone", "thin", "style")} == {"InputError"}
+    assert "torn.png: cannot be decoded" in found["torn"]["error_message"]
+    assert found["gone"]["error_message"].endswith("none.png: no such file")
+    assert "relu5_1 needs 16 on each side" in found["thin"]["error_message"]
+    assert found["good"]["status"] == "ok"
+    assert found["good"]["batch_size"] == 1
+
+
+def out_of_memory_above(pictures: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the optimisation run out of memory for batches larger than this; returns the sizes tried."""
+    real, tried = worker.stylize, []
+
+    def stylize(contents: torch.Tensor, *rest: Any) -> Iterator[Any]:
+        tried.append(len(contents))
+        if len(contents) > pictures:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (yield from real(contents, *rest))
+
+    monkeypatch.setattr(worker, "stylize", stylize)
+    return tried
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = out_of_memory_above(2, monkeypatch)
+    paint([job(images, name) for name in "abcde"], weights, tmp_path)
+    assert tried == [5, 2, 3, 1, 2]
+    assert {row["status"] for row in rows(tmp_path).values()} == {"ok"}
+    assert len(rows(tmp_path)) == 5
+
+
+def test_a_pair_that_does_not_fit_alone_says_so(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_above(0, monkeypatch)
+    paint([job(images, "a")], weights, tmp_path)
+    row = rows(tmp_path)["a"]
+    assert (row["status"], row["error_type"]) == ("failed", "OutOfMemory")
+    assert "lower size" in row["error_message"]
+
+
+def test_a_picture_without_a_finite_loss_is_a_failed_row_and_its_neighbour_is_painted(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = worker.to_tensors
+
+    def poisoned(contents: Any, device: torch.device) -> torch.Tensor:
+        tensors = real(contents, device)
+        if len(tensors) == 2:  # the contents, not the styles
+            tensors[0, 0, 0, 0] = torch.nan
+        return tensors
+
+    monkeypatch.setattr(worker, "to_tensors", poisoned)
+    paint([job(images, "a"), job(images, "b")], weights, tmp_path)
+    found = rows(tmp_path)
+    assert (found["a"]["status"], found["a"]["error_type"], found["a"]["stopped"]) == ("failed", "Diverged", "diverged")
+    assert found["b"]["status"] == "ok"
+    assert not (tmp_path / "images" / "a.png").exists()
+
+
+def test_a_store_that_cannot_be_written_stops_the_worker(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Out, output: str, data: bytes) -> None:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(Out, "write_picture", full)
+    with pytest.raises(StorageError, match="disk full"):
+        paint([job(images, "a")], weights, tmp_path)
+    assert rows(tmp_path) == {}
+
+
+def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights, tmp_path: Path) -> None:
+    Out(str(tmp_path)).claim("r2")
+    chunk = Chunk((Batch((job(images, "a"),), (48, 48)),))
+    with pytest.raises(Superseded):
+        list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+
+
+def test_a_shared_style_is_the_same_object(images: Path) -> None:
+    batch = Batch((job(images, "a"), job(images, "b", "coffee.png")), None)
+    first, second = Loader().load(batch)
+    assert first.styles[0] is second.styles[0]  # type: ignore[union-attr]
+
+
+def test_the_next_result_is_made_while_the_last_is_used() -> None:
+    assert list(ahead(lambda x: x * x, [1, 2, 3])) == [(1, 1), (2, 4), (3, 9)]
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda x: 1 // x, [1, 0]))

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchnst import read_ledger
+from batchnst.errors import LedgerError, Superseded
+from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, Versions
+from batchnst.ledger.store import Out
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def row(pair_id: str = "a", **more: object) -> PairRow:
+    row = PairRow(
+        run_id="r1",
+        pair_id=pair_id,
+        attempt=1,
+        status="ok",
+        content="/a.jpg",
+        styles=["/s.png"],
+        output="a.png",
+        fingerprint="f1",
+        recipe="{}",
+        loss_definition="neural-style/1",
+        weights_sha256="w",
+        seed=0,
+        host="h",
+        pid=1,
+        started_at=NOON,
+        finished_at=NOON,
+        seconds=1.5,
+        versions=Versions("0", "3", "2", "1", "1", None),
+        extra="{}",
+    )
+    return replace(row, **more)  # type: ignore[arg-type]
+
+
+def loss(step: int) -> LossRow:
+    return LossRow(
+        run_id="r1",
+        pair_id="a",
+        attempt=1,
+        step=step,
+        scale=64,
+        total=3.0,
+        content=1.0,
+        style=1.5,
+        tv=0.5,
+        style_layers={"relu1_1": 0.25},
+        seconds=0.1,
+    )
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Out:
+    out = Out(str(tmp_path / "out"))
+    out.claim("r1")
+    return out
+
+
+def test_schemas_are_those_of_the_dataclasses() -> None:
+    assert SCHEMAS["pairs"].names == [field.name for field in fields(PairRow)]
+    assert SCHEMAS["pairs"].field("styles").type == pa.list_(pa.string())
+    assert SCHEMAS["pairs"].field("started_at").type == pa.timestamp("us", tz="UTC")
+    assert SCHEMAS["losses"].field("style_layers").type == pa.map_(pa.string(), pa.float64())
+    assert not SCHEMAS["pairs"].field("fingerprint").nullable
+    assert SCHEMAS["pairs"].field("total_loss").nullable
+
+
+def test_what_is_written_can_be_read_here_and_by_duckdb(out: Out) -> None:
+    out.append("r1", [row(total_loss=3.0)], [loss(0), loss(1)])
+    (read,) = read_ledger(out.address, "pairs").to_table().to_pylist()
+    assert (read["pair_id"], read["total_loss"], read["started_at"]) == ("a", 3.0, NOON)
+    assert read["versions"]["batchnst"] == "0"
+    assert dict(read_ledger(out.address, "losses").to_table()["style_layers"][0].as_py()) == {"relu1_1": 0.25}
+    found = duckdb.sql(
+        f"SELECT count(*), max(step), any_value(style_layers['relu1_1']) FROM '{out.address}/ledger/losses/*.parquet'"
+    )
+    assert found.fetchall() == [(2, 1, 0.25)]
+
+
+def test_an_empty_ledger_has_its_columns(out: Out) -> None:
+    assert read_ledger(out.address, "pairs").to_table().num_rows == 0
+    assert read_ledger(out.address, "losses").schema.names[0] == "run_id"
+    with pytest.raises(ValueError, match="no ledger table 'images'; one of pairs, losses"):
+        read_ledger(out.address, "images")
+
+
+def test_the_newest_row_of_a_pair_counts(out: Out) -> None:
+    later = NOON + timedelta(seconds=5)
+    out.append("r1", [row("a", status="failed", attempt=2, finished_at=later), row("b")], [])
+    out.append("r1", [row("a")], [])
+    newest = out.newest()
+    assert (newest["a"].ok, newest["a"].attempt) == (False, 2)
+    assert newest["b"].ok
+    assert out.newest("another run") == {}
+
+
+def test_a_worker_of_a_run_that_lost_out_cannot_add_rows(out: Out) -> None:
+    out.append("r1", [row("a")], [])
+    Out(out.address).claim("r2")
+    with pytest.raises(Superseded, match="another run has taken this folder over"):
+        out.append("r1", [row("b")], [])
+    assert set(out.newest()) == {"a"}
+
+
+def test_files_of_a_newer_version_and_foreign_files_are_refused(out: Out) -> None:
+    out.append("r1", [row("a")], [])
+    folder = Path(out.address) / "ledger" / "pairs"
+    newer = SCHEMAS["pairs"].with_metadata({b"batchnst.schema": b"99"})
+    pq.write_table(pa.Table.from_pylist([], schema=newer), folder / "newer.parquet")
+    with pytest.raises(
+        LedgerError, match=r"newer\.parquet: written by a newer batchnst \(schema 99\); this one reads 1"
+    ):
+        out.newest()
+    (folder / "newer.parquet").unlink()
+    pq.write_table(pa.table({"pair_id": ["x"]}), folder / "foreign.parquet")
+    with pytest.raises(LedgerError, match=r"foreign\.parquet: not a file of a batchnst ledger"):
+        out.newest()
+    (folder / "foreign.parquet").write_bytes(b"torn")
+    with pytest.raises(LedgerError, match=r"foreign\.parquet: not a readable Parquet file"):
+        out.newest()

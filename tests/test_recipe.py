@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchnst.errors import RecipeError
+from batchnst.recipe import Recipe, fit, layer_names, read_recipe_file
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stlye_weight": 1}, "stlye_weight: no such recipe key (did you mean 'style_weight'?)"),
+        ({"optimizer": "adm"}, "optimizer: 'adm' is not allowed (did you mean 'adam'?); one of lbfgs, adam"),
+        ({"size": "big"}, "size: 'big' is not allowed: should be a valid integer"),
+        ({"size": 4}, "size: 4 is not allowed: should be greater than or equal to 16"),
+        ({"tv_weight": "nan"}, "tv_weight: 'nan' is not allowed: should be a finite number"),
+        ({"learning_rate": 0}, "learning_rate: 0 is not allowed: should be greater than 0"),
+        ({"style_layers": "relu6_1"}, "style_layers: no layer 'relu6_1' (did you mean 'relu5_1'?)"),
+        ({"content_layers": {"relu4_2": 0}}, "content_layers: expected at least one layer with a weight above 0"),
+        ({"style_layers": {"relu1_1": -1}}, "style_layers.relu1_1: -1 is not allowed"),
+    ],
+)
+def test_what_is_not_allowed_is_named_with_what_is(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_settings(settings)
+    assert str(caught.value).startswith(message)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_settings({"size": 0, "loss": "l2", "colour": 1})
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    "layers", ["relu1_1, relu2_1=0.5", ["relu1_1", "relu2_1=0.5"], '{"relu2_1": 0.5, "relu1_1": 1}']
+)
+def test_layers_may_be_written_in_a_cell(layers: object) -> None:
+    recipe = Recipe.from_settings({"style_layers": layers})
+    assert recipe.style_layers == {"relu1_1": 1.0, "relu2_1": 0.5}
+
+
+def test_the_same_settings_are_the_same_recipe() -> None:
+    one = Recipe.from_settings({"style_layers": {"relu2_1": 1, "relu1_1": 1, "relu3_1": 0}, "size": "256"})
+    two = Recipe.from_settings({"size": 256, "style_layers": "relu1_1,relu2_1"})
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one.json_text == two.json_text
+    assert Recipe.model_validate_json(one.json_text) == one
+
+
+def test_a_recipe_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.toml: cannot be read: No such file"):
+        read_recipe_file(tmp_path / "nowhere.toml")
+    (tmp_path / "broken.toml").write_text("size = = 3")
+    with pytest.raises(RecipeError, match=r"broken\.toml: not valid TOML"):
+        read_recipe_file(tmp_path / "broken.toml")
+
+
+def test_layer_names_are_the_papers() -> None:
+    names = layer_names("vgg19")
+    assert names[:6] == ["conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "conv2_1"]
+    assert sum(name.startswith("conv") for name in names) == 16
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(16, 4096))
+def test_the_longest_side_becomes_size_and_the_shape_stays(width: int, height: int, size: int) -> None:
+    fitted = fit(width, height, size)
+    assert max(fitted) == size
+    assert min(fitted) >= 1
+    assert abs(min(fitted) - size * min(width, height) / max(width, height)) <= 1

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from batchnst.recipe import Recipe
+from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.losses import DEFINITIONS, Objective, gram_matrix, total_variation
+from tests import oracles
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gram_is_the_papers_over_positions(memory_format: torch.memory_format) -> None:
+    features = random(3, 5, 4, 7).contiguous(memory_format=memory_format)
+    for picture, gram in zip(features, gram_matrix(features), strict=True):
+        np.testing.assert_allclose(gram, oracles.gram(picture.numpy()) / 28, rtol=1e-12)
+
+
+def test_grams_derivative_is_right() -> None:
+    assert torch.autograd.gradcheck(gram_matrix, random(2, 3, 4, 5).requires_grad_())
+
+
+def test_gram_of_bf16_features_is_summed_in_float32() -> None:
+    features = random(1, 8, 64, 64).bfloat16()
+    gram = gram_matrix(features)
+    assert gram.dtype == torch.float32
+    np.testing.assert_allclose(gram[0], oracles.gram(features[0].double().numpy()) / 4096, rtol=1e-5)
+
+
+def test_total_variation_is_the_sum_of_absolute_differences() -> None:
+    pictures = random(2, 3, 5, 6)
+    expected = [np.abs(np.diff(p, axis=1)).sum() + np.abs(np.diff(p, axis=2)).sum() for p in pictures.numpy()]
+    np.testing.assert_allclose(total_variation(pictures), expected)
+
+
+def test_neural_style_definition() -> None:
+    f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
+    style = random(2, 4, 9, 8, seed=2)
+    definition = DEFINITIONS["neural-style"]
+    content = [np.mean((a - b) ** 2) for a, b in zip(f.numpy(), p.numpy(), strict=True)]
+    np.testing.assert_allclose(definition.content(f, p), content)
+    expected = [
+        np.mean((oracles.gram(a) / a.size - oracles.gram(b) / b.size) ** 2)
+        for a, b in zip(f.numpy(), style.numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(definition.style(gram_matrix(f), gram_matrix(style)), expected)
+
+
+def test_gatys_definition_is_equations_1_and_4() -> None:
+    f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
+    definition = DEFINITIONS["gatys2016"]
+    content = [0.5 * ((a - b) ** 2).sum() for a, b in zip(f.numpy(), p.numpy(), strict=True)]
+    np.testing.assert_allclose(definition.content(f, p), content)
+    expected = [
+        ((oracles.gram(a) - oracles.gram(b)) ** 2).sum() / (4 * 4**2 * 30**2)
+        for a, b in zip(f.numpy(), p.numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(definition.style(gram_matrix(f), gram_matrix(p)), expected)
+
+
+@pytest.mark.parametrize("loss", ["neural-style", "gatys2016"])
+def test_the_objectives_gradient_is_that_of_its_total(vgg: Backbone, loss: str) -> None:
+    # All in float64, against a finite difference along a random direction.
+    weights, _ = vgg, None
+    recipe = Recipe(loss=loss, content_layers={"relu2_1": 1}, style_layers={"relu1_1": 0.5, "relu2_1": 2})  # type: ignore[arg-type]
+    exact = _in_double(weights)
+    pictures, content, style = (random(2, 3, 24, 32, seed=seed) * 255 for seed in range(3))
+    features, painted = exact(content), exact(style)
+    objective = Objective(
+        exact,
+        recipe,
+        {"relu2_1": features["relu2_1"]},
+        {name: gram_matrix(painted[name]) for name in recipe.style_layers},
+    )
+    losses, gradient = objective(pictures)
+    assert losses.total.shape == (2,)
+    direction = random(2, 3, 24, 32, seed=9) - 0.5
+    step = 1e-4
+    ahead, behind = (objective(pictures + sign * step * direction)[0].total for sign in (1, -1))
+    slope = (ahead - behind) / (2 * step)
+    np.testing.assert_allclose((gradient * direction).sum((1, 2, 3)), slope, rtol=1e-5)
+
+
+def _in_double(vgg: Backbone) -> Backbone:
+    """The same network in float64."""
+    from copy import deepcopy
+
+    exact = deepcopy(vgg).double()
+    exact.dtype = torch.float64
+    return exact
+
+
+def test_losses_belong_to_one_picture_each(vgg: Backbone) -> None:
+    recipe = Recipe()
+    pictures, content, style = (random(3, 3, 32, 32, seed=seed).float() * 255 for seed in range(3))
+    with torch.no_grad():
+        c, s = vgg(content), vgg(style)
+
+    def objective(which: slice) -> Objective:
+        grams = {name: gram_matrix(s[name][which]) for name in recipe.style_layers}
+        return Objective(vgg, recipe, {"relu4_2": c["relu4_2"][which]}, grams)
+
+    together, gradients = objective(slice(0, 3))(pictures)
+    for i in range(3):
+        alone, gradient = objective(slice(i, i + 1))(pictures[i : i + 1])
+        torch.testing.assert_close(together.total[i], alone.total[0], rtol=1e-4, atol=0)
+        assert float((gradients[i] - gradient[0]).norm() / gradient.norm()) < 1e-3

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Optimizer
+
+Function = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def quadratic(minimum: Tensor, curvature: Tensor) -> Function:
+    """½ Σ c (x − m)² of each picture, and its gradient."""
+
+    def function(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        off = pictures - minimum
+        return (curvature * off.square()).flatten(1).sum(1) / 2, curvature * off
+
+    return function
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def minimise(optimizer: Optimizer, function: Function, steps: int) -> Tensor:
+    """Losses of the kept pictures, (steps, B)."""
+    losses, kept = [], None
+    for _ in range(steps):
+        loss, gradient = function(optimizer.trial)
+        accepted = optimizer.observe(loss, gradient)
+        kept = loss if kept is None else torch.where(accepted, loss, kept)
+        losses.append(kept)
+    return torch.stack(losses)
+
+
+def test_lbfgs_follows_torchs_step_by_step() -> None:
+    minimum, curvature = 100 + 50 * random(1, 3, 4, 4), 0.1 + 3 * random(1, 3, 4, 4, seed=1)
+    function, start = quadratic(minimum, curvature), torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64)
+    ours = LBFGS(start, None)
+    # torch's first step has length 1/‖g‖₁; ours is told to take the same one.
+    _, gradient = function(start)
+    ours.gamma = 1 / gradient.abs().sum((1, 2, 3))
+    theirs = start.clone().requires_grad_()
+    reference = torch.optim.LBFGS([theirs], lr=1, max_iter=1, history_size=20, tolerance_grad=0, tolerance_change=0)
+
+    def closure() -> Tensor:
+        reference.zero_grad()
+        loss, theirs.grad = (value.detach() for value in function(theirs))
+        return loss.sum()
+
+    for step in range(18):
+        loss, gradient = function(ours.trial)
+        expected = float(reference.step(closure))  # type: ignore[arg-type]
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-6, atol=1e-12, err_msg=f"step {step}")
+        if not ours.observe(loss, gradient).all():
+            break
+    assert step >= 10, "the comparison ended before it meant anything"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_picture_in_a_batch_moves_as_if_alone(name: str) -> None:
+    minimum, curvature = 255 * random(4, 3, 5, 5), 0.1 + 40 * random(4, 3, 5, 5, seed=1) ** 3
+    start = 255 * random(4, 3, 5, 5, seed=2)
+    together = minimise(OPTIMIZERS[name](start, None), quadratic(minimum, curvature), 40)
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = minimise(OPTIMIZERS[name](start[one], None), quadratic(minimum[one], curvature[one]), 40)
+        np.testing.assert_allclose(together[:, i], alone[:, 0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pictures_stay_in_the_box_and_find_the_minimum_at_its_border(name: str) -> None:
+    minimum = torch.tensor([-80.0, 300.0, 130.0], dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    optimizer = OPTIMIZERS[name](torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
+    minimise(optimizer, quadratic(minimum, torch.ones_like(minimum)), 200)
+    assert optimizer.trial.min() >= 0
+    assert optimizer.trial.max() <= 255
+    np.testing.assert_allclose(optimizer.trial, minimum.clamp(0, 255), atol=0.5)
+
+
+def test_lbfgs_takes_a_step_back_that_raises_the_loss() -> None:
+    # A wall close to the start: the first, long steps all overshoot.
+    def cliff(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        off = pictures - 128.5
+        return (off**4).flatten(1).sum(1), 4 * off**3
+
+    optimizer = LBFGS(torch.full((2, 3, 4, 4), 128.0, dtype=torch.float64), 100.0)
+    losses = minimise(optimizer, cliff, 100)
+    assert (losses.diff(dim=0) <= 0).all()
+    assert (losses[-1] < 1e-3 * losses[0]).all()
+
+
+def test_lbfgs_survives_losses_that_are_not_numbers() -> None:
+    minimum = 200 * random(2, 3, 4, 4)
+    inner = quadratic(minimum, torch.ones_like(minimum))
+    calls = 0
+
+    def function(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        loss, gradient = inner(pictures)
+        if calls == 4:  # the first picture only
+            loss[0], gradient[0] = torch.nan, torch.nan
+        return loss, gradient
+
+    losses = minimise(LBFGS(torch.full((2, 3, 4, 4), 250.0, dtype=torch.float64), None), function, 40)
+    assert losses.isfinite().all()
+    assert (losses[-1] < 1e-6 * losses[0]).all()
+
+
+def test_a_finer_scale_inherits_the_scale_of_the_inverse_hessian() -> None:
+    coarse = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
+    minimum = 255 * random(1, 3, 4, 4)
+    minimise(coarse, quadratic(minimum, torch.full_like(minimum, 4.0)), 5)
+    np.testing.assert_allclose(coarse.gamma, 0.25)
+    fine = LBFGS(torch.full((1, 3, 8, 8), 128.0, dtype=torch.float64), None)
+    fine.inherit(coarse)
+    np.testing.assert_allclose(fine.gamma, 1.0)
