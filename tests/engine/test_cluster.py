@@ -39,8 +39,15 @@ def command(manifest: Path, out: Path, *more: str) -> list[str]:
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    # A shell that runs the tests in the background has them, and so their children, ignore Ctrl-C.
     with log.open("wb") as file:
-        return subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            arguments,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
