@@ -33,13 +33,14 @@ MOST_PROBLEMS = 100
 RECIPE_OPTIONS = {
     "size": "Longest side of the picture, in pixels.",
     "steps": "Steps at the finest scale.",
-    "optimizer": "lbfgs or adam.",
-    "init": "What to start from: content, noise or style.",
+    "optimizer": "lbfgs, adam or sgd.",
+    "init": "What to start from: content, noise, style or a picture.",
     "seed": "Seed of the noise.",
     "content_weight": "Weight of the content loss.",
     "style_weight": "Weight of the style loss.",
     "tv_weight": "Weight of total variation.",
     "style_scale": "Size of the style's patterns; 1 is as large as in the style picture.",
+    "preserve_color": "none, luminance or histogram.",
     "backbone": "The network: vgg19.",
     "weights": "Where its weights come from: bundled.",
     "precision": "The network's numbers: auto, fp32 or bf16.",
@@ -109,13 +110,18 @@ def _takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 def _settings(recipe: str | None, set_: list[str] | None, **options: str | None) -> dict[str, Any]:
     """What recipe file and options say, options last; validated together."""
-    settings = read_recipe_file(recipe) if recipe else {}
+    from batchnst.collection.manifest import resolve_settings
+    from batchnst.collection.storage import parent
+
+    settings = resolve_settings(read_recipe_file(recipe), parent(recipe)) if recipe else {}
+    given: dict[str, Any] = {}
     for assignment in set_ or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise RecipeError(f"--set {assignment}: expected KEY=VALUE")
-        settings[key.strip()] = value.strip()
-    settings.update({key: value for key, value in options.items() if value is not None})
+        given[key.strip()] = value.strip()
+    given |= {key: value for key, value in options.items() if value is not None}
+    settings |= resolve_settings(given, ".")
     Recipe.from_settings(settings)
     return settings
 

@@ -120,8 +120,8 @@ class StepBar(Bar):
 
     def show(self, step: Step) -> None:
         """Show how far the picture is."""
-        text = f"step {step.index + 1}/{step.of} · {step.scale} pixels · loss {step.losses.total.item():.4g}"
-        self.update(text, step.index + 1, step.of)
+        text = f"step {step.index + 1} · {step.scale} pixels · loss {step.losses.total.item():.4g}"
+        self.update(text, step.share, 1.0)
 
 
 def _duration(seconds: float) -> str:

@@ -28,6 +28,15 @@ def layer_names(backbone: str) -> list[str]:
     return names
 
 
+STARTS = ["content", "noise", "style"]
+"""What `init` may name beside a picture."""
+
+
+def is_start_picture(init: str) -> bool:
+    """Whether `init` is the path or URI of a picture: no path is without an ending."""
+    return init not in STARTS and "." in init
+
+
 def _parse_layers(value: Any) -> Any:
     """Accept `{"relu4_2": 1}`, `["relu4_2"]`, and the text `relu1_1, relu2_1=0.5` of a CSV cell or an option."""
     if isinstance(value, str):
@@ -65,15 +74,18 @@ class Recipe(BaseModel):
     content_weight: float = Field(5.0, ge=0)
     style_weight: float = Field(100.0, ge=0)
     tv_weight: float = Field(1e-3, ge=0)
-    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
     learning_rate: float | None = Field(None, gt=0, description="default: the optimizer's own")
     size: int = Field(512, ge=16, le=65536)
     steps: int = Field(80, ge=1, le=1_000_000)
     min_size: int = Field(128, ge=16)
-    init: Literal["content", "noise", "style"] = "content"
+    init: str = "content"
     style_scale: float = Field(1.0, gt=0, le=16)
     resample: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
+    preserve_color: Literal["none", "luminance", "histogram"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tolerance: float = Field(0.002, ge=0, lt=1)
+    snapshot_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
 
     @field_validator("content_layers", "style_layers")
@@ -87,6 +99,13 @@ class Recipe(BaseModel):
             raise ValueError("expected at least one layer with a weight above 0")
         # In the network's order, so that the same settings are the same recipe.
         return {name: layers[name] for name in known if layers.get(name)}
+
+    @field_validator("init")
+    @classmethod
+    def _known_start(cls, init: str) -> str:
+        if init not in STARTS and not is_start_picture(init):
+            raise ValueError(f"{init!r} is not allowed{_did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
+        return init
 
     def __hash__(self) -> int:
         return hash(self.json_text)

@@ -30,7 +30,7 @@ def weights() -> Weights:
 @pytest.fixture(scope="session")
 def vgg(weights: Weights) -> Backbone:
     """The default recipe's network, fp32, on the CPU."""
-    return load_backbone(Recipe(), weights, torch.float32, torch.device("cpu"))
+    return load_backbone(Recipe(precision="fp32"), weights, torch.device("cpu"))
 
 
 def size_of(path: Path) -> tuple[int, int]:

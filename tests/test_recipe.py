@@ -14,7 +14,7 @@ from batchnst.recipe import Recipe, fit, layer_names, read_recipe_file
     ("settings", "message"),
     [
         ({"stlye_weight": 1}, "stlye_weight: no such recipe key (did you mean 'style_weight'?)"),
-        ({"optimizer": "adm"}, "optimizer: 'adm' is not allowed (did you mean 'adam'?); one of lbfgs, adam"),
+        ({"optimizer": "adm"}, "optimizer: 'adm' is not allowed (did you mean 'adam'?); one of lbfgs, adam, sgd"),
         ({"size": "big"}, "size: 'big' is not allowed: should be a valid integer"),
         ({"size": 4}, "size: 4 is not allowed: should be greater than or equal to 16"),
         ({"tv_weight": "nan"}, "tv_weight: 'nan' is not allowed: should be a finite number"),

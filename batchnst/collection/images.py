@@ -63,6 +63,11 @@ def at_size(image: Image.Image, size: float, resample: str) -> Pixels:
     return np.asarray(image)
 
 
+def exactly(image: Image.Image, width: int, height: int) -> Pixels:
+    """The picture stretched to that size, smoothly; (H, W, 3), or (H, W) for a gray one."""
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def probe(address: str) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
     try:

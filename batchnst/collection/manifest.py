@@ -19,21 +19,27 @@ import pyarrow.parquet as pq
 from batchnst.collection.images import ENCODERS
 from batchnst.collection.storage import parent, read, resolve
 from batchnst.errors import InputError, ManifestError, RecipeError
-from batchnst.recipe import Recipe, recipe_keys
+from batchnst.recipe import Recipe, is_start_picture, recipe_keys
 
 Row = dict[str, Any]
-_OWN_COLUMNS = ("content", "style", "id", "output", "style_weights")
+_LISTS = ("style", "style_weights", "content_mask", "style_mask")
+_OWN_COLUMNS = ("content", "id", "output", *_LISTS)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row of a manifest: a content to be painted in one or several styles. Addresses are absolute."""
+    """One row of a manifest: a content to be painted in one or several styles. Addresses are absolute.
+
+    style_weights: one for each style, summing to 1. Masks mark parts of the content, and of the styles for them.
+    """
 
     id: str
     content: str
     styles: tuple[str, ...]
     style_weights: tuple[float, ...]
+    content_masks: tuple[str, ...]
+    style_masks: tuple[str, ...]
     output: str
     recipe: Recipe
     extra: str
@@ -64,6 +70,14 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> list[Pair]:
     return builder.pairs
 
 
+def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """Recipe settings with the addresses among them resolved against the folder they were written in."""
+    settings = dict(settings)
+    if is_start_picture(str(settings.get("init", ""))):
+        settings["init"] = resolve(settings["init"], base)
+    return settings
+
+
 class _Unreadable(Exception):
     """The file makes no sense as a whole."""
 
@@ -92,6 +106,8 @@ class _PairBuilder:
                 self._complain("is missing; expected a path or URI", column)
         styles = _texts(row.get("style"))
         weights = self._style_weights(row, styles)
+        masks = _texts(row.get("content_mask")), _texts(row.get("style_mask"))
+        self._check_masks(len(styles), *map(len, masks))
         recipe = self._recipe(row)
         pair_id = str(row["id"]) if "id" in row else _derive_id(row)
         output = str(row.get("output", f"{pair_id}.png"))
@@ -102,7 +118,9 @@ class _PairBuilder:
                 Pair(
                     id=pair_id,
                     content=resolve(str(row["content"]), self.base),
-                    styles=tuple(resolve(style, self.base) for style in styles),
+                    styles=self._resolved(styles),
+                    content_masks=self._resolved(masks[0]),
+                    style_masks=self._resolved(masks[1]),
                     style_weights=weights,
                     output=PurePosixPath(output).as_posix(),
                     recipe=recipe,
@@ -113,8 +131,18 @@ class _PairBuilder:
     def _complain(self, text: str, column: str = "") -> None:
         self.problems.append(f"line {self._line}, {column}: {text}" if column else f"line {self._line}: {text}")
 
+    def _resolved(self, addresses: list[str]) -> tuple[str, ...]:
+        return tuple(resolve(address, self.base) for address in addresses)
+
+    def _check_masks(self, styles: int, content_masks: int, style_masks: int) -> None:
+        parts = max(1, content_masks)
+        if parts > 1 and styles not in (1, parts):
+            self._complain(f"marks {parts} parts for {styles} styles; expected one style, or one each", "content_mask")
+        if style_masks not in (0, parts):
+            self._complain(f"expected {parts}, one for each part of the content; found {style_masks}", "style_mask")
+
     def _recipe(self, row: Row) -> Recipe | None:
-        own = {key: row[key] for key in recipe_keys() if key in row}
+        own = resolve_settings({key: row[key] for key in recipe_keys() if key in row}, self.base)
         key = json.dumps(own, sort_keys=True, default=str)
         try:
             if key not in self._recipes:
@@ -188,7 +216,7 @@ def _read_csv(data: bytes) -> Iterator[tuple[int, Row | str]]:
                 yield line, f"has {len(cells)} cells; expected {len(header)}, as the header has columns"
             elif cells:
                 row: Row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-                for column in ("style", "style_weights"):
+                for column in _LISTS:
                     if "|" in row.get(column, ""):
                         row[column] = [part.strip() for part in row[column].split("|")]
                 yield line, row

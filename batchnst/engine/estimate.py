@@ -17,9 +17,8 @@ from batchnst.engine.run import LARGEST_BATCH, load_all_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import network_dtype
 from batchnst.transfer.pyramid import scales
-from batchnst.transfer.stylize import Blend, stylize
+from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.weights import load_weights
 
 PROCESS_BYTES = 800e6
@@ -84,13 +83,15 @@ def measure_speed(recipe: Recipe, steps: int = 4) -> float:
     """Pixel-steps a second of one worker on this machine, from a few steps of a small picture of noise."""
     size = 256
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = recipe.model_copy(update={"size": size, "min_size": size, "steps": steps})
-    backbone = load_backbone(recipe, load_weights(*recipe.network), network_dtype(recipe.precision, device), device)
+    recipe = recipe.model_copy(update={"size": size, "min_size": size, "steps": steps, "init": "content"})
+    weights = load_weights(*recipe.network)
     noise = torch.rand(1, 3, size, size, device=device) * 255
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        painting = stylize(noise, [Blend((noise.flip(3),), (1.0,))], recipe, backbone)
+        painting = stylize(
+            noise, [[Guide((noise.flip(3),), (1.0,))]], recipe, lambda own: load_backbone(own, weights, device)
+        )
         next(painting).losses.total.item()  # warms up
         start = time.perf_counter()
         for step in painting:

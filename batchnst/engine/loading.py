@@ -15,28 +15,37 @@ from torch import Tensor
 from batchnst.collection import images, storage
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import InputError
-from batchnst.recipe import Recipe
-from batchnst.transfer.stylize import Blend
+from batchnst.recipe import Recipe, fit, is_start_picture
+from batchnst.transfer.stylize import Guide
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture at working size, and the SHA-256 of the file it came from."""
+class Pictures:
+    """What one picture is painted from, at working size. Masks are (H, W), 0..255, and shaped like what they mask.
 
-    pixels: images.Pixels
-    sha256: str
+    Without content masks there is one part, the whole picture, in a blend of all styles. With them, each marks a part;
+    with as many styles as parts each part has its own style, otherwise all have the blend.
+    """
+
+    content: images.Pixels
+    styles: tuple[images.Pixels, ...]
+    style_weights: tuple[float, ...]
+    content_masks: tuple[images.Pixels, ...] = ()
+    style_masks: tuple[images.Pixels, ...] = ()
+    start: images.Pixels | None = None
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job's pictures."""
+    """A job's pictures, and the SHA-256 of the files that its content and styles came from."""
 
     job: Job
-    content: Picture
-    styles: tuple[Picture, ...]
+    pictures: Pictures
+    content_sha256: str
+    style_sha256: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,22 +67,58 @@ class Loader:
         return [self._load_job(job) for job in batch.jobs]
 
     def _load_job(self, job: Job) -> Loaded | Unloadable:
-        recipe = job.pair.recipe
+        pair, recipe = job.pair, job.pair.recipe
         try:
-            content = load_picture(job.pair.content, recipe.size, recipe)
-            styles = [self._load_style(style, recipe.size * recipe.style_scale, recipe) for style in job.pair.styles]
+            content, content_sha256 = load_picture(pair.content, recipe.size, recipe)
+            loaded = [self._load_style(style, recipe.size * recipe.style_scale, recipe) for style in pair.styles]
+            styles = tuple(style for style, _ in loaded)
+            masked = styles if len(styles) == len(pair.style_masks) else styles[:1] * len(pair.style_masks)
+            pictures = Pictures(
+                content=content,
+                styles=styles,
+                style_weights=pair.style_weights,
+                content_masks=tuple(load_mask(mask, content) for mask in pair.content_masks),
+                style_masks=tuple(load_mask(mask, style) for mask, style in zip(pair.style_masks, masked, strict=True)),
+                start=load_start(recipe, content),
+            )
         except Exception as error:
             # Whatever a decoder does with a file from outside, it is that pair's failure and nobody else's.
             return Unloadable(job, error)
-        return Loaded(job, content, tuple(styles))
+        return Loaded(job, pictures, content_sha256, [sha256 for _, sha256 in loaded])
 
 
-def load_picture(address: str, size: float, recipe: Recipe) -> Picture:
-    """Read, decode and fit a picture; raises InputError."""
+def load_picture(address: str, size: float, recipe: Recipe) -> tuple[images.Pixels, str]:
+    """Read, decode and fit a picture; returns it and its file's SHA-256. Raises InputError."""
     data = storage.read(address)
     pixels = images.at_size(images.decode(data, address), size, recipe.resample)
     check_size(pixels, address, recipe)
-    return Picture(pixels, hashlib.sha256(data).hexdigest())
+    return pixels, hashlib.sha256(data).hexdigest()
+
+
+def load_mask(address: str, picture: images.Pixels) -> images.Pixels:
+    """A mask for a picture (H, W, 3), as (H, W); raises InputError for one of another shape or without a white spot."""
+    image = images.decode(storage.read(address), address).convert("L")
+    height, width = picture.shape[:2]
+    if fit(*image.size, max(width, height)) != (width, height):
+        raise InputError(
+            f"mask {address}: {image.width}×{image.height} pixels, but its picture is shaped like {width}×{height}; "
+            "expected a mask of the picture's own shape"
+        )
+    mask = images.exactly(image, width, height)
+    if not mask.any():
+        raise InputError(f"mask {address}: all black; expected white where its part of the picture is")
+    return mask
+
+
+def load_start(recipe: Recipe, content: images.Pixels) -> images.Pixels | None:
+    """The user's picture to start from, stretched over the content; None where the recipe names none."""
+    if not is_start_picture(recipe.init):
+        return None
+    try:
+        image = images.decode(storage.read(recipe.init), recipe.init)
+    except InputError as error:
+        raise InputError(f"init {error}") from None
+    return images.exactly(image, content.shape[1], content.shape[0])
 
 
 def check_size(pixels: images.Pixels, name: str, recipe: Recipe) -> None:
@@ -86,19 +131,46 @@ def check_size(pixels: images.Pixels, name: str, recipe: Recipe) -> None:
         )
 
 
-def to_tensors(contents: Sequence[images.Pixels], device: torch.device) -> Tensor:
-    """Pixels (H, W, 3) of one size as (B, 3, H, W), float32, 0..255."""
-    stacked = torch.stack([torch.tensor(pixels, device=device) for pixels in contents])
+def to_tensors(pictures: Sequence[images.Pixels], device: torch.device) -> Tensor:
+    """Pictures (H, W, 3) of one size as (B, 3, H, W), float32, 0..255."""
+    stacked = torch.stack([torch.tensor(pixels, device=device) for pixels in pictures])
     return stacked.permute(0, 3, 1, 2).float().contiguous()
 
 
-def to_blends(
-    styles: Sequence[Sequence[images.Pixels]], weights: Sequence[tuple[float, ...]], device: torch.device
-) -> list[Blend]:
-    """Each pair's styles and weights as a Blend; an array that several pairs share becomes one tensor."""
-    tensors = {id(pixels): to_tensors([pixels], device) for blend in styles for pixels in blend}
-    blends = zip(styles, weights, strict=True)
-    return [Blend(tuple(tensors[id(pixels)] for pixels in blend), own) for blend, own in blends]
+def to_starts(batch: Sequence[Pictures], device: torch.device) -> Tensor | None:
+    """The users' pictures to start from, (B, 3, H, W), or None where there are none."""
+    starts = [pictures.start for pictures in batch if pictures.start is not None]
+    return to_tensors(starts, device) if starts else None
+
+
+def to_guides(batch: Sequence[Pictures], device: torch.device) -> list[list[Guide]]:
+    """Each picture's parts; an array that several pictures share becomes one tensor."""
+    tensors: dict[int, Tensor] = {}
+
+    def tensor(pixels: images.Pixels) -> Tensor:
+        if id(pixels) not in tensors:
+            rgb = pixels if pixels.ndim == 3 else pixels[..., None]
+            made = to_tensors([rgb], device)
+            tensors[id(pixels)] = made if pixels.ndim == 3 else made / 255
+        return tensors[id(pixels)]
+
+    return [_parts(pictures, tensor) for pictures in batch]
+
+
+def _parts(pictures: Pictures, tensor: Callable[[images.Pixels], Tensor]) -> list[Guide]:
+    styles = tuple(tensor(style) for style in pictures.styles)
+    count = max(1, len(pictures.content_masks))
+    one_each = count > 1 and len(styles) == count
+    return [
+        Guide(
+            styles=(styles[i],) if one_each else styles,
+            weights=(1.0,) if one_each else pictures.style_weights,
+            share=pictures.style_weights[i] if one_each else 1 / count,
+            content_mask=tensor(pictures.content_masks[i]) if pictures.content_masks else None,
+            style_mask=tensor(pictures.style_masks[i]) if pictures.style_masks else None,
+        )
+        for i in range(count)
+    ]
 
 
 def to_pixels(pictures: Tensor) -> list[images.Pixels]:

@@ -65,8 +65,8 @@ def loss_definition(recipe: Recipe) -> str:
 
 def fingerprint(pair: Pair, weights_sha256: str) -> str:
     """A hash of everything asked for: where the pictures come from and go to, recipe, weights, loss definition."""
-    asked = [pair.content, pair.styles, pair.style_weights, pair.output, pair.recipe.json_text]
-    text = json.dumps([*asked, weights_sha256, loss_definition(pair.recipe)])
+    pictures = [pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks, pair.output]
+    text = json.dumps([pictures, pair.recipe.json_text, weights_sha256, loss_definition(pair.recipe)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -103,7 +103,7 @@ def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, larg
     """
     sizes = _working_sizes(jobs)
     pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
-    key = {job.pair.id: (job.pair.recipe.json_text, sizes[job.pair.id] or (0, 0)) for job in jobs}
+    key = {job.pair.id: (*_kind(job), sizes[job.pair.id] or (0, 0)) for job in jobs}
     batches: list[Batch] = []
     for _, group in groupby(sorted(jobs, key=lambda job: key[job.pair.id]), lambda job: key[job.pair.id]):
         members = list(group)
@@ -113,6 +113,11 @@ def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, larg
         parts = (members[start : start + count] for start in range(0, len(members), count))
         batches += [Batch(tuple(part), size) for part in parts]
     return sorted(batches, key=lambda batch: -batch.work)
+
+
+def _kind(job: Job) -> tuple[str, int]:
+    """What pairs must share to be optimised together, beside their size: the recipe and the number of parts."""
+    return job.pair.recipe.json_text, len(job.pair.content_masks)
 
 
 def _even(count: int, most: int) -> int:

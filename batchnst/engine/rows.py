@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
 import socket
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -14,11 +18,64 @@ from typing import Any
 
 import torch
 
+from batchnst.collection.images import Pixels
 from batchnst.engine.loading import Loaded
 from batchnst.engine.plan import Job, loss_definition
 from batchnst.ledger.schema import LossRow, PairRow, Versions
 from batchnst.transfer.losses import Losses
-from batchnst.transfer.stylize import Stylized
+from batchnst.transfer.stylize import Step
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """One step of a batch: when, at which scale, and the losses (b,) of which pictures."""
+
+    seconds: float
+    scale: int
+    pictures: list[int]
+    losses: Losses
+
+
+class History:
+    """The steps of a batch as they come, left on the device until the end."""
+
+    def __init__(self, pictures: int) -> None:
+        self.steps = [0] * pictures
+        self._start = time.perf_counter()
+        self._moments: list[_Moment] = []
+
+    def add(self, step: Step) -> float:
+        """Take note of a step; returns the seconds since the start."""
+        seconds = time.perf_counter() - self._start
+        for picture in step.active:
+            self.steps[picture] += 1
+        self._moments.append(_Moment(seconds, step.scale, step.active, step.losses))
+        return seconds
+
+    def rows(self, jobs: Sequence[Job], run_id: str) -> list[list[LossRow]]:
+        """A row for each step of each picture, picture by picture."""
+        losses = Losses.cat([moment.losses for moment in self._moments])
+        terms = [term.tolist() for term in (losses.total, losses.content, losses.style, losses.tv)]
+        layers = {name: loss.tolist() for name, loss in losses.style_layers.items()}
+        rows: list[list[LossRow]] = [[] for _ in jobs]
+        places = ((moment, picture) for moment in self._moments for picture in moment.pictures)
+        for k, (moment, picture) in enumerate(places):
+            total, content, style, tv = (term[k] for term in terms)
+            row = LossRow(
+                run_id=run_id,
+                pair_id=jobs[picture].pair.id,
+                attempt=jobs[picture].attempt,
+                step=len(rows[picture]),
+                scale=moment.scale,
+                total=total,
+                content=content,
+                style=style,
+                tv=tv,
+                style_layers={name: layers[name][k] for name in layers},
+                seconds=moment.seconds,
+            )
+            rows[picture].append(row)
+        return rows
 
 
 def pair_row(job: Job, run_id: str, weights_sha256: str, started: datetime, status: str, **more: Any) -> PairRow:
@@ -31,6 +88,9 @@ def pair_row(job: Job, run_id: str, weights_sha256: str, started: datetime, stat
         status=status,
         content=job.pair.content,
         styles=list(job.pair.styles),
+        style_weights=list(job.pair.style_weights),
+        content_masks=list(job.pair.content_masks),
+        style_masks=list(job.pair.style_masks),
         output=job.pair.output,
         fingerprint=job.fingerprint,
         recipe=job.pair.recipe.json_text,
@@ -55,46 +115,28 @@ def failure(error: Exception) -> dict[str, Any]:
 
 def inputs(loaded: Loaded) -> dict[str, Any]:
     """The columns that say what was read."""
-    styles = [style.sha256 for style in loaded.styles]
-    return {"content_sha256": loaded.content.sha256, "style_sha256": styles}
+    return {"content_sha256": loaded.content_sha256, "style_sha256": loaded.style_sha256}
 
 
-def losses_of(best: Losses, history: Losses, i: int) -> dict[str, Any]:
-    """The columns with the losses of the batch's picture i: as written, (1, B), and over the steps, (T, B)."""
+def picture(data: bytes, pixels: Pixels) -> dict[str, Any]:
+    """The columns that say what was written."""
+    height, width = pixels.shape[:2]
+    return {"output_sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height}
+
+
+def losses(best: Losses, i: int, steps: Sequence[LossRow]) -> dict[str, Any]:
+    """The columns with the losses of the batch's picture i: as written, and before the first step."""
     return {
-        "content_loss": best.content[0, i].item(),
-        "style_loss": best.style[0, i].item(),
-        "tv_loss": best.tv[0, i].item(),
-        "total_loss": best.total[0, i].item(),
-        "initial_total": history.total[0, i].item(),
-        "steps": len(history.total),
-        "stopped": "steps",
+        "content_loss": best.content[i].item(),
+        "style_loss": best.style[i].item(),
+        "tv_loss": best.tv[i].item(),
+        "total_loss": best.total[i].item(),
+        "initial_total": steps[0].total,
+        "steps": len(steps),
     }
 
 
-def loss_rows(job: Job, run_id: str, result: Stylized, history: Losses, seconds: list[float], i: int) -> list[LossRow]:
-    """A row for each step of the batch's picture i; `seconds` are the steps' times since its start."""
-    terms = [term[:, i].tolist() for term in (history.total, history.content, history.style, history.tv)]
-    layers = {name: loss[:, i].tolist() for name, loss in history.style_layers.items()}
-    return [
-        LossRow(
-            run_id=run_id,
-            pair_id=job.pair.id,
-            attempt=job.attempt,
-            step=step.index,
-            scale=step.scale,
-            total=total,
-            content=content,
-            style=style,
-            tv=tv,
-            style_layers={name: layers[name][step.index] for name in layers},
-            seconds=elapsed,
-        )
-        for step, total, content, style, tv, elapsed in zip(result.history, *terms, seconds, strict=True)
-    ]
-
-
-def device_columns(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def device(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The columns that say what the network ran on."""
     cuda = device.type == "cuda"
     return {

@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 from batchnst.collection import images, storage
-from batchnst.engine.loading import check_size, to_blends, to_pixels, to_tensors
+from batchnst.engine.loading import Pictures, check_size, load_start, to_guides, to_pixels, to_starts, to_tensors
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged
 from batchnst.recipe import Recipe
 from batchnst.transfer import stylize as transfer
-from batchnst.transfer.backbone import network_dtype
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.weights import load_weights
 
@@ -24,7 +23,7 @@ Source = str | PathLike[str] | Image.Image
 
 @dataclass(frozen=True)
 class Painting:
-    """A painted picture, and the losses of each step, every term (T, 1), weighted as in the total."""
+    """A painted picture, and the losses of each step, every term (T,), weighted as in the total."""
 
     picture: Image.Image
     losses: Losses
@@ -44,26 +43,37 @@ def stylize(
     """
     recipe = recipe or Recipe()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone(recipe, load_weights(*recipe.network), network_dtype(recipe.precision, device), device)
+    weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
-    content_pixels = _at_size(content, recipe.size, recipe)
-    style_pixels = [_at_size(style, recipe.size * recipe.style_scale, recipe) for style in blend]
-    weights = (1 / len(blend),) * len(blend)
+    pixels = _at_size(content, recipe.size, recipe)
+    batch = [
+        Pictures(
+            content=pixels,
+            styles=tuple(_at_size(style, recipe.size * recipe.style_scale, recipe) for style in blend),
+            style_weights=(1 / len(blend),) * len(blend),
+            start=load_start(recipe, pixels),
+        )
+    ]
     painting = transfer.stylize(
-        to_tensors([content_pixels], device), to_blends([style_pixels], [weights], device), recipe, backbone
+        to_tensors([pixels], device),
+        to_guides(batch, device),
+        recipe,
+        lambda own: load_backbone(own, weights, device),
+        to_starts(batch, device),
     )
+    history = []
     while True:
         try:
             step = next(painting)
         except StopIteration as end:
             result: transfer.Stylized = end.value
             break
+        history.append(step.losses)
         if on_step:
             on_step(step)
     if not result.losses.total.isfinite().all():
-        raise Diverged("no finite loss was reached; try precision fp32 or a smaller learning_rate")
-    history = Losses.stack([step.losses for step in result.history])
-    return Painting(Image.fromarray(to_pixels(result.pictures)[0]), history)
+        raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
+    return Painting(Image.fromarray(to_pixels(result.pictures)[0]), Losses.cat(history))
 
 
 def _at_size(source: Source, size: float, recipe: Recipe) -> images.Pixels:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,18 +12,20 @@ import torch
 
 from batchnst.collection import images
 from batchnst.engine import rows
-from batchnst.engine.loading import Loaded, Loader, Unloadable, ahead, to_blends, to_pixels, to_tensors
+from batchnst.engine.loading import Loaded, Loader, Unloadable, ahead, to_guides, to_pixels, to_starts, to_tensors
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import Diverged, OutOfMemory, StorageError
-from batchnst.ledger.schema import LossRow, PairRow
+from batchnst.ledger.schema import PairRow
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone, network_dtype
 from batchnst.transfer.losses import Losses
-from batchnst.transfer.stylize import Stylized, stylize
+from batchnst.transfer.stylize import Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
 
 log = logging.getLogger(__name__)
+
+RESCUED = "its loss exploded or was no number; painted again from its best picture, in fp32 and by L-BFGS"
 
 REPORT_EVERY = 1.0
 """Seconds between two Progress events."""
@@ -76,8 +76,6 @@ class _Painter:
 
     def __init__(self, recipe: Recipe, weights: Weights, out: Out, run_id: str, device: torch.device) -> None:
         self.recipe, self.weights, self.out, self.run_id, self.device = recipe, weights, out, run_id, device
-        self.dtype = network_dtype(recipe.precision, device)
-        self.backbone = load_backbone(recipe, weights, self.dtype, device)
 
     def paint(self, loaded: Sequence[Loaded | Unloadable]) -> Iterator[Event]:
         """Commit the failures of what could not be loaded, then paint the rest, one working size at a time."""
@@ -86,7 +84,7 @@ class _Painter:
             if isinstance(item, Unloadable):
                 yield self._commit_failure(item.job, item.error, datetime.now(UTC))
             else:
-                by_shape.setdefault(item.content.pixels.shape, []).append(item)
+                by_shape.setdefault(item.pictures.content.shape, []).append(item)
         for group in by_shape.values():
             yield from self._paint_or_halve(group)
 
@@ -107,8 +105,8 @@ class _Painter:
     def _try(self, group: Sequence[Loaded], started: datetime) -> Generator[Event, None, Exception | None]:
         """Paint and commit a group, or return why it could not be done."""
         try:
-            result, seconds = yield from self._optimize(group)
-            finished = self._commit(group, result, seconds, started)
+            result, history = yield from self._optimize(group)
+            finished = self._commit(group, result, history, started)
         except StorageError:
             raise
         except Exception as error:
@@ -117,55 +115,60 @@ class _Painter:
         yield from finished
         return None
 
-    def _optimize(self, group: Sequence[Loaded]) -> Generator[Event, None, tuple[Stylized, list[float]]]:
-        """Paint a group, reporting now and then; returns the result and each step's seconds since the start."""
-        start = reported = time.perf_counter()
-        contents = to_tensors([item.content.pixels for item in group], self.device)
-        styles = [[style.pixels for style in item.styles] for item in group]
-        blends = to_blends(styles, [item.job.pair.style_weights for item in group], self.device)
-        painting = stylize(contents, blends, self.recipe, self.backbone)
-        seconds: list[float] = []
-        steps = work = 0
+    def _optimize(self, group: Sequence[Loaded]) -> Generator[Event, None, tuple[Stylized, rows.History]]:
+        """Paint a group, reporting now and then."""
+        batch = [item.pictures for item in group]
+        contents = to_tensors([pictures.content for pictures in batch], self.device)
+        guides, starts = to_guides(batch, self.device), to_starts(batch, self.device)
+        painting = stylize(contents, guides, self.recipe, self._load_backbone, starts)
+        history = rows.History(len(group))
+        reported, steps, work = 0.0, 0, 0
         while True:
             try:
                 step = next(painting)
             except StopIteration as end:
                 yield Progress(steps, work)
-                return end.value, seconds
-            now = time.perf_counter()
-            seconds.append(now - start)
-            steps, work = steps + len(group), work + len(group) * step.pixels
+                return end.value, history
+            now = history.add(step)
+            self._snapshot(step, group, history)
+            steps, work = steps + len(step.active), work + len(step.active) * step.pixels
             if now - reported > REPORT_EVERY:
                 yield Progress(steps, work)
                 reported, steps, work = now, 0, 0
 
+    def _load_backbone(self, recipe: Recipe) -> Backbone:
+        return load_backbone(recipe, self.weights, self.device)
+
+    def _snapshot(self, step: Step, group: Sequence[Loaded], history: rows.History) -> None:
+        every = self.recipe.snapshot_every
+        due = [i for i in step.active if every and (history.steps[i] - 1) % every == 0]
+        if due:
+            pictures = dict(zip(step.active, to_pixels(step.render()), strict=True))
+            for i in due:
+                name = f"{group[i].job.pair.id}/step-{history.steps[i] - 1:05d}.jpg"
+                self.out.write_snapshot(name, images.encode(pictures[i], name))
+
     def _commit(
-        self, group: Sequence[Loaded], result: Stylized, seconds: list[float], started: datetime
+        self, group: Sequence[Loaded], result: Stylized, history: rows.History, started: datetime
     ) -> list[Finished]:
         """Put pictures in place, then their rows."""
-        history = Losses.stack([step.losses for step in result.history])
-        best = Losses.stack([result.losses])
+        best = Losses.cat([result.losses])
+        loss_rows = history.rows([item.job for item in group], self.run_id)
         pair_rows: list[PairRow] = []
-        loss_rows: list[LossRow] = []
         for i, (item, pixels) in enumerate(zip(group, to_pixels(result.pictures), strict=True)):
-            if not best.total[0, i].isfinite():
-                error = Diverged("no finite loss was reached; try precision fp32 or a smaller learning_rate")
-                columns = {**rows.inputs(item), **rows.failure(error), "stopped": "diverged"}
+            columns = {**rows.inputs(item), "batch_size": len(group), "stopped": result.stopped[i]}
+            if not best.total[i].isfinite():
+                columns |= rows.failure(Diverged("no finite loss was reached; lower the weights or the learning_rate"))
                 pair_rows.append(self._row(item.job, started, "failed", **columns))
                 continue
             data = images.encode(pixels, item.job.pair.output)
             self.out.write_picture(item.job.pair.output, data)
-            columns = {
-                "output_sha256": hashlib.sha256(data).hexdigest(),
-                "width": pixels.shape[1],
-                "height": pixels.shape[0],
-                "batch_size": len(group),
-                **rows.losses_of(best, history, i),
-            }
-            pair_rows.append(self._row(item.job, started, "ok", **rows.inputs(item), **columns))
-            loss_rows += rows.loss_rows(item.job, self.run_id, result, history, seconds, i)
-        self.out.append(self.run_id, pair_rows, loss_rows)
-        return [Finished(row.pair_id, row.error_message) for row in pair_rows]
+            columns |= rows.picture(data, pixels) | rows.losses(best, i, loss_rows[i])
+            if result.stopped[i] == "diverged":
+                columns |= rows.failure(Diverged(RESCUED)) | {"precision": "fp32"}
+            pair_rows.append(self._row(item.job, started, "ok", **columns))
+        self.out.append(self.run_id, pair_rows, [row for of_one in loss_rows for row in of_one])
+        return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
 
     def _commit_failure(self, job: Job, error: Exception, started: datetime, loaded: Loaded | None = None) -> Finished:
         error = as_pair_error(error)
@@ -175,8 +178,8 @@ class _Painter:
         return Finished(job.pair.id, str(error))
 
     def _row(self, job: Job, started: datetime, status: str, **columns: object) -> PairRow:
-        device = rows.device_columns(self.device, self.dtype)
-        return rows.pair_row(job, self.run_id, self.weights.sha256, started, status, **device, **columns)
+        columns = rows.device(self.device, network_dtype(self.recipe.precision, self.device)) | columns
+        return rows.pair_row(job, self.run_id, self.weights.sha256, started, status, **columns)
 
 
 @lru_cache(maxsize=4)
@@ -186,8 +189,9 @@ def _cached_backbone(
     return Backbone(backbone, weights, layers, pooling=pooling, dtype=dtype, device=device)
 
 
-def load_backbone(recipe: Recipe, weights: Weights, dtype: torch.dtype, device: torch.device) -> Backbone:
+def load_backbone(recipe: Recipe, weights: Weights, device: torch.device) -> Backbone:
     """The network of a recipe, kept in this process from one call to the next."""
+    dtype = network_dtype(recipe.precision, device)
     return _cached_backbone(recipe.backbone, weights, tuple(recipe.layers), recipe.pooling, dtype, device)
 
 

@@ -40,6 +40,9 @@ class PairRow:
     error_message: str | None = None
     content: str
     styles: list[str]
+    style_weights: list[float]
+    content_masks: list[str]
+    style_masks: list[str]
     output: str  # relative to OUT/images
     content_sha256: str | None = None
     style_sha256: list[str] | None = None

@@ -46,6 +46,10 @@ class Out:
         """Put a picture in place under `images/`."""
         self.folder.write(f"images/{output}", data)
 
+    def write_snapshot(self, name: str, data: bytes) -> None:
+        """Put an intermediate picture in place under `snapshots/`."""
+        self.folder.write(f"snapshots/{name}", data)
+
     def append(self, run_id: str, pairs: list[PairRow], losses: list[LossRow]) -> None:
         """Add the rows of finished attempts: losses first, so that a row in `pairs` never lacks its losses."""
         if self.folder.read(_CLAIM) != run_id.encode():

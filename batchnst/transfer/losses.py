@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from batchnst.recipe import Recipe
@@ -28,25 +29,34 @@ class Losses:
         return self.content + self.style + self.tv
 
     @classmethod
-    def stack(cls, steps: Sequence[Losses]) -> Losses:
-        """The losses of T steps as one, each term (T, B), on the host."""
+    def cat(cls, parts: Sequence[Losses]) -> Losses:
+        """The losses of several batches in one row, (ΣB,), on the host."""
         return cls(
-            content=torch.stack([step.content for step in steps]).cpu(),
-            style=torch.stack([step.style for step in steps]).cpu(),
-            tv=torch.stack([step.tv for step in steps]).cpu(),
+            content=torch.cat([part.content for part in parts]).cpu(),
+            style=torch.cat([part.style for part in parts]).cpu(),
+            tv=torch.cat([part.tv for part in parts]).cpu(),
             style_layers={
-                name: torch.stack([step.style_layers[name] for step in steps]).cpu() for name in steps[0].style_layers
+                name: torch.cat([part.style_layers[name] for part in parts]).cpu() for name in parts[0].style_layers
             },
         )
 
+    def select(self, which: Tensor) -> Losses:
+        """The losses of some of the pictures."""
+        layers = {name: loss[which] for name, loss in self.style_layers.items()}
+        return Losses(self.content[which], self.style[which], self.tv[which], layers)
+
     def where(self, which: Tensor, otherwise: Losses) -> Losses:
         """These losses for the pictures in the mask (B,), the others' for the rest."""
-        layers = self.style_layers
+        return self._with(otherwise, lambda mine, theirs: torch.where(which, mine, theirs))
+
+    def put(self, places: Tensor, losses: Losses) -> Losses:
+        """These losses, with others (b,) at some places (b,)."""
+        return self._with(losses, lambda mine, theirs: mine.index_copy(0, places, theirs))
+
+    def _with(self, other: Losses, combine: Callable[[Tensor, Tensor], Tensor]) -> Losses:
+        layers = {name: combine(loss, other.style_layers[name]) for name, loss in self.style_layers.items()}
         return Losses(
-            content=torch.where(which, self.content, otherwise.content),
-            style=torch.where(which, self.style, otherwise.style),
-            tv=torch.where(which, self.tv, otherwise.tv),
-            style_layers={name: torch.where(which, layers[name], otherwise.style_layers[name]) for name in layers},
+            combine(self.content, other.content), combine(self.style, other.style), combine(self.tv, other.tv), layers
         )
 
 
@@ -124,33 +134,70 @@ DEFINITIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Region:
+    """A part of each picture and the style it should have.
+
+    grams: layer → target (B, C, C). guides: layer → where the part is, (B, 1, h, w); empty for the whole picture.
+    share: (B,), the part's share in the style loss.
+    """
+
+    grams: dict[str, Tensor]
+    guides: dict[str, Tensor]
+    share: Tensor
+
+    def select(self, which: Tensor) -> Region:
+        """The region of some of the pictures."""
+        grams = {name: gram[which] for name, gram in self.grams.items()}
+        guides = {name: guide[which] for name, guide in self.guides.items()}
+        return Region(grams, guides, self.share[which])
+
+
+def guide(mask: Tensor, features: Tensor) -> Tensor:
+    """A mask (B, 1, H, W), 0..1, as the factor T for a layer's features (B, C, h, w) (Gatys et al. 2017, eq. 6).
+
+    Averaged to the layer's size and scaled so that the mean of T² is 1: the Gram matrix of T∘F is then the mean over
+    the masked part, and a mask of ones changes nothing.
+    """
+    small = F.adaptive_avg_pool2d(mask, (features.shape[2], features.shape[3]))
+    return (small / small.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)).to(features.dtype)
+
+
 class Objective:
     """The losses of a batch of pictures against their targets, and their gradient.
 
-    `content` maps layers to features (B, C, h, w), `style` to Gram matrices (B, C, C).
+    `content` maps layers to features (B, C, h, w).
     """
 
     def __init__(
-        self, backbone: Backbone, recipe: Recipe, content: dict[str, Tensor], style: dict[str, Tensor]
+        self, backbone: Backbone, recipe: Recipe, content: dict[str, Tensor], regions: Sequence[Region]
     ) -> None:
-        self.backbone, self.recipe, self.content, self.style = backbone, recipe, content, style
+        self.backbone, self.recipe, self.content, self.regions = backbone, recipe, content, regions
         self.definition = DEFINITIONS[recipe.loss]
 
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
-        """Losses of each picture, and each picture's gradient of its own total, (B, 3, H, W), for 0..255 pixels."""
+        """Losses of each picture, and each picture's gradient of its own total, shaped like the pictures.
+
+        pictures: (B, 3, H, W), or (B, 1, H, W) for gray ones, 0..255.
+        """
         pictures = pictures.detach().requires_grad_()
         with torch.enable_grad():
-            losses = self._losses(pictures)
+            losses = self._losses(pictures.expand(-1, 3, -1, -1))
         (gradient,) = torch.autograd.grad(losses.total.sum(), pictures)
         detached = {name: loss.detach() for name, loss in losses.style_layers.items()}
         return Losses(losses.content.detach(), losses.style.detach(), losses.tv.detach(), detached), gradient
 
+    def select(self, which: Tensor) -> Objective:
+        """The objective of some of the pictures."""
+        content = {name: features[which] for name, features in self.content.items()}
+        return Objective(self.backbone, self.recipe, content, [region.select(which) for region in self.regions])
+
     def _losses(self, pictures: Tensor) -> Losses:
         recipe, features = self.recipe, self.backbone(pictures)
-        content = torch.zeros(len(pictures), dtype=pictures.dtype, device=pictures.device)
+        content = pictures.new_zeros(len(pictures))
         for name, weight in recipe.content_layers.items():
             content = content + weight * self.definition.content(features[name].to(pictures.dtype), self.content[name])
-        layers = {name: self.definition.style(gram_matrix(features[name]), self.style[name]) for name in self.style}
+        layers = {name: self._style_loss(name, features[name]) for name in recipe.style_layers}
         style = torch.stack([weight * layers[name] for name, weight in recipe.style_layers.items()]).sum(0)
         return Losses(
             content=recipe.content_weight * content,
@@ -158,3 +205,11 @@ class Objective:
             tv=recipe.tv_weight * total_variation(pictures),
             style_layers=layers,
         )
+
+    def _style_loss(self, name: str, features: Tensor) -> Tensor:
+        """The style loss of one layer, (B,), over all regions."""
+        loss = torch.zeros_like(self.regions[0].share)
+        for region in self.regions:
+            seen = features * region.guides[name] if region.guides else features
+            loss = loss + region.share * self.definition.style(gram_matrix(seen), region.grams[name])
+        return loss

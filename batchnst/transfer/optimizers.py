@@ -30,8 +30,12 @@ class Optimizer(Protocol):
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Take the trial's loss (B,) and gradient (B, 3, H, W); returns (B,) which pictures keep their trial."""
 
-    def inherit(self, coarser: Optimizer) -> None:
-        """Take over what the optimiser of the next coarser scale learnt that holds at this one too."""
+    @property
+    def scale(self) -> Tensor:
+        """What it knows that holds at other scales too, (B,): the size of a good step for each unit of gradient."""
+
+    def select(self, which: Tensor) -> None:
+        """Go on with some of the pictures alone."""
 
 
 def outward(pictures: Tensor, gradient: Tensor) -> Tensor:
@@ -45,14 +49,15 @@ class Adam:
 
     betas, epsilon = (0.9, 0.99), 1e-8
 
-    def __init__(self, pictures: Tensor, learning_rate: float | None) -> None:
+    def __init__(self, pictures: Tensor, learning_rate: float | None, scale: Tensor | None = None) -> None:
         self.learning_rate = 5.0 if learning_rate is None else learning_rate
         self.trial = pictures
+        self.scale = pictures.new_zeros(len(pictures))  # nothing: moments belong to pixels
         self.mean, self.variance = torch.zeros_like(pictures), torch.zeros_like(pictures)
         self.count = 0
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Move along the gradient's running mean over its running deviation; a finite loss is always accepted."""
+        """Move along the gradient's running mean over its running deviation; every trial is kept."""
         self.count += 1
         first, second = self.betas
         self.mean.lerp_(gradient, 1 - first)
@@ -60,10 +65,30 @@ class Adam:
         mean = self.mean / (1 - first**self.count)
         deviation = (self.variance / (1 - second**self.count)).sqrt() + self.epsilon
         self.trial = (self.trial - self.learning_rate * mean / deviation).clamp(*BOX)
-        return torch.isfinite(loss)
+        return torch.ones_like(loss, dtype=torch.bool)
 
-    def inherit(self, coarser: Optimizer) -> None:
-        """Nothing: moments belong to pixels that no longer exist."""
+    def select(self, which: Tensor) -> None:
+        """Go on with some of the pictures alone."""
+        self.trial, self.scale = self.trial[which], self.scale[which]
+        self.mean, self.variance = self.mean[which], self.variance[which]
+
+
+class GradientDescent:
+    """Plain gradient descent, G ← G − lr·∂J/∂G, projected into the box: for teaching and for proofs."""
+
+    def __init__(self, pictures: Tensor, learning_rate: float | None, scale: Tensor | None = None) -> None:
+        self.learning_rate = 1e-4 if learning_rate is None else learning_rate
+        self.trial = pictures
+        self.scale = pictures.new_zeros(len(pictures))
+
+    def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Step down the gradient; every trial is kept."""
+        self.trial = (self.trial - self.learning_rate * gradient).clamp(*BOX)
+        return torch.ones_like(loss, dtype=torch.bool)
+
+    def select(self, which: Tensor) -> None:
+        """Go on with some of the pictures alone."""
+        self.trial, self.scale = self.trial[which], self.scale[which]
 
 
 class LBFGS:
@@ -82,7 +107,7 @@ class LBFGS:
     give_up = 4
     """Shortened this often in a row, the curvature is not to be trusted: the gradient alone is followed."""
 
-    def __init__(self, pictures: Tensor, learning_rate: float | None) -> None:
+    def __init__(self, pictures: Tensor, learning_rate: float | None, scale: Tensor | None = None) -> None:
         count, pixels, m = len(pictures), pictures[0].numel(), self.history
         self.learning_rate = 1.0 if learning_rate is None else learning_rate
         self.trial = pictures
@@ -92,7 +117,7 @@ class LBFGS:
         self.loss = pictures.new_full((count,), torch.inf)
         self.step = pictures.new_ones(count)
         self.refusals = pictures.new_zeros(count)
-        self.gamma = pictures.new_zeros(count)
+        self.gamma = pictures.new_zeros(count) if scale is None else scale * pixels
         # Rows 0..m of `pairs` are s, rows m..2m are y, written round and round; `newest` is each picture's last.
         self.pairs = pictures.new_zeros(count, 2 * m, pixels)
         self.newest = torch.full((count,), m - 1, device=pictures.device)
@@ -124,10 +149,17 @@ class LBFGS:
         self.trial = (self.kept + self.step[:, None] * self.direction).clamp(*BOX).view_as(self.trial)
         return accepted
 
-    def inherit(self, coarser: Optimizer) -> None:
-        """The scale of the inverse Hessian, which grows with the number of pixels; the curvature pairs are dropped."""
-        assert isinstance(coarser, LBFGS)
-        self.gamma = coarser.gamma * (self.kept.shape[1] / coarser.kept.shape[1])
+    @property
+    def scale(self) -> Tensor:
+        """The inverse Hessian's, (B,): it grows with the number of pixels, as losses are means over them."""
+        return self.gamma / self.kept.shape[1]
+
+    def select(self, which: Tensor) -> None:
+        """Go on with some of the pictures alone."""
+        for name in ("trial", "kept", "gradient", "direction", "loss", "step", "refusals", "gamma"):
+            setattr(self, name, getattr(self, name)[which])
+        for name in ("pairs", "newest", "valid", "sy", "yy"):
+            setattr(self, name, getattr(self, name)[which])
 
     def _remember(self, s: Tensor, y: Tensor, moved: Tensor) -> Tensor:
         """Keep the pair (s, y), each (B, N), where the picture moved and met positive curvature; returns where."""
@@ -169,7 +201,11 @@ class LBFGS:
         return -(self.gamma[:, None] * gradient + combined)
 
 
-OPTIMIZERS: dict[str, Callable[[Tensor, float | None], Optimizer]] = {"lbfgs": LBFGS, "adam": Adam}
+OPTIMIZERS: dict[str, Callable[[Tensor, float | None, Tensor | None], Optimizer]] = {
+    "lbfgs": LBFGS,
+    "adam": Adam,
+    "sgd": GradientDescent,
+}
 
 
 def _choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -2,130 +2,277 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.losses import Losses, Objective, gram_matrix
-from batchnst.transfer.optimizers import OPTIMIZERS, Optimizer
+from batchnst.transfer.color import COLORS, ColorMethod
+from batchnst.transfer.losses import Losses, Objective, Region, gram_matrix, guide
+from batchnst.transfer.optimizers import OPTIMIZERS
 from batchnst.transfer.pyramid import Scale, resize, scales
+
+CHECK_EVERY = 10
+"""Steps between two looks at who has stopped: a look makes the host wait for the device."""
+
+SAFER = {"optimizer": "lbfgs", "learning_rate": None, "precision": "fp32"}
+"""How a picture that diverged is tried once more: in full precision, by the optimiser that takes bad steps back."""
+
+EXPLODED = 10.0
+"""A loss this many times the best one is not coming back."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What one picture is to look like, or one part of it: styles, their weights, and where.
+
+    styles: (1, 3, h, w) each, of any sizes, RGB, 0..255, float32; weights: one each, summing to 1.
+    share: the part's share in the style loss. content_mask (1, 1, H, W), style_mask (1, 1, h, w): 0..1, None for all.
+    """
+
+    styles: tuple[Tensor, ...]
+    weights: tuple[float, ...]
+    share: float = 1.0
+    content_mask: Tensor | None = None
+    style_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a batch: its number through all scales, from 0, and each picture's losses, (B,)."""
+    """One step of the pictures that still move: `active` are their places in the batch, (b,); losses are theirs."""
 
-    index: int
-    of: int  # steps in all
+    index: int  # through all scales, from 0
     scale: int  # longest side, pixels
     pixels: int  # of one picture
+    active: list[int]
     losses: Losses
-
-
-@dataclass(frozen=True)
-class Blend:
-    """The styles of one picture, (1, 3, h, w) each, of any sizes, RGB, 0..255; and their weights, which sum to 1."""
-
-    pictures: tuple[Tensor, ...]
-    weights: tuple[float, ...]
+    share: float  # of all steps, at the most
+    render: Callable[[], Tensor]
+    """The best so far of the active pictures, (b, 3, h, w), RGB, 0..255, at this scale."""
 
 
 @dataclass(frozen=True)
 class Stylized:
-    """Pictures (B, 3, H, W), RGB, 0..255, float32, the best of their runs; their losses; every step before."""
+    """Pictures (B, 3, H, W), RGB, 0..255, float32, the best of their runs; their losses; why each stopped."""
 
     pictures: Tensor
     losses: Losses
-    history: list[Step]
+    stopped: list[str]  # steps, plateau, diverged
 
 
 def stylize(
-    contents: Tensor, styles: Sequence[Blend], recipe: Recipe, backbone: Backbone
+    contents: Tensor,
+    guides: Sequence[Sequence[Guide]],
+    recipe: Recipe,
+    load: Callable[[Recipe], Backbone],
+    starts: Tensor | None = None,
 ) -> Generator[Step, None, Stylized]:
-    """Paint `contents` in `styles`; yields every step, returns the pictures.
+    """Paint `contents` as their guides say; yields every step, returns the pictures.
 
-    contents: (B, 3, H, W), RGB, 0..255, float32, on the backbone's device, longest side `recipe.size`.
-    styles: B blends; a style tensor that stands in several of them is measured once a scale.
+    contents: (B, 3, H, W), RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
+    guides: for each picture the same number of parts; a style tensor that stands in several is measured once a scale.
+    load: gives the backbone for a recipe. starts: (B, 3, H, W), what to start from in place of `recipe.init`.
+
+    A picture whose loss explodes or is no number is tried once more, in a SAFER way, from the best it had.
     """
+    result = yield from _optimize(contents, guides, recipe, load(recipe), starts)
+    lost = [i for i, why in enumerate(result.stopped) if why == "diverged"]
+    if not lost:
+        return result
+    safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
+    finite = result.losses.total[lost].isfinite()[:, None, None, None]
+    starts = torch.where(finite, result.pictures[lost], contents[lost])
+    again = _optimize(contents[lost], [guides[i] for i in lost], safer, load(safer), starts)
+    rescued = yield from _renumbered(again, lost)
+    places = torch.tensor(lost, device=contents.device)
+    pictures = result.pictures.index_copy(0, places, rescued.pictures)
+    return Stylized(pictures, result.losses.put(places, rescued.losses), result.stopped)
+
+
+def _renumbered(painting: Generator[Step, None, Stylized], places: Sequence[int]) -> Generator[Step, None, Stylized]:
+    """The steps of some of a batch's pictures, with their places in it."""
+    while True:
+        try:
+            step = next(painting)
+        except StopIteration as end:
+            result: Stylized = end.value
+            return result
+        yield replace(step, active=[places[place] for place in step.active])
+
+
+def _optimize(
+    contents: Tensor,
+    guides: Sequence[Sequence[Guide]],
+    recipe: Recipe,
+    backbone: Backbone,
+    starts: Tensor | None,
+) -> Generator[Step, None, Stylized]:
+    """The optimisation itself, scale by scale."""
+    color = COLORS[recipe.preserve_color]
     height, width = contents.shape[-2:]
-    pictures = _start(contents, styles, recipe)
-    optimizer: Optimizer | None = None
-    history: list[Step] = []
+    subjects = color.content(contents)
+    guides = [_recolored(parts, contents[i : i + 1], color) for i, parts in enumerate(guides)]
+    pictures = _start(subjects, guides, recipe) if starts is None else color.content(starts)
+    good_step: Tensor | None = None
     pyramid = scales(recipe, min(height, width))
-    total = sum(scale.steps for scale in pyramid)
+    index, passed, total = 0, 0, sum(scale.steps for scale in pyramid)
     for scale in pyramid:
-        objective = _objective(contents, styles, recipe, backbone, scale)
-        pictures = resize(pictures, *fit(width, height, scale.size))
-        optimizer = _successor(optimizer, OPTIMIZERS[recipe.optimizer](pictures, recipe.learning_rate))
-        kept: Losses | None = None
-        best: Losses | None = None
-        for _ in range(scale.steps):
-            trial = optimizer.trial
-            losses, gradient = objective(trial)
-            accepted = optimizer.observe(losses.total, gradient)
-            # A step that was taken back leaves the picture, and so its losses, as they were.
-            kept = losses if kept is None else losses.where(accepted, kept)
-            better = torch.ones_like(accepted) if best is None else _better(losses.total, best.total)
-            best = losses.where(better, best) if best else losses
-            pictures = torch.where(better[:, None, None, None], trial, pictures)
-            history.append(Step(len(history), total, scale.size, trial[0, 0].numel(), kept))
-            yield history[-1]
-    assert best is not None
-    return Stylized(pictures, best, history)
+        size = fit(width, height, scale.size)
+        objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale)
+        painter = _Painter(objective, resize(pictures, *size), recipe, good_step)
+        shown = resize(contents, *size)
+        for count in range(1, scale.steps + 1):
+            active, losses = painter.step()
+            render = partial(color.finish, painter.best[active], shown[active])
+            yield Step(index, scale.size, size[0] * size[1], active, losses, (passed + count) / total, render)
+            index += 1
+            if count % CHECK_EVERY == 0 and not painter.drop_stopped():
+                break
+        painter.close()
+        passed += scale.steps
+        pictures, good_step = painter.best, painter.good_step
+    return Stylized(color.finish(pictures, contents), painter.losses, painter.stopped)
 
 
-def _successor(coarser: Optimizer | None, optimizer: Optimizer) -> Optimizer:
-    if coarser is not None:
-        optimizer.inherit(coarser)
-    return optimizer
+class _Painter:
+    """The pictures of a batch at one scale: `active` are those that still move; `best` and `losses` are of all."""
+
+    def __init__(self, objective: Objective, pictures: Tensor, recipe: Recipe, good_step: Tensor | None) -> None:
+        self.objective, self.tolerance = objective, recipe.tolerance
+        self.optimizer = OPTIMIZERS[recipe.optimizer](pictures, recipe.learning_rate, good_step)
+        self.best = pictures
+        self.active = list(range(len(pictures)))
+        self.stopped = ["steps"] * len(pictures)
+        self._places = torch.arange(len(pictures), device=pictures.device)
+        self._good_step = torch.zeros(len(pictures), device=pictures.device)
+        self._kept: Losses | None = None
+        self._seen = torch.full_like(self._good_step, torch.inf)
+
+    @property
+    def good_step(self) -> Tensor:
+        """What the optimiser knows for the next scale, (B,)."""
+        return self._good_step.index_copy(0, self._places, self.optimizer.scale.to(self._good_step.dtype))
+
+    def step(self) -> tuple[list[int], Losses]:
+        """One step; returns which pictures moved and the losses (b,) they have now."""
+        trial, places = self.optimizer.trial, self._places
+        losses, gradient = self.objective(trial)
+        accepted = self.optimizer.observe(losses.total, gradient)
+        if self._kept is None:
+            self._kept = self.losses = losses
+            return self.active, losses
+        # A step that was taken back leaves the picture, and so its losses, as they were.
+        self._kept = losses.where(accepted, self._kept)
+        before = self.losses.select(places)
+        better = (losses.total < before.total) | ~before.total.isfinite()
+        self.losses = self.losses.put(places, losses.where(better, before))
+        best = torch.where(better[:, None, None, None], trial, self.best[places])
+        self.best = self.best.index_copy(0, places, best)
+        return self.active, self._kept
+
+    def drop_stopped(self) -> bool:
+        """Go on without the pictures whose loss no longer falls, or has exploded; returns whether any is left."""
+        total = self.losses.total[self._places]
+        flat = (self._seen - total <= self.tolerance * total) & (self.tolerance > 0)
+        self._seen = total
+        lost = self._lost()
+        for picture, is_flat, is_lost in zip(self.active, flat.tolist(), lost.tolist(), strict=True):
+            if is_flat or is_lost:
+                self.stopped[picture] = "diverged" if is_lost else "plateau"
+        going = (~(flat | lost)).nonzero()[:, 0]
+        if len(going) < len(self.active):
+            self._good_step = self.good_step
+            self.active = [self.active[place] for place in going.tolist()]
+            self._select(going)
+        return bool(self.active)
+
+    def close(self) -> None:
+        """Say of the pictures that moved to the end whether they are lost."""
+        for picture, is_lost in zip(self.active, self._lost().tolist(), strict=True):
+            if is_lost:
+                self.stopped[picture] = "diverged"
+
+    def _lost(self) -> Tensor:
+        """Which active pictures, (b,), have a loss that is no number or has exploded."""
+        assert self._kept is not None
+        now = self._kept.total
+        return ~now.isfinite() | (now > EXPLODED * self.losses.total[self._places])
+
+    def _select(self, which: Tensor) -> None:
+        assert self._kept is not None
+        self._places, self._seen, self._kept = self._places[which], self._seen[which], self._kept.select(which)
+        self.objective = self.objective.select(which)
+        self.optimizer.select(which)
 
 
-def _better(loss: Tensor, best: Tensor) -> Tensor:
-    """Where a loss (B,) is below the best one so far, or that one is no number at all."""
-    return (loss < best) | ~best.isfinite()
+def _recolored(parts: Sequence[Guide], content: Tensor, color: ColorMethod) -> list[Guide]:
+    """The guides of one picture with their styles' colours made ready for its content (1, 3, H, W)."""
+    return [replace(part, styles=tuple(color.style(style, content) for style in part.styles)) for part in parts]
 
 
-def _start(contents: Tensor, styles: Sequence[Blend], recipe: Recipe) -> Tensor:
-    """The pictures to start from, (B, 3, H, W)."""
-    if recipe.init == "content":
-        return contents
-    height, width = contents.shape[-2:]
+def _start(subjects: Tensor, guides: Sequence[Sequence[Guide]], recipe: Recipe) -> Tensor:
+    """The pictures to start from, shaped like `subjects` (B, C, H, W)."""
+    height, width = subjects.shape[-2:]
+    if recipe.init == "noise":
+        # White noise, the same for every pair of that seed, made on the CPU to be the same on every device.
+        noise = torch.rand(subjects.shape[1:], generator=torch.Generator().manual_seed(recipe.seed))
+        return (noise * 255).to(subjects).expand_as(subjects).contiguous()
     if recipe.init == "style":
-        return torch.cat([resize(blend.pictures[0], width, height) for blend in styles])
-    # White noise, the same for every pair of that seed, made on the CPU to be the same on every device.
-    noise = torch.rand(contents.shape[1:], generator=torch.Generator().manual_seed(recipe.seed))
-    return (noise * 255).to(contents).expand_as(contents).contiguous()
+        return torch.cat([resize(parts[0].styles[0], width, height) for parts in guides])
+    return subjects
 
 
 def _objective(
-    contents: Tensor, styles: Sequence[Blend], recipe: Recipe, backbone: Backbone, scale: Scale
+    subjects: Tensor, guides: Sequence[Sequence[Guide]], recipe: Recipe, backbone: Backbone, scale: Scale
 ) -> Objective:
-    """The objective of one scale: content features and style Grams of the pictures resized to it."""
-    height, width = contents.shape[-2:]
+    """The objective of one scale, of subjects (B, C, h, w) resized to it: content features and style Grams."""
     with torch.no_grad():
-        features = backbone(resize(contents, *fit(width, height, scale.size)))
-        content = {name: features[name].to(contents.dtype) for name in recipe.content_layers}
-        unique = {id(picture): picture for blend in styles for picture in blend.pictures}
-        grams = {key: _style_grams(picture, recipe, backbone, scale) for key, picture in unique.items()}
-        style = {
-            name: torch.cat([_mix(blend, [grams[id(p)][name] for p in blend.pictures]) for blend in styles])
-            for name in recipe.style_layers
-        }
-    return Objective(backbone, recipe, content, style)
+        features = backbone(subjects)
+        grams: dict[tuple[int, int], dict[str, Tensor]] = {}
+        regions = [_region(parts, features, recipe, backbone, scale, grams) for parts in zip(*guides, strict=True)]
+        content = {name: features[name].to(subjects.dtype) for name in recipe.content_layers}
+    return Objective(backbone, recipe, content, regions)
 
 
-def _mix(blend: Blend, grams: list[Tensor]) -> Tensor:
-    """The blend's Gram matrix (1, C, C): the weighted mean of its styles'."""
-    return torch.stack([weight * gram for weight, gram in zip(blend.weights, grams, strict=True)]).sum(0)
+def _region(
+    parts: Sequence[Guide],
+    features: dict[str, Tensor],
+    recipe: Recipe,
+    backbone: Backbone,
+    scale: Scale,
+    grams: dict[tuple[int, int], dict[str, Tensor]],
+) -> Region:
+    """One part of every picture: the blends of its styles' Grams, each style measured once, and its guides."""
+    for part in parts:
+        for style in part.styles:
+            key = (id(style), id(part.style_mask))
+            if key not in grams:
+                grams[key] = _style_grams(style, part.style_mask, recipe, backbone, scale)
+
+    def blend(part: Guide, name: str) -> Tensor:
+        own = [grams[id(style), id(part.style_mask)][name] for style in part.styles]
+        return torch.stack([weight * gram for weight, gram in zip(part.weights, own, strict=True)]).sum(0)
+
+    shape = features[recipe.deepest_layer]
+    share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=shape.device)
+    factors: dict[str, Tensor] = {}
+    if any(part.content_mask is not None for part in parts):
+        masks = torch.cat([part.content_mask for part in parts if part.content_mask is not None])
+        factors = {name: guide(masks, features[name]) for name in recipe.style_layers}
+    return Region({name: torch.cat([blend(p, name) for p in parts]) for name in recipe.style_layers}, factors, share)
 
 
-def _style_grams(style: Tensor, recipe: Recipe, backbone: Backbone, scale: Scale) -> dict[str, Tensor]:
-    """The Gram matrices (1, C, C) of one style, in proportion to the scale."""
+def _style_grams(
+    style: Tensor, mask: Tensor | None, recipe: Recipe, backbone: Backbone, scale: Scale
+) -> dict[str, Tensor]:
+    """The Gram matrices (1, C, C) of one style (1, C, h, w), or of a part of it, in proportion to the scale."""
     height, width = style.shape[-2:]
     size = max(height, width) * scale.size / recipe.size
     features = backbone(resize(style, *fit(width, height, size)))
+    if mask is not None:
+        features = {name: features[name] * guide(mask, features[name]) for name in recipe.style_layers}
     return {name: gram_matrix(features[name]) for name in recipe.style_layers}

@@ -16,7 +16,7 @@ NETWORKS = {("vgg19", "bundled"): "w"}
 
 
 def pair(name: str = "a", content: str = "/a.jpg", **settings: object) -> Pair:
-    return Pair(name, content, ("/s.png",), (1.0,), f"{name}.png", Recipe.from_settings(settings), "{}")
+    return Pair(name, content, ("/s.png",), (1.0,), (), (), f"{name}.png", Recipe.from_settings(settings), "{}")
 
 
 def test_what_is_done_is_not_done_again_unless_something_changed() -> None:

@@ -18,7 +18,7 @@ def test_paths_and_pictures_give_the_same(images: Path) -> None:
     by_picture = stylize(*opened, recipe)
     assert by_path.picture.tobytes() == by_picture.picture.tobytes()
     assert by_path.picture.size == (48, 32)
-    assert by_path.losses.total.shape == (4, 1)
+    assert by_path.losses.total.shape == (4,)
     assert [step.index for step in seen] == [0, 1, 2, 3]
     assert by_path.losses.total[-1] < by_path.losses.total[0]
 

@@ -25,7 +25,7 @@ RECIPE = Recipe(size=48, steps=4)
 
 
 def job(images: Path, name: str, content: str = "astronaut.png", style: str = "swirls.png") -> Job:
-    pair = Pair(name, str(images / content), (str(images / style),), (1.0,), f"{name}.png", RECIPE, "{}")
+    pair = Pair(name, str(images / content), (str(images / style),), (1.0,), (), (), f"{name}.png", RECIPE, "{}")
     return Job(pair, "f", 1)
 
 
@@ -162,7 +162,7 @@ def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights,
 def test_a_shared_style_is_the_same_object(images: Path) -> None:
     batch = Batch((job(images, "a"), job(images, "b", "coffee.png")), None)
     first, second = Loader().load(batch)
-    assert first.styles[0] is second.styles[0]  # type: ignore[union-attr]
+    assert first.pictures.styles[0] is second.pictures.styles[0]  # type: ignore[union-attr]
 
 
 def test_the_next_result_is_made_while_the_last_is_used() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.losses import DEFINITIONS, Objective, gram_matrix, total_variation
+from batchnst.transfer.losses import DEFINITIONS, Objective, Region, gram_matrix, guide, total_variation
 from tests import oracles
 
 
@@ -66,16 +66,15 @@ def test_gatys_definition_is_equations_1_and_4() -> None:
 @pytest.mark.parametrize("loss", ["neural-style", "gatys2016"])
 def test_the_objectives_gradient_is_that_of_its_total(vgg: Backbone, loss: str) -> None:
     # All in float64, against a finite difference along a random direction.
-    weights, _ = vgg, None
     recipe = Recipe(loss=loss, content_layers={"relu2_1": 1}, style_layers={"relu1_1": 0.5, "relu2_1": 2})  # type: ignore[arg-type]
-    exact = _in_double(weights)
+    exact = _in_double(vgg)
     pictures, content, style = (random(2, 3, 24, 32, seed=seed) * 255 for seed in range(3))
     features, painted = exact(content), exact(style)
     objective = Objective(
         exact,
         recipe,
         {"relu2_1": features["relu2_1"]},
-        {name: gram_matrix(painted[name]) for name in recipe.style_layers},
+        [Region({name: gram_matrix(painted[name]) for name in recipe.style_layers}, {}, torch.ones(2).double())],
     )
     losses, gradient = objective(pictures)
     assert losses.total.shape == (2,)
@@ -95,6 +94,27 @@ def _in_double(vgg: Backbone) -> Backbone:
     return exact
 
 
+def test_a_guided_gram_is_the_mean_over_the_masked_part() -> None:
+    # Gatys et al. 2017, eq. 6 and 7: T scaled so that Σ T² is the number of positions.
+    features, mask = random(2, 5, 6, 8), (random(2, 1, 24, 32, seed=1) > 0.5).double()
+    mask[:, :, :12] = 1
+    factor = guide(mask, features)
+    for picture, own, gram in zip(features.numpy(), mask.numpy(), gram_matrix(features * factor), strict=True):
+        soft = own[0].reshape(6, 4, 8, 4).mean((1, 3)).reshape(-1)
+        seen = picture.reshape(5, -1)
+        np.testing.assert_allclose(gram, (seen * soft**2) @ seen.T / (soft**2).sum(), rtol=1e-10)
+
+
+def test_a_hard_mask_hides_the_rest_completely() -> None:
+    features, mask = random(1, 4, 6, 6), torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+    mask[..., :3] = 1
+    changed = features.clone()
+    changed[..., 3:] = 99
+    grams = [gram_matrix(f * guide(mask, f)) for f in (features, changed)]
+    assert torch.equal(*grams)
+    np.testing.assert_allclose(grams[0], gram_matrix(features[..., :3]), rtol=1e-12)
+
+
 def test_losses_belong_to_one_picture_each(vgg: Backbone) -> None:
     recipe = Recipe()
     pictures, content, style = (random(3, 3, 32, 32, seed=seed).float() * 255 for seed in range(3))
@@ -103,7 +123,8 @@ def test_losses_belong_to_one_picture_each(vgg: Backbone) -> None:
 
     def objective(which: slice) -> Objective:
         grams = {name: gram_matrix(s[name][which]) for name in recipe.style_layers}
-        return Objective(vgg, recipe, {"relu4_2": c["relu4_2"][which]}, grams)
+        everywhere = Region(grams, {}, torch.ones(len(pictures[which])))
+        return Objective(vgg, recipe, {"relu4_2": c["relu4_2"][which]}, [everywhere])
 
     together, gradients = objective(slice(0, 3))(pictures)
     for i in range(3):

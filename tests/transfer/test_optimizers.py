@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Optimizer
+from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Adam, GradientDescent, Optimizer
+
+RATES = {"lbfgs": None, "adam": None, "sgd": 0.02}  # sgd's own is for losses of millions
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -65,21 +67,55 @@ def test_lbfgs_follows_torchs_step_by_step() -> None:
 def test_a_picture_in_a_batch_moves_as_if_alone(name: str) -> None:
     minimum, curvature = 255 * random(4, 3, 5, 5), 0.1 + 40 * random(4, 3, 5, 5, seed=1) ** 3
     start = 255 * random(4, 3, 5, 5, seed=2)
-    together = minimise(OPTIMIZERS[name](start, None), quadratic(minimum, curvature), 40)
+    together = minimise(OPTIMIZERS[name](start, RATES[name], None), quadratic(minimum, curvature), 40)
     for i in range(4):
         one = slice(i, i + 1)
-        alone = minimise(OPTIMIZERS[name](start[one], None), quadratic(minimum[one], curvature[one]), 40)
+        alone = minimise(OPTIMIZERS[name](start[one], RATES[name], None), quadratic(minimum[one], curvature[one]), 40)
         np.testing.assert_allclose(together[:, i], alone[:, 0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_pictures_stay_in_the_box_and_find_the_minimum_at_its_border(name: str) -> None:
     minimum = torch.tensor([-80.0, 300.0, 130.0], dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    optimizer = OPTIMIZERS[name](torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
+    optimizer = OPTIMIZERS[name](torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), RATES[name], None)
     minimise(optimizer, quadratic(minimum, torch.ones_like(minimum)), 200)
     assert optimizer.trial.min() >= 0
     assert optimizer.trial.max() <= 255
     np.testing.assert_allclose(optimizer.trial, minimum.clamp(0, 255), atol=0.5)
+
+
+def test_gradient_descent_is_its_equation() -> None:
+    minimum = torch.full((1, 3, 2, 2), 100.0, dtype=torch.float64)
+    optimizer = GradientDescent(torch.full((1, 3, 2, 2), 140.0, dtype=torch.float64), 0.25)
+    minimise(optimizer, quadratic(minimum, torch.ones_like(minimum)), 3)
+    np.testing.assert_allclose(optimizer.trial, 100 + 40 * 0.75**3)
+
+
+def test_adam_follows_torchs_step_by_step() -> None:
+    minimum, curvature = 60 + 120 * random(2, 3, 4, 4), 0.1 + 3 * random(2, 3, 4, 4, seed=1)
+    function, start = quadratic(minimum, curvature), torch.full((2, 3, 4, 4), 128.0, dtype=torch.float64)
+    ours, theirs = Adam(start, 2.0), start.clone().requires_grad_()
+    reference = torch.optim.Adam([theirs], lr=2.0, betas=Adam.betas, eps=Adam.epsilon)
+    for _ in range(30):
+        ours.observe(*function(ours.trial))
+        theirs.grad = function(theirs.detach())[1]
+        reference.step()
+        np.testing.assert_allclose(ours.trial, theirs.detach(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_selection_goes_on_as_if_nothing_happened(name: str) -> None:
+    minimum, curvature = 255 * random(3, 3, 4, 4), 0.1 + 5 * random(3, 3, 4, 4, seed=1)
+    start = 255 * random(3, 3, 4, 4, seed=2)
+    whole, part = (OPTIMIZERS[name](start, RATES[name], None) for _ in range(2))
+    for optimizer in (whole, part):
+        minimise(optimizer, quadratic(minimum, curvature), 6)
+    keep = torch.tensor([2, 0])
+    part.select(keep)
+    minimise(whole, quadratic(minimum, curvature), 6)
+    minimise(part, quadratic(minimum[keep], curvature[keep]), 6)
+    np.testing.assert_allclose(part.trial, whole.trial[keep], rtol=1e-9)
+    np.testing.assert_allclose(part.scale, whole.scale[keep], rtol=1e-6)
 
 
 def test_lbfgs_takes_a_step_back_that_raises_the_loss() -> None:
@@ -117,6 +153,5 @@ def test_a_finer_scale_inherits_the_scale_of_the_inverse_hessian() -> None:
     minimum = 255 * random(1, 3, 4, 4)
     minimise(coarse, quadratic(minimum, torch.full_like(minimum, 4.0)), 5)
     np.testing.assert_allclose(coarse.gamma, 0.25)
-    fine = LBFGS(torch.full((1, 3, 8, 8), 128.0, dtype=torch.float64), None)
-    fine.inherit(coarse)
+    fine = LBFGS(torch.full((1, 3, 8, 8), 128.0, dtype=torch.float64), None, coarse.scale)
     np.testing.assert_allclose(fine.gamma, 1.0)

@@ -7,78 +7,196 @@ import torch
 from torch import Tensor
 
 from batchnst.engine.loading import load_picture, to_tensors
+from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe, fit
-from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.color import luminance
 from batchnst.transfer.pyramid import Scale, resize, scales, work
-from batchnst.transfer.stylize import Blend, Step, Stylized, stylize
+from batchnst.transfer.stylize import Guide, Step, Stylized, stylize
+from batchnst.transfer.weights import Weights
 
 CPU = torch.device("cpu")
 
 
 def load(path: Path, recipe: Recipe) -> Tensor:
-    return to_tensors([load_picture(str(path), recipe.size, recipe).pixels], CPU)
+    return to_tensors([load_picture(str(path), recipe.size, recipe)[0]], CPU)
 
 
-def paint(contents: Tensor, blends: list[Blend], recipe: Recipe, backbone: Backbone) -> Stylized:
-    painting = stylize(contents, blends, recipe, backbone)
+def paint(
+    contents: Tensor, guides: list[list[Guide]], recipe: Recipe, weights: Weights, starts: Tensor | None = None
+) -> tuple[Stylized, list[Step]]:
+    recipe = recipe.model_copy(update={"precision": "fp32"}) if recipe.precision == "auto" else recipe
+    painting, steps = stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, CPU), starts), []
     while True:
         try:
-            next(painting)
+            steps.append(next(painting))
         except StopIteration as end:
-            result: Stylized = end.value
-            return result
+            return end.value, steps
 
 
-def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, vgg: Backbone) -> None:
+def whole(*styles: Tensor) -> list[Guide]:
+    return [Guide(styles, (1 / len(styles),) * len(styles))]
+
+
+def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=128, steps=40, min_size=64)
     contents = torch.cat([load(images / name, recipe)[..., :80, :112] for name in ("coffee.png", "rocket.jpg")])
     contents = contents.repeat(2, 1, 1, 1)
-    styles = [Blend((load(images / name, recipe),), (1.0,)) for name in ("swirls.png", "woodcut.png")]
-    blends = [styles[0], styles[0], styles[1], styles[1]]
-    together = paint(contents, blends, recipe, vgg)
+    styles = [load(images / name, recipe) for name in ("swirls.png", "woodcut.png")]
+    guides = [whole(styles[0]), whole(styles[0]), whole(styles[1]), whole(styles[1])]
+    together, _ = paint(contents, guides, recipe, weights)
     for i in (0, 3):
-        alone = paint(contents[i : i + 1], [blends[i]], recipe, vgg)
+        alone, _ = paint(contents[i : i + 1], [guides[i]], recipe, weights)
         assert abs(together.losses.total[i] / alone.losses.total[0] - 1) < 0.02
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_it_paints(images: Path, vgg: Backbone, optimizer: str) -> None:
-    recipe = Recipe(size=96, steps=30, min_size=48, optimizer=optimizer)  # type: ignore[arg-type]
+def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
+    recipe = Recipe(size=96, steps=30, min_size=48, tolerance=0, optimizer=optimizer)  # type: ignore[arg-type]
     content = load(images / "astronaut.png", recipe)
-    result = paint(content, [Blend((load(images / "swirls.png", recipe),), (1.0,))], recipe, vgg)
-    totals = [float(step.losses.total) for step in result.history if step.scale == 96]
+    result, steps = paint(content, [whole(load(images / "swirls.png", recipe))], recipe, weights)
+    totals = [float(step.losses.total) for step in steps if step.scale == 96]
     assert result.losses.total.item() == min(totals)
     assert min(totals) < 0.2 * totals[0]
     assert result.pictures.min() >= 0 and result.pictures.max() <= 255
-    assert [step.scale for step in result.history] == [48] * 12 + [96] * 30
-    assert [step.index for step in result.history] == list(range(42))
-    assert {step.of for step in result.history} == {42}
+    assert [step.scale for step in steps] == [48] * 12 + [96] * 30
+    assert [step.index for step in steps] == list(range(42))
+    assert steps[-1].share == 1
 
 
-def test_lbfgs_losses_never_rise_within_a_scale_and_end_at_the_written_pictures(images: Path, vgg: Backbone) -> None:
+def test_lbfgs_losses_never_rise_within_a_scale_and_end_at_the_written_pictures(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=25, min_size=64)
     content = load(images / "astronaut.png", recipe)
-    result = paint(content, [Blend((load(images / "woodcut.png", recipe),), (1.0,))], recipe, vgg)
-    totals = torch.cat([step.losses.total for step in result.history])
+    result, steps = paint(content, [whole(load(images / "woodcut.png", recipe))], recipe, weights)
+    totals = torch.cat([step.losses.total for step in steps])
     assert (totals.diff() <= 0).all()
     assert totals[-1] == result.losses.total[0]
 
 
-def test_fp32_is_the_same_byte_for_byte(images: Path, vgg: Backbone) -> None:
+def test_fp32_is_the_same_byte_for_byte(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=6, init="noise", seed=5)
-    content, style = load(images / "chelsea.png", recipe), Blend((load(images / "ihc.png", recipe),), (1.0,))
-    first, second = (paint(content, [style], recipe, vgg).pictures for _ in range(2))
+    content, style = load(images / "chelsea.png", recipe), load(images / "ihc.png", recipe)
+    first, second = (paint(content, [whole(style)], recipe, weights)[0].pictures for _ in range(2))
     assert torch.equal(first, second)
-    other = paint(content, [style], recipe.model_copy(update={"seed": 6}), vgg).pictures
+    other = paint(content, [whole(style)], recipe.model_copy(update={"seed": 6}), weights)[0].pictures
     assert not torch.equal(first, other)
 
 
-def test_two_equal_styles_are_one(images: Path, vgg: Backbone) -> None:
+def test_two_equal_styles_are_one(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=5)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
-    one = paint(content, [Blend((style,), (1.0,))], recipe, vgg)
-    two = paint(content, [Blend((style, style.clone()), (0.25, 0.75))], recipe, vgg)
+    one, _ = paint(content, [whole(style)], recipe, weights)
+    two, _ = paint(content, [[Guide((style, style.clone()), (0.25, 0.75))]], recipe, weights)
     torch.testing.assert_close(one.losses.total, two.losses.total, rtol=1e-4, atol=0)
+
+
+def test_masks_of_ones_are_no_masks(images: Path, weights: Weights) -> None:
+    recipe = Recipe(size=64, steps=5)
+    content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
+    ones = torch.ones(1, 1, *content.shape[2:]), torch.ones(1, 1, *style.shape[2:])
+    free, _ = paint(content, [whole(style)], recipe, weights)
+    masked, _ = paint(content, [[Guide((style,), (1.0,), 1.0, *ones)]], recipe, weights)
+    parts, _ = paint(content, [[Guide((style,), (1.0,), share, *ones) for share in (0.3, 0.7)]], recipe, weights)
+    torch.testing.assert_close(masked.losses.total, free.losses.total, rtol=1e-4, atol=0)
+    torch.testing.assert_close(parts.losses.total, free.losses.total, rtol=1e-4, atol=0)
+
+
+def test_each_part_gets_its_own_style(images: Path, weights: Weights) -> None:
+    # Two flat styles: one half must turn bright, the other dark.
+    recipe = Recipe(size=64, steps=30, min_size=64, content_weight=0, style_layers={"relu1_1": 1.0, "relu2_1": 1.0})
+    content = load(images / "astronaut.png", recipe)
+    left = torch.zeros(1, 1, 64, 64)
+    left[..., :32] = 1
+    bright, dark = torch.full((1, 3, 64, 64), 230.0), torch.full((1, 3, 64, 64), 20.0)
+    brighter = []
+    for first, second in ((bright, dark), (dark, bright)):
+        parts = [Guide((first,), (1.0,), 0.5, left), Guide((second,), (1.0,), 0.5, 1 - left)]
+        result, _ = paint(content, [parts], recipe, weights)
+        brighter.append(result.pictures[..., 4:28].mean() - result.pictures[..., 36:60].mean())
+    assert brighter[0] - brighter[1] > 80
+
+
+def test_a_start_of_the_users_own_is_where_it_starts(images: Path, weights: Weights) -> None:
+    recipe = Recipe(size=48, steps=2)
+    content, start = load(images / "astronaut.png", recipe), torch.full((1, 3, 48, 48), 77.0)
+    _, steps = paint(content, [whole(content)], recipe, weights, start)
+    assert torch.equal(steps[0].render(), start)
+
+
+@pytest.mark.parametrize("init", ["content", "noise", "style"])
+def test_where_it_starts(images: Path, weights: Weights, init: str) -> None:
+    recipe = Recipe(size=48, steps=1, init=init)
+    content, style = load(images / "coffee.png", recipe), load(images / "woodcut.png", recipe)
+    _, steps = paint(content, [whole(style)], recipe, weights)
+    start = steps[0].render()
+    assert start.shape == content.shape
+    if init == "content":
+        assert torch.equal(start, content)
+    elif init == "style":
+        assert torch.equal(start, resize(style, 48, 32))
+    else:
+        assert abs(start.mean() - 127.5) < 3
+        assert abs(start.std() - 255 / 12**0.5) < 3
+
+
+def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Path, weights: Weights) -> None:
+    recipe = Recipe(size=64, steps=15, preserve_color="luminance")
+    content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
+    result, _ = paint(content, [whole(style)], recipe, weights)
+    painted, photo = result.pictures, content
+    chroma, own = painted - luminance(painted), photo - luminance(photo)
+    assert torch.nn.functional.cosine_similarity(chroma.flatten(), own.flatten(), dim=0) > 0.97
+    # Starting from the written picture, the loss is the one that was reported.
+    _, steps = paint(content, [whole(style)], recipe.model_copy(update={"steps": 1}), weights, painted)
+    torch.testing.assert_close(steps[0].losses.total, result.losses.total, rtol=1e-3, atol=0)
+
+
+def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights: Weights) -> None:
+    recipe = Recipe(size=48, steps=60, min_size=48, tolerance=0.05)
+    content = load(images / "astronaut.png", recipe)
+    # The first picture is its own style and content: nothing to gain. The second has far to go.
+    contents = torch.cat([content, content])
+    guides = [whole(content), whole(load(images / "swirls.png", recipe))]
+    result, steps = paint(contents, guides, recipe.model_copy(update={"tv_weight": 0.0}), weights)
+    active = [step.active for step in steps]
+    assert active[0] == [0, 1]
+    assert active[-1] == [1]
+    assert result.stopped[0] == "plateau"
+    assert all(len(step.losses.total) == len(step.active) for step in steps)
+    alone, _ = paint(content, [guides[1]], recipe.model_copy(update={"tv_weight": 0.0}), weights)
+    torch.testing.assert_close(result.losses.total[1:], alone.losses.total, rtol=0.02, atol=0)
+
+
+def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: Weights) -> None:
+    recipe = Recipe(size=48, steps=20, optimizer="sgd", learning_rate=10.0)
+    content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
+    contents = torch.cat([content, content])
+    result, steps = paint(contents, [whole(style), whole(style)], recipe, weights)
+    assert result.stopped == ["diverged", "diverged"]
+    best = torch.stack([step.losses.total for step in steps if len(step.active) == 2]).nan_to_num(torch.inf).amin(0)
+    torch.testing.assert_close(result.losses.total, best)
+    assert (result.losses.total < 0.2 * steps[0].losses.total).all()
+
+
+def test_losses_beyond_all_numbers_end_as_diverged(images: Path, weights: Weights) -> None:
+    recipe = Recipe(size=48, steps=10, style_weight=1e38)
+    content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
+    result, _ = paint(content, [whole(style)], recipe, weights)
+    assert result.stopped == ["diverged"]
+    assert not result.losses.total.isfinite().any()
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, optimizer: str) -> None:
+    totals = {}
+    for precision in ("fp32", "bf16"):
+        recipe = Recipe(size=128, steps=60, tolerance=0, precision=precision, optimizer=optimizer)  # type: ignore[arg-type]
+        content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
+        painted, _ = paint(content, [whole(style)], recipe, weights)
+        exact = recipe.model_copy(update={"precision": "fp32", "steps": 1})
+        _, steps = paint(content, [whole(style)], exact, weights, painted.pictures)
+        totals[precision] = steps[0].losses.total.item()
+        assert painted.losses.total.item() == pytest.approx(totals[precision], rel=0.02)
+    assert totals["bf16"] == pytest.approx(totals["fp32"], rel=0.02)
 
 
 def test_scales_halve_down_to_min_size_and_stop_where_layers_go_blind() -> None:
@@ -96,11 +214,3 @@ def test_fit_and_resize_agree_and_stay_in_the_box() -> None:
     smaller = resize(sharp, 30, 20)
     assert smaller.shape == (1, 3, 20, 30)
     assert smaller.min() >= 0 and smaller.max() <= 255
-
-
-def test_every_step_is_yielded(images: Path, vgg: Backbone) -> None:
-    recipe = Recipe(size=48, steps=3)
-    content = load(images / "astronaut.png", recipe)
-    steps = list(stylize(content, [Blend((content,), (1.0,))], recipe, vgg))
-    assert [step.index for step in steps] == [0, 1, 2]
-    assert all(isinstance(step, Step) and step.pixels == 48 * 48 for step in steps)

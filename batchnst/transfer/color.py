@@ -1,0 +1,92 @@
+"""Colour preservation (Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer").
+
+A method changes content and style before the optimisation and the picture after it. Pictures are (B, 3, H, W), RGB,
+0..255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in the luminance Y (ITU-R BT.601, the Y of YIQ)."""
+
+
+@dataclass(frozen=True)
+class ColorMethod:
+    """What happens to colours.
+
+    content: (1, 3, H, W) → what is painted, (1, C, H, W), C 3 or 1.
+    style: a style (1, 3, h, w) and the content it is for → what is painted in, (1, C, h, w).
+    finish: painted pictures (B, C, H, W) and their contents (B, 3, H, W) → the pictures to write (B, 3, H, W).
+    """
+
+    content: Callable[[Tensor], Tensor]
+    style: Callable[[Tensor, Tensor], Tensor]
+    finish: Callable[[Tensor, Tensor], Tensor]
+
+
+def luminance(pictures: Tensor) -> Tensor:
+    """Y of pictures, (B, 1, H, W), 0..255."""
+    return (pictures * pictures.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def match_luminance(style: Tensor, content: Tensor) -> Tensor:
+    """The style's luminance with the content's mean and deviation, (1, 1, h, w) (section 3.2 there)."""
+    ours, theirs = luminance(style), luminance(content)
+    deviation = ours.std(correction=0).clamp_min(1e-6)
+    return ((ours - ours.mean()) * theirs.std(correction=0) / deviation + theirs.mean()).clamp(0, 255)
+
+
+def with_luminance(luminances: Tensor, contents: Tensor) -> Tensor:
+    """The contents' colours at another luminance (B, 1, H, W).
+
+    Where a colour would leave 0..255 it is made paler, never lighter or darker: the luminance is the painting.
+    """
+    chroma = contents - luminance(contents)
+    room = torch.where(chroma > 0, 255 - luminances, luminances)
+    fits = (room / chroma.abs().clamp_min(1e-6)).amin(1, keepdim=True).clamp(0, 1)
+    return (luminances + chroma * fits).clamp(0, 255)
+
+
+def match_histogram(style: Tensor, content: Tensor) -> Tensor:
+    """The style with the content's mean and covariance of colours, (1, 3, h, w) (section 3.1 there, eq. 3–4).
+
+    A linear map, by the symmetric square roots of the two covariances.
+    """
+    pixels, mean, covariance = _statistics(style)
+    _, wanted_mean, wanted = _statistics(content)
+    matched = _power(wanted, 0.5) @ _power(covariance, -0.5) @ (pixels - mean) + wanted_mean
+    return matched.to(style.dtype).view_as(style).clamp(0, 255)
+
+
+def _statistics(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (3, N), their mean (3, 1) and covariance (3, 3), in float64."""
+    pixels = picture[0].flatten(1).double()
+    mean = pixels.mean(1, keepdim=True)
+    return pixels, mean, (pixels - mean) @ (pixels - mean).T / pixels.shape[1]
+
+
+def _power(covariance: Tensor, exponent: float) -> Tensor:
+    """A power of a symmetric matrix; a direction without any spread (a gray picture has two) stays without."""
+    values: Tensor
+    vectors: Tensor
+    values, vectors = torch.linalg.eigh(covariance)
+    spread = values > 1e-6 * values.max().clamp_min(1e-12)
+    powers = torch.where(spread, values.clamp_min(1e-12) ** exponent, 0)
+    return (vectors * powers) @ vectors.T
+
+
+def _as_it_is(picture: Tensor, _: Tensor | None = None) -> Tensor:
+    return picture
+
+
+COLORS = {
+    "none": ColorMethod(_as_it_is, _as_it_is, _as_it_is),
+    "luminance": ColorMethod(luminance, match_luminance, with_luminance),
+    "histogram": ColorMethod(_as_it_is, match_histogram, _as_it_is),
+}
