@@ -98,7 +98,7 @@ class RunDisplay(Bar):
     def _status(self) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
         share = min(1.0, self.work / max(self.planned.work, 1))
-        to_go = _duration(seconds / share - seconds) if share else "?"
+        to_go = _duration(seconds / share - seconds) if share > 0.01 else "?"
         ended = self.done + self.failed_now
         return (
             f"{ended}/{len(self.planned.plan.jobs)} pairs · {share:.0%} of steps · {self.steps / seconds:.1f} steps/s"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 PHOTOS = {
     "astronaut.png": "astronaut.png",
@@ -22,6 +22,7 @@ PHOTOS = {
     "ihc.png": "ihc.png",
 }
 SIZE = 640
+SUNS = [(150.0, 130.0, 85.0), (470.0, 220.0, 110.0), (250.0, 430.0, 70.0), (540.0, 530.0, 60.0)]  # x, y, radius
 
 Colour = tuple[int, int, int]
 
@@ -72,9 +73,8 @@ def swirls() -> Image.Image:
     blues: list[Colour] = [(16, 32, 88), (28, 62, 140), (52, 110, 180), (110, 165, 205), (20, 84, 110)]
     golds: list[Colour] = [(250, 205, 70), (255, 228, 130), (232, 150, 40), (250, 240, 190)]
     ys, xs = np.mgrid[:SIZE, :SIZE].astype(float)
-    suns = [(150.0, 130.0, 85.0), (470.0, 220.0, 110.0), (250.0, 430.0, 70.0), (540.0, 530.0, 60.0)]
     field = 2.2 * math.pi * smooth_noise(random, 210)
-    for sun_x, sun_y, radius in suns:
+    for sun_x, sun_y, radius in SUNS:
         nearness = np.exp(-(((xs - sun_x) ** 2 + (ys - sun_y) ** 2) / (1.9 * radius) ** 2))
         around = np.arctan2(ys - sun_y, xs - sun_x) + math.pi / 2
         field = np.where(nearness > 0.25, around, field)
@@ -83,7 +83,7 @@ def swirls() -> Image.Image:
     for width, count, steps in ((11, 2600, 14), (7, 3800, 11), (4, 4200, 9)):
         for _ in range(count):
             x, y = random.uniform(-10, SIZE + 10, 2)
-            ring = min(math.hypot(x - sx, y - sy) / radius for sx, sy, radius in suns)
+            ring = min(math.hypot(x - sx, y - sy) / radius for sx, sy, radius in SUNS)
             golden = ring < 0.55 or (ring < 1.25 and random.random() < 0.35)
             palette = golds if golden else blues
             stroke(draw, (x, y), field, steps, shade(random, palette[random.integers(len(palette))], 22), width)
@@ -110,6 +110,24 @@ def woodcut() -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(0.5))
 
 
+def cup() -> Image.Image:
+    """Where the cup and saucer of coffee.png are: white, with a soft edge."""
+    mask = Image.new("L", (600, 400))
+    draw = ImageDraw.Draw(mask)
+    draw.ellipse((78, 60, 476, 390), fill=255)
+    draw.ellipse((172, 15, 412, 240), fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(6))
+
+
+def suns() -> Image.Image:
+    """Where the suns of the swirls are."""
+    mask = Image.new("L", (SIZE, SIZE))
+    draw = ImageDraw.Draw(mask)
+    for x, y, radius in SUNS:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(4))
+
+
 def main() -> None:
     """Make what is not there yet."""
     wheels, images = (Path(argument) for argument in sys.argv[1:])
@@ -117,6 +135,9 @@ def main() -> None:
     take_photos(wheels, images)
     swirls().save(images / "swirls.png")
     woodcut().save(images / "woodcut.png")
+    for name, mask in (("cup", cup()), ("suns", suns())):
+        mask.save(images / f"{name}-mask.png")
+        ImageOps.invert(mask).save(images / f"{name}-mask-around.png")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,10 @@ def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         image.load()
         return image.size
+
+
+def in_double(backbone: Backbone) -> Backbone:
+    """The same network in float64."""
+    exact = deepcopy(backbone).double()
+    exact.dtype = torch.float64
+    return exact

@@ -8,7 +8,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from batchnst import read_ledger
-from batchnst.cli import app
+from batchnst.cli import RECIPE_OPTIONS, app
+from batchnst.collection.manifest import read_manifest
+from batchnst.recipe import Recipe, read_recipe_file, recipe_keys
 from batchnst.transfer.weights import Weights
 from tests import oracles
 from tests.conftest import size_of
@@ -69,6 +71,17 @@ def test_row_then_option_then_recipe_file_then_default(manifest: Path, tmp_path:
     made = recipes(out)["a"]
     assert (made["size"], made["seed"], made["tv_weight"], made["content_weight"]) == (48, 4, 0.5, 5.0)
     assert (made["style_layers"], made["content_layers"]) == ({"relu1_1": 2.0, "relu3_1": 1.0}, {"relu3_1": 1.0})
+
+
+def test_the_same_row_gives_the_same_picture_byte_for_byte_in_fp32(manifest: Path, tmp_path: Path) -> None:
+    hashes = []
+    for name in ("one", "two"):
+        result = batchnst("run", manifest, "--out", tmp_path / name, *QUICK, "--precision", "fp32", "--init", "noise")
+        assert result.exit_code == 0, result.output
+        table = read_ledger(str(tmp_path / name), "pairs").to_table().sort_by("pair_id")
+        hashes.append(table["output_sha256"].to_pylist())
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes[0])) == 2
 
 
 def test_a_bad_picture_is_a_failed_row_and_exit_1(manifest: Path, tmp_path: Path, images: Path) -> None:
@@ -162,3 +175,129 @@ def test_help_names_the_commands_in_the_contracts_order() -> None:
     text = batchnst("--help").stdout
     order = [text.index(f" {name} ") for name in ("run", "plan", "stylize")]
     assert order == sorted(order)
+
+
+CONTROLS = {
+    "content_weight": "7",
+    "style_weight": "70",
+    "tv_weight": "0.5",
+    "content_layers": "relu2_1=2,relu3_1",
+    "style_layers": "relu1_1,relu2_1=0.5",
+    "loss": "gatys2016",
+    "optimizer": "adam",
+    "learning_rate": "3",
+    "size": "40",
+    "steps": "5",
+    "min_size": "20",
+    "init": "start.png",
+    "style_scale": "0.5",
+    "pooling": "avg",
+    "resample": "bilinear",
+    "preserve_color": "luminance",
+    "precision": "bf16",
+    "tolerance": "0.5",
+    "snapshot_every": "2",
+    "seed": "9",
+}
+
+
+@pytest.mark.parametrize("where", ["row", "recipe", "option"])
+def test_every_control_works_from_a_row_a_recipe_and_an_option(images: Path, tmp_path: Path, where: str) -> None:
+    out, options = tmp_path / "out", ["--engine", "inline"]
+    row = {"content": str(images / "coffee.png"), "style": str(images / "swirls.png"), "id": "a"}
+    Image.new("RGB", (30, 30), "gray").save(tmp_path / "start.png")
+    start = str(tmp_path / "start.png")
+    if where == "row":
+        row |= CONTROLS
+    elif where == "recipe":
+        text = "".join(f"{key} = {json.dumps(_as_number(value))}\n" for key, value in CONTROLS.items())
+        (tmp_path / "r.toml").write_text(text)
+        options += ["--recipe", str(tmp_path / "r.toml")]
+    else:
+        for key, value in {**CONTROLS, "init": start}.items():
+            own = ["--set", f"{key}={value}"] if key not in RECIPE_OPTIONS else [f"--{key.replace('_', '-')}", value]
+            options += own
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    result = batchnst("run", tmp_path / "m.jsonl", "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    recipe = recipes(out)["a"]
+    expected = Recipe.from_settings({**CONTROLS, "init": start})
+    assert recipe == json.loads(expected.json_text)
+    assert size_of(out / "images" / "a.png") == (40, 27)
+    # Two scales; with so loose a tolerance none of them has the ten steps it takes to stop.
+    losses = read_ledger(str(out), "losses").to_table().sort_by("step").to_pylist()
+    assert [step["scale"] for step in losses] == [20, 20, 40, 40, 40, 40, 40]
+    assert [name for name, _ in losses[0]["style_layers"]] == ["relu1_1", "relu2_1"]
+    snapshots = sorted(path.name for path in (out / "snapshots" / "a").iterdir())
+    assert snapshots == ["step-00000.jpg", "step-00002.jpg", "step-00004.jpg", "step-00006.jpg"]
+
+
+def _as_number(value: str) -> object:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def test_recipe_options_are_recipe_keys() -> None:
+    assert set(RECIPE_OPTIONS) < set(recipe_keys())
+
+
+def test_masks_paint_parts_and_bad_ones_fail_with_their_reason(images: Path, tmp_path: Path) -> None:
+    swirls, woodcut, coffee = images / "swirls.png", images / "woodcut.png", images / "coffee.png"
+    cup, around = images / "cup-mask.png", images / "cup-mask-around.png"
+    Image.new("L", (600, 400)).save(tmp_path / "black.png")
+    Image.new("L", (300, 300), 255).save(tmp_path / "square.png")
+    (tmp_path / "m.csv").write_text(
+        "content,style,id,content_mask,style_mask\n"
+        f"{coffee},{woodcut}|{swirls},own,{cup}|{around},\n"
+        f"{coffee},{swirls},parts,{cup}|{around},{images}/suns-mask.png|{images}/suns-mask-around.png\n"
+        f"{coffee},{swirls},plain,,\n"
+        f"{coffee},{swirls},black,black.png,\n"
+        f"{coffee},{swirls},square,square.png,\n"
+        f"{coffee},{swirls},gone,gone.png,\n"
+    )
+    out = tmp_path / "out"
+    result = batchnst("run", tmp_path / "m.csv", "--out", out, *QUICK)
+    assert result.exit_code == 1
+    rows = {row["pair_id"]: row for row in read_ledger(str(out), "pairs").to_table().to_pylist()}
+    assert [rows[name]["status"] for name in ("own", "parts", "plain")] == ["ok"] * 3
+    pictures = {(out / "images" / f"{name}.png").read_bytes() for name in ("own", "parts", "plain")}
+    assert len(pictures) == 3
+    assert rows["own"]["content_masks"] == [str(cup), str(around)]
+    assert "black.png: all black; expected white where" in rows["black"]["error_message"]
+    assert "square.png: 300×300 pixels, but its picture is shaped like 48×32" in rows["square"]["error_message"]
+    assert "gone.png: no such file" in rows["gone"]["error_message"]
+
+
+def test_a_picture_that_diverged_was_painted_all_the_same_and_says_so(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wild = ["--optimizer", "sgd", "--set", "learning_rate=10"]
+    result = batchnst("run", manifest, "--out", out, "--engine", "inline", "--size", "48", "--steps", "20", *wild)
+    assert result.exit_code == 0, result.output
+    row = read_ledger(str(out), "pairs").to_table().to_pylist()[0]
+    assert (row["status"], row["stopped"], row["error_type"], row["precision"]) == (
+        "ok",
+        "diverged",
+        "Diverged",
+        "fp32",
+    )
+    assert "painted again from its best picture, in fp32 and by L-BFGS" in row["error_message"]
+    losses = read_ledger(str(out), "losses").to_table().to_pylist()
+    own = [step for step in losses if step["pair_id"] == row["pair_id"]]
+    assert sorted(step["step"] for step in own) == list(range(row["steps"]))
+    assert row["total_loss"] == min(step["total"] for step in own)
+
+
+@pytest.mark.parametrize("name", ["controls.jsonl", "demo.csv"])
+def test_the_example_manifests_run_as_they_stand(images: Path, name: str) -> None:
+    pairs = read_manifest(str(images.parent / name), {})
+    assert all(Path(path).exists() for pair in pairs for path in (pair.content, *pair.styles, *pair.content_masks))
+    if name == "controls.jsonl":
+        shown = {key for pair in pairs for key in recipe_keys() if getattr(pair.recipe, key) != getattr(Recipe(), key)}
+        assert set(recipe_keys()) - shown == {"backbone", "weights", "size"}
+
+
+def test_the_papers_recipe_is_valid(images: Path) -> None:
+    recipe = Recipe.from_settings(read_recipe_file(images.parent / "paper.toml"))
+    assert (recipe.loss, recipe.init, recipe.pooling) == ("gatys2016", "noise", "avg")

@@ -21,6 +21,13 @@ from batchnst.recipe import Recipe, fit, layer_names, read_recipe_file
         ({"learning_rate": 0}, "learning_rate: 0 is not allowed: should be greater than 0"),
         ({"style_layers": "relu6_1"}, "style_layers: no layer 'relu6_1' (did you mean 'relu5_1'?)"),
         ({"content_layers": {"relu4_2": 0}}, "content_layers: expected at least one layer with a weight above 0"),
+        (
+            {"init": "contnt"},
+            "init: 'contnt' is not allowed (did you mean 'content'?); content, noise, style or a picture",
+        ),
+        ({"tolerance": -0.1}, "tolerance: -0.1 is not allowed: should be greater than or equal to 0"),
+        ({"preserve_color": "luminosity"}, "preserve_color: 'luminosity' is not allowed (did you mean 'luminance'?)"),
+        ({"precision": "fp16"}, "precision: 'fp16' is not allowed (did you mean 'bf16'?); one of auto, fp32, bf16"),
         ({"style_layers": {"relu1_1": -1}}, "style_layers.relu1_1: -1 is not allowed"),
     ],
 )

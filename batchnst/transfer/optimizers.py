@@ -50,7 +50,7 @@ class Adam:
     betas, epsilon = (0.9, 0.99), 1e-8
 
     def __init__(self, pictures: Tensor, learning_rate: float | None, scale: Tensor | None = None) -> None:
-        self.learning_rate = 5.0 if learning_rate is None else learning_rate
+        self.learning_rate = 10.0 if learning_rate is None else learning_rate
         self.trial = pictures
         self.scale = pictures.new_zeros(len(pictures))  # nothing: moments belong to pixels
         self.mean, self.variance = torch.zeros_like(pictures), torch.zeros_like(pictures)
@@ -77,7 +77,7 @@ class GradientDescent:
     """Plain gradient descent, G ← G − lr·∂J/∂G, projected into the box: for teaching and for proofs."""
 
     def __init__(self, pictures: Tensor, learning_rate: float | None, scale: Tensor | None = None) -> None:
-        self.learning_rate = 1e-4 if learning_rate is None else learning_rate
+        self.learning_rate = 3e-3 if learning_rate is None else learning_rate
         self.trial = pictures
         self.scale = pictures.new_zeros(len(pictures))
 

@@ -127,7 +127,7 @@ def _optimize(
         shown = resize(contents, *size)
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
-            render = partial(color.finish, painter.best[active], shown[active])
+            render = partial(_render, color, painter.best, shown, active)
             yield Step(index, scale.size, size[0] * size[1], active, losses, (passed + count) / total, render)
             index += 1
             if count % CHECK_EVERY == 0 and not painter.drop_stopped():
@@ -136,6 +136,10 @@ def _optimize(
         passed += scale.steps
         pictures, good_step = painter.best, painter.good_step
     return Stylized(color.finish(pictures, contents), painter.losses, painter.stopped)
+
+
+def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[int]) -> Tensor:
+    return color.finish(pictures[which], contents[which])
 
 
 class _Painter:

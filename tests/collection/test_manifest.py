@@ -88,6 +88,16 @@ def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_masks_come_one_for_each_part(tmp_path: Path) -> None:
+    rows = ["a,s|t|u,m|n,", "a,s|t,m|n,k", "a,s,m|n,", "a,s|t,,k", "a,s|t,m,k|l"]
+    path = write(tmp_path, "content,style,content_mask,style_mask\n" + "\n".join(rows) + "\n")
+    assert problems(path) == [
+        "line 2, content_mask: marks 2 parts for 3 styles; expected one style, or one each",
+        "line 3, style_mask: expected 2, one for each part of the content; found 1",
+        "line 6, style_mask: expected 1, one for each part of the content; found 2",
+    ]
+
+
 @pytest.mark.parametrize("output", ["/etc/x.png", "..\\x.png", "a/../../x.png", "a\0.png"])
 def test_no_output_leaves_out(tmp_path: Path, output: str) -> None:
     path = write(tmp_path, json.dumps({"content": "a", "style": "s", "output": output}), "m.jsonl")

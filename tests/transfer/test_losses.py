@@ -8,6 +8,7 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import DEFINITIONS, Objective, Region, gram_matrix, guide, total_variation
 from tests import oracles
+from tests.conftest import in_double
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -67,7 +68,7 @@ def test_gatys_definition_is_equations_1_and_4() -> None:
 def test_the_objectives_gradient_is_that_of_its_total(vgg: Backbone, loss: str) -> None:
     # All in float64, against a finite difference along a random direction.
     recipe = Recipe(loss=loss, content_layers={"relu2_1": 1}, style_layers={"relu1_1": 0.5, "relu2_1": 2})  # type: ignore[arg-type]
-    exact = _in_double(vgg)
+    exact = in_double(vgg)
     pictures, content, style = (random(2, 3, 24, 32, seed=seed) * 255 for seed in range(3))
     features, painted = exact(content), exact(style)
     objective = Objective(
@@ -83,15 +84,6 @@ def test_the_objectives_gradient_is_that_of_its_total(vgg: Backbone, loss: str) 
     ahead, behind = (objective(pictures + sign * step * direction)[0].total for sign in (1, -1))
     slope = (ahead - behind) / (2 * step)
     np.testing.assert_allclose((gradient * direction).sum((1, 2, 3)), slope, rtol=1e-5)
-
-
-def _in_double(vgg: Backbone) -> Backbone:
-    """The same network in float64."""
-    from copy import deepcopy
-
-    exact = deepcopy(vgg).double()
-    exact.dtype = torch.float64
-    return exact
 
 
 def test_a_guided_gram_is_the_mean_over_the_masked_part() -> None:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from batchnst.engine.loading import load_picture, to_tensors
+from batchnst.recipe import Recipe
+from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.losses import Objective, Region, gram_matrix
 from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Adam, GradientDescent, Optimizer
+from tests.conftest import in_double
 
 RATES = {"lbfgs": None, "adam": None, "sgd": 0.02}  # sgd's own is for losses of millions
 
@@ -61,6 +67,40 @@ def test_lbfgs_follows_torchs_step_by_step() -> None:
         if not ours.observe(loss, gradient).all():
             break
     assert step >= 10, "the comparison ended before it meant anything"
+
+
+def test_lbfgs_follows_torchs_on_a_real_pair(images: Path, vgg: Backbone) -> None:
+    # In float64, and with paler pictures, so that neither rounding nor the box plays a part.
+    recipe, exact = Recipe(size=48, tv_weight=0), in_double(vgg)
+    pixels = [load_picture(str(images / name), 48, recipe)[0] for name in ("astronaut.png", "ihc.png")]
+    content, style = (60 + to_tensors([p], torch.device("cpu")).double() / 2 for p in pixels)
+    with torch.no_grad():
+        target = {"relu4_2": exact(content)["relu4_2"]}
+        grams = {name: gram_matrix(features) for name, features in exact(style).items() if name != "relu4_2"}
+    objective = Objective(exact, recipe, target, [Region(grams, {}, torch.ones(1, dtype=torch.float64))])
+    ours, theirs = LBFGS(content, None), content.clone().requires_grad_()
+    reference = torch.optim.LBFGS([theirs], max_iter=1, history_size=20, tolerance_grad=0, tolerance_change=0)
+
+    def closure() -> Tensor:
+        losses, gradient = objective(theirs)
+        theirs.grad = gradient
+        return losses.total.sum()
+
+    # torch's own first step, of length 1/‖g‖₁, moves no pixel by a thousandth: it is given the state after ours.
+    losses, gradient = objective(ours.trial)
+    ours.observe(losses.total, gradient)
+    with torch.no_grad():
+        theirs.copy_(ours.trial)
+    reference.state[theirs].update(
+        d=-gradient.flatten(), t=ours.gamma.item(), old_dirs=[], old_stps=[], ro=[], H_diag=1, n_iter=1, func_evals=1
+    )
+    reference.state[theirs].update(prev_flat_grad=gradient.flatten(), prev_loss=losses.total.item(), al=[None] * 20)
+    for step in range(15):
+        losses, gradient = objective(ours.trial)
+        np.testing.assert_allclose(losses.total.item(), float(reference.step(closure)), rtol=1e-6, err_msg=str(step))  # type: ignore[arg-type]
+        assert ours.observe(losses.total, gradient).all(), "a step was taken back: nothing to compare"
+        assert ours.trial.min() > 0 and ours.trial.max() < 255, "the box was met: nothing to compare"
+    assert losses.total < 0.5 * objective(content)[0].total
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -49,6 +49,17 @@ def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weigh
         assert abs(together.losses.total[i] / alone.losses.total[0] - 1) < 0.02
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_different_pairs_in_a_batch_with_the_other_optimisers(images: Path, weights: Weights, optimizer: str) -> None:
+    recipe = Recipe(size=64, steps=15, optimizer=optimizer)  # type: ignore[arg-type]
+    contents = torch.cat([load(images / name, recipe)[..., :40, :64] for name in ("coffee.png", "rocket.jpg")])
+    guides = [whole(load(images / name, recipe)) for name in ("swirls.png", "woodcut.png")]
+    together, _ = paint(contents, guides, recipe, weights)
+    for i in range(2):
+        alone, _ = paint(contents[i : i + 1], [guides[i]], recipe, weights)
+        torch.testing.assert_close(together.losses.total[i : i + 1], alone.losses.total, rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
     recipe = Recipe(size=96, steps=30, min_size=48, tolerance=0, optimizer=optimizer)  # type: ignore[arg-type]
