@@ -59,7 +59,7 @@ class RunDisplay(Bar):
     def __init__(self, out: str) -> None:
         super().__init__()
         self.out = out
-        self.planned = Planned(Plan([], 0, 0), [])
+        self.planned = Planned(Plan([], 0, 0, 0), [])
         self.done = self.failed_now = self.steps = self.work = 0
         self.started = time.monotonic()
 
@@ -85,7 +85,7 @@ class RunDisplay(Bar):
         self.planned, self.started = planned, time.monotonic()
         plan = planned.plan
         if plan.done:
-            self.say(f"{plan.done} of {plan.pairs} pairs are done already; {len(plan.jobs)} left")
+            self.say(f"{plan.done} of {plan.pairs} pairs are done already; {plan.left} left")
         if plan.failed:
             self.say(
                 "1 pair failed in an earlier run and is left alone; --retry-failed runs it again"
@@ -109,9 +109,10 @@ class RunDisplay(Bar):
         """The run's last line."""
         plan = self.planned.plan
         took = _duration(time.monotonic() - self.started)
+        left = plan.left - self.done - self.failed_now
         return (
             f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done ({self.done} now, in {took}),"
-            f" {self.failed} failed"
+            f" {self.failed} failed" + (f", {left} left" if left else "")
         )
 
 

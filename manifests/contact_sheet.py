@@ -61,7 +61,9 @@ def by_id(out: Path, rows: list[dict[str, Any]]) -> Image.Image:
 def main() -> None:
     """Write the sheet beside the run's images, and say where."""
     out = Path(sys.argv[1])
-    rows = [row for row in read_ledger(str(out), "pairs").to_table().to_pylist() if row["status"] == "ok"]
+    attempts = read_ledger(str(out), "pairs").to_table().sort_by("finished_at").to_pylist()
+    newest = {row["pair_id"]: row for row in attempts}
+    rows = [row for row in newest.values() if row["status"] == "ok"]
     rows.sort(key=lambda row: json.loads(row["extra"]).get("order", row["pair_id"]))
     combinations = {(row["content"], row["styles"][0]) for row in rows}
     sheet = by_style(out, rows) if len(combinations) == len(rows) else by_id(out, rows)

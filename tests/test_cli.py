@@ -138,7 +138,9 @@ def test_a_wrong_request_gets_a_line_and_exit_2_and_nothing_is_run(
 
 def test_plan_says_what_run_would_do(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    batchnst("run", manifest, "--out", out, "--limit", 1, *QUICK)
+    first = batchnst("run", manifest, "--out", out, "--limit", 1, *QUICK)
+    assert "1 of 2 pairs done (1 now" in first.stdout
+    assert "0 failed, 1 left" in first.stdout
     manifest.write_text(manifest.read_text() + "gone.png,gone.png,c,\n")
     result = batchnst("plan", manifest, "--out", out, *QUICK[2:])
     assert result.exit_code == 0, result.output

@@ -41,7 +41,7 @@ def describe(pairs: Sequence[Pair], out: str | None, *, retry_failed: bool) -> s
     batches = make_batches(plan.jobs, None, workers, LARGEST_BATCH["gpu" if gpus else "cpu"])
     lines = [
         f"pairs    {plan.pairs} in the manifest · {plan.done} done · {plan.failed} failed and left alone"
-        f" · {len(plan.jobs)} to paint",
+        f" · {plan.left} to paint",
         *_batch_lines(batches),
     ]
     if any(batch.size for batch in batches):

@@ -46,16 +46,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: the jobs left, the pairs already done, and those that failed and are left alone."""
+    """What a run would do: the jobs it takes on; all pairs of the manifest; those done; those failed, left alone."""
 
     jobs: list[Job]
+    pairs: int
     done: int
     failed: int
 
     @property
-    def pairs(self) -> int:
-        """Pairs in the manifest."""
-        return len(self.jobs) + self.done + self.failed
+    def left(self) -> int:
+        """Pairs that are not done and not given up."""
+        return self.pairs - self.done - self.failed
 
 
 def loss_definition(recipe: Recipe) -> str:
@@ -93,7 +94,7 @@ def make_plan(
             failed += 1
         else:
             jobs.append(Job(pair, mark, attempt=outcome.attempt + 1 if outcome else 1))
-    return Plan(jobs[:limit], done, failed)
+    return Plan(jobs[:limit], len(pairs), done, failed)
 
 
 def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, largest: int) -> list[Batch]:
