@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from batchnst.errors import RecipeError
 
@@ -107,6 +107,15 @@ class Recipe(BaseModel):
             raise ValueError(f"{init!r} is not allowed{_did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
+    @model_validator(mode="after")
+    def _can_paint(self) -> Recipe:
+        if self.content_weight + self.style_weight == 0:
+            raise ValueError("content_weight, style_weight: both are 0; expected at least one above 0")
+        if self.size < self.smallest_side:
+            found = f"size: {self.size} is not allowed: {self.deepest_layer} needs at least {self.smallest_side} pixels"
+            raise ValueError(f"{found}; raise size or leave that layer out")
+        return self
+
     def __hash__(self) -> int:
         return hash(self.json_text)
 
@@ -169,6 +178,8 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
 
 def _explain(item: Any) -> str:
     """One pydantic error as `key: what was found, what is allowed`."""
+    if not item["loc"]:
+        return str(item["ctx"]["error"])
     key = str(item["loc"][0])
     found = item["input"]
     if item["type"] == "extra_forbidden":

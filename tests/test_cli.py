@@ -267,6 +267,7 @@ def test_masks_paint_parts_and_bad_ones_fail_with_their_reason(images: Path, tmp
     pictures = {(out / "images" / f"{name}.png").read_bytes() for name in ("own", "parts", "plain")}
     assert len(pictures) == 3
     assert rows["own"]["content_masks"] == [str(cup), str(around)]
+    assert rows["black"]["error_message"].startswith("content_mask ")
     assert "black.png: all black; expected white where" in rows["black"]["error_message"]
     assert "square.png: 300×300 pixels, but its picture is shaped like 48×32" in rows["square"]["error_message"]
     assert "gone.png: no such file" in rows["gone"]["error_message"]

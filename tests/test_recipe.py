@@ -25,6 +25,8 @@ from batchnst.recipe import Recipe, fit, layer_names, read_recipe_file
             {"init": "contnt"},
             "init: 'contnt' is not allowed (did you mean 'content'?); content, noise, style or a picture",
         ),
+        ({"content_weight": 0, "style_weight": 0}, "content_weight, style_weight: both are 0; expected at least one"),
+        ({"size": 16, "style_layers": "pool5"}, "size: 16 is not allowed: pool5 needs at least 32 pixels; raise size"),
         ({"tolerance": -0.1}, "tolerance: -0.1 is not allowed: should be greater than or equal to 0"),
         ({"preserve_color": "luminosity"}, "preserve_color: 'luminosity' is not allowed (did you mean 'luminance'?)"),
         ({"precision": "fp16"}, "precision: 'fp16' is not allowed (did you mean 'bf16'?); one of auto, fp32, bf16"),

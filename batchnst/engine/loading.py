@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
@@ -77,8 +77,8 @@ class Loader:
                 content=content,
                 styles=styles,
                 style_weights=pair.style_weights,
-                content_masks=tuple(load_mask(mask, content) for mask in pair.content_masks),
-                style_masks=tuple(load_mask(mask, style) for mask, style in zip(pair.style_masks, masked, strict=True)),
+                content_masks=tuple(load_mask("content_mask", mask, content) for mask in pair.content_masks),
+                style_masks=tuple(map(partial(load_mask, "style_mask"), pair.style_masks, masked)),
                 start=load_start(recipe, content),
             )
         except Exception as error:
@@ -95,18 +95,21 @@ def load_picture(address: str, size: float, recipe: Recipe) -> tuple[images.Pixe
     return pixels, hashlib.sha256(data).hexdigest()
 
 
-def load_mask(address: str, picture: images.Pixels) -> images.Pixels:
+def load_mask(key: str, address: str, picture: images.Pixels) -> images.Pixels:
     """A mask for a picture (H, W, 3), as (H, W); raises InputError for one of another shape or without a white spot."""
-    image = images.decode(storage.read(address), address).convert("L")
+    try:
+        image = images.decode(storage.read(address), address).convert("L")
+    except InputError as error:
+        raise InputError(f"{key} {error}") from None
     height, width = picture.shape[:2]
     if fit(*image.size, max(width, height)) != (width, height):
         raise InputError(
-            f"mask {address}: {image.width}×{image.height} pixels, but its picture is shaped like {width}×{height}; "
+            f"{key} {address}: {image.width}×{image.height} pixels, but its picture is shaped like {width}×{height}; "
             "expected a mask of the picture's own shape"
         )
     mask = images.exactly(image, width, height)
     if not mask.any():
-        raise InputError(f"mask {address}: all black; expected white where its part of the picture is")
+        raise InputError(f"{key} {address}: all black; expected white where its part of the picture is")
     return mask
 
 
