@@ -4,10 +4,10 @@ BatchNSTError
 ├── RequestError        the request as a whole is wrong; nothing was run (exit code 2)
 │   ├── RecipeError     a recipe key or value
 │   ├── ManifestError   the manifest, or rows of it; all of them at once
-│   └── LedgerError     a ledger that this version cannot read
+│   ├── LedgerError     a ledger that this version cannot read
+│   └── EngineError     Ray cannot be reached, or has not what is asked of it
 ├── StorageError        OUT cannot be written, or a store not reached: the run stops, nothing is half-written
 │   └── Superseded      another run has claimed OUT since
-├── EngineError         Ray cannot be reached, or has nothing to run on
 └── PairError           one pair cannot be painted; becomes a `failed` row, its neighbours go on
     ├── InputError      a picture that is missing, unreadable or too small
     ├── OutOfMemory     the pair does not fit the device, even alone
@@ -43,16 +43,16 @@ class LedgerError(RequestError):
     """The ledger cannot be read by this version."""
 
 
+class EngineError(RequestError):
+    """Ray cannot be reached, or has not what is asked of it."""
+
+
 class StorageError(BatchNSTError):
     """OUT cannot be written, or a store cannot be reached."""
 
 
 class Superseded(StorageError):
     """Another run has claimed OUT since; this one must not write."""
-
-
-class EngineError(BatchNSTError):
-    """Ray cannot be reached, or has nothing to run on."""
 
 
 class PairError(BatchNSTError):

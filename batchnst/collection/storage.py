@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
-from batchnst.errors import InputError, StorageError
+from batchnst.errors import InputError, RequestError, StorageError
 
 
 def is_uri(address: str) -> bool:
@@ -104,7 +104,7 @@ def _filesystem_of(store: str) -> tuple[pafs.FileSystem, str]:
         found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(store)
         return found
     except (ValueError, OSError, ImportError) as error:
-        raise StorageError(f"{store}: no storage can be opened by this URI: {error}") from None
+        raise RequestError(f"{store}: no storage can be opened by this URI: {error}") from None
 
 
 def _filesystem(address: str) -> tuple[pafs.FileSystem, str]:

@@ -8,11 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+# Read by Ray as it is imported. Without the mode, a driver does not show its token to a cluster that asks for one.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "RAY_AUTH_TOKEN" in os.environ or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 import torch
@@ -81,15 +88,25 @@ class Cluster:
     @staticmethod
     def _connect(address: str) -> None:
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        _check_reachable(address)
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which exits with 15
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"Ray at {address}: cannot be reached: {reason}") from None
+            hint = "; a cluster with another user's token needs it in RAY_AUTH_TOKEN" if address != "local" else ""
+            raise EngineError(f"Ray at {address}: cannot be reached: {reason}{hint}") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Raise EngineError at once where nobody listens; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise EngineError(f"Ray at {address}: cannot be reached: {error.strerror or error}") from None
 
 
 class _Window:

@@ -14,6 +14,7 @@ import torch
 from batchnst.collection.manifest import Pair
 from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
 from batchnst.engine.worker import Chunk, Event, paint_chunk
+from batchnst.errors import RequestError, StorageError
 from batchnst.ledger.store import Out
 from batchnst.transfer.weights import Weights, load_weights
 
@@ -102,7 +103,10 @@ def run(pairs: Sequence[Pair], options: Options) -> Iterator[Planned | Event]:
         yield Planned(plan, [])
         return
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    out.claim(run_id)
+    try:
+        out.claim(run_id)
+    except StorageError as error:
+        raise RequestError(f"--out {error}") from None
     engine = _start(options)
     try:
         # Read the ledger only now: between the claim and this moment the workers of a killed run have had time to

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from batchnst.collection import storage
-from batchnst.errors import InputError, StorageError
+from batchnst.errors import InputError, RequestError, StorageError
 
 
 def test_addresses_resolve_against_the_manifests_folder() -> None:
@@ -58,7 +58,7 @@ def test_reading_what_cannot_be_read(tmp_path: Path) -> None:
         storage.read(str(tmp_path / "none"))
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         storage.read(str(tmp_path))
-    with pytest.raises(StorageError, match="no storage can be opened"):
+    with pytest.raises(RequestError, match="no storage can be opened"):
         storage.read("gopher://old/file")
 
 
