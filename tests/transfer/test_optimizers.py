@@ -195,3 +195,24 @@ def test_a_finer_scale_inherits_the_scale_of_the_inverse_hessian() -> None:
     np.testing.assert_allclose(coarse.gamma, 0.25)
     fine = LBFGS(torch.full((1, 3, 8, 8), 128.0, dtype=torch.float64), None, coarse.scale)
     np.testing.assert_allclose(fine.gamma, 1.0)
+
+
+def test_pixels_held_by_the_box_do_not_mislead_the_others() -> None:
+    # Pixels that pull on one another, and a minimum outside the box for many: at the box's own minimum the gradient
+    # is zero for every pixel that can move, and points outward for the rest.
+    pixels = 48
+    root = random(pixels, pixels, seed=1) - 0.5
+    hessian = root @ root.T + 0.05 * torch.eye(pixels, dtype=torch.float64)
+    minimum = 800 * random(pixels, seed=2) - 270
+
+    def function(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        off = pictures.flatten(1) - minimum
+        gradient = off @ hessian
+        return (off * gradient).sum(1) / 2, gradient.view_as(pictures)
+
+    optimizer = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
+    minimise(optimizer, function, 60)
+    _, gradient = function(optimizer.trial)
+    stuck = ((optimizer.trial - gradient).clamp(0, 255) - optimizer.trial).abs().max()
+    assert ((optimizer.trial == 0) | (optimizer.trial == 255)).sum() > 10
+    assert stuck < 1e-3
