@@ -38,18 +38,20 @@ def is_start_picture(init: str) -> bool:
 
 
 def _parse_layers(value: Any) -> Any:
-    """Accept `{"relu4_2": 1}`, `["relu4_2"]`, and the text `relu1_1, relu2_1=0.5` of a CSV cell or an option."""
+    """Layer → weight from what TOML, JSON, Parquet, a CSV cell or an option may hold.
+
+    `{"relu4_2": 1}`, `["relu4_2"]`, `[("relu4_2", 1)]`, and as text also `relu1_1, relu2_1=0.5`.
+    """
     if isinstance(value, str):
-        text = value.strip()
-        if text.startswith("{"):
-            try:
-                return json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"not valid JSON: {error}") from None
-        value = [part for part in text.split(",") if part.strip()]
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = value.strip().strip("{}[]").split(",")
     if isinstance(value, list | tuple):
-        named = (str(part).partition("=") for part in value)
-        return {name.strip(): weight or 1 for name, _, weight in named}
+        pairs = (item if isinstance(item, tuple) else str(item).partition("=")[::2] for item in value)
+        value = {str(name).strip(): 1 if weight == "" else weight for name, weight in pairs}
+    if isinstance(value, dict):
+        value = {name: weight for name, weight in value.items() if name and weight is not None}
     return value
 
 

@@ -55,7 +55,7 @@ def gram(features: Array) -> Array:
 def neural_style_loss(layers: nn.Sequential, picture: Path, content: Path, style: Path, size: int) -> float:
     """The default recipe's total for a finished picture, from files."""
     made = np.asarray(Image.open(picture).convert("RGB"), dtype=np.float32)
-    pictures = [made, *(_fitted(path, size) for path in (content, style))]
+    pictures = [made, *(fitted(path, size) for path in (content, style))]
     tensors = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in pictures]
     x, c, s = ({k: v[0].double().numpy() for k, v in relu_features(layers, t).items()} for t in tensors)
     content_loss = np.mean((x["relu4_2"] - c["relu4_2"]) ** 2)
@@ -68,7 +68,8 @@ def neural_style_loss(layers: nn.Sequential, picture: Path, content: Path, style
     return float(5 * content_loss + 100 * style_loss + 1e-3 * variation)
 
 
-def _fitted(path: Path, size: int) -> NDArray[np.float32]:
+def fitted(path: Path, size: int) -> NDArray[np.float32]:
+    """A picture at its working size, (H, W, 3), RGB, 0..255."""
     image = Image.open(path).convert("RGB")
     scale = size / max(image.size)
     wanted = (round(image.width * scale), round(image.height * scale))

@@ -20,6 +20,9 @@ from batchnst.recipe import Recipe, fit, layer_names, read_recipe_file
         ({"tv_weight": "nan"}, "tv_weight: 'nan' is not allowed: should be a finite number"),
         ({"learning_rate": 0}, "learning_rate: 0 is not allowed: should be greater than 0"),
         ({"style_layers": "relu6_1"}, "style_layers: no layer 'relu6_1' (did you mean 'relu5_1'?)"),
+        ({"style_layers": "relu1_1=much"}, "style_layers.relu1_1: 'much' is not allowed: should be a valid number"),
+        ({"style_layers": ""}, "style_layers: expected at least one layer with a weight above 0"),
+        ({"style_layers": 3}, "style_layers: 3 is not allowed: should be a valid dictionary"),
         ({"content_layers": {"relu4_2": 0}}, "content_layers: expected at least one layer with a weight above 0"),
         (
             {"init": "contnt"},
@@ -46,9 +49,18 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "layers", ["relu1_1, relu2_1=0.5", ["relu1_1", "relu2_1=0.5"], '{"relu2_1": 0.5, "relu1_1": 1}']
+    "layers",
+    [
+        "relu1_1, relu2_1=0.5",
+        "{relu1_1 = 1, relu2_1 = 0.5}",
+        '{"relu2_1": 0.5, "relu1_1": 1}',
+        '["relu1_1", "relu2_1=0.5"]',
+        ["relu1_1", "relu2_1=0.5"],
+        [("relu1_1", 1.0), ("relu2_1", 0.5)],
+        {"relu1_1": 1.0, "relu2_1": 0.5, "relu3_1": None},
+    ],
 )
-def test_layers_may_be_written_in_a_cell(layers: object) -> None:
+def test_layers_may_be_written_as_each_format_has_it(layers: object) -> None:
     recipe = Recipe.from_settings({"style_layers": layers})
     assert recipe.style_layers == {"relu1_1": 1.0, "relu2_1": 0.5}
 
