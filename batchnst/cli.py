@@ -200,6 +200,9 @@ def stylize(
     content: Annotated[str, typer.Argument(help="The picture to paint; a path or URI.", show_default=False)],
     styles: Annotated[list[str], typer.Argument(metavar="STYLE...", help="In whose style.", show_default=False)],
     out: Annotated[str, typer.Option(help="The picture to write; its ending says how.", show_default=False)],
+    style_weights: Annotated[str, typer.Option(help="One number a style, as in 1,4.", show_default="equal")] = "",
+    content_mask: Annotated[list[str] | None, typer.Option(help="White where a part is; one for each part.")] = None,
+    style_mask: Annotated[list[str] | None, typer.Option(help="Likewise in the style of each part.")] = None,
 ) -> None:
     """Paint one picture now, for trying settings: no manifest, no ledger."""
     import numpy as np
@@ -212,7 +215,15 @@ def stylize(
         raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(images.ENCODERS)}")
     recipe = Recipe.from_settings(settings)
     with StepBar() as bar:
-        painting = paint(content, styles, recipe, on_step=bar.show)
+        painting = paint(
+            content,
+            styles,
+            recipe,
+            style_weights=style_weights.split(",") if style_weights else (),
+            content_masks=content_mask or (),
+            style_masks=style_mask or (),
+            on_step=bar.show,
+        )
     storage.write(out, images.encode(np.asarray(painting.picture), out))
     print(out)
 

@@ -163,6 +163,27 @@ def test_stylize_writes_one_picture_and_no_ledger(images: Path, tmp_path: Path) 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [out]
 
 
+def test_stylize_takes_weights_and_masks_as_a_row_does(images: Path, tmp_path: Path) -> None:
+    coffee, woodcut, swirls = images / "coffee.png", images / "woodcut.png", images / "swirls.png"
+    masks = [images / "cup-mask.png", images / "cup-mask-around.png"]
+    row = {"content": str(coffee), "style": [str(woodcut), str(swirls)], "style_weights": [1, 4], "id": "a"}
+    row |= {"content_mask": [str(mask) for mask in masks]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    batchnst("run", tmp_path / "m.jsonl", "--out", tmp_path / "out", *QUICK, "--precision", "fp32")
+    options = ["--out", tmp_path / "x.png", *QUICK[2:], "--precision", "fp32", "--style-weights", "1,4"]
+    result = batchnst(
+        "stylize", coffee, woodcut, swirls, *options, "--content-mask", masks[0], "--content-mask", masks[1]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "out" / "images" / "a.png").read_bytes()
+    wrong = batchnst("stylize", coffee, swirls, *options)
+    assert wrong.exit_code == 2
+    assert "style_weights: expected 1 numbers ≥ 0, not all 0; found ['1', '4']" in wrong.stderr
+    unmatched = batchnst("stylize", coffee, swirls, *options[:-2], "--style-mask", masks[0], "--style-mask", masks[1])
+    assert unmatched.exit_code == 2
+    assert "style_mask: expected 1, one for each part of the content; found 2" in unmatched.stderr
+
+
 def test_the_ledgers_loss_is_the_written_pictures(images: Path, tmp_path: Path, weights: Weights) -> None:
     content, style, out = images / "coffee.png", images / "swirls.png", tmp_path / "out"
     (tmp_path / "m.csv").write_text(f"content,style,id\n{content},{style},a\n")

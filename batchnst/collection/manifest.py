@@ -8,7 +8,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -78,6 +78,27 @@ def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
     return settings
 
 
+def shares(weights: Sequence[str | float], styles: int) -> tuple[float, ...]:
+    """Weights of the styles as shares that sum to 1; equal ones where none are given. Raises ValueError."""
+    try:
+        numbers = [float(weight) for weight in weights] or [1.0] * styles
+    except ValueError:
+        numbers = []
+    if len(numbers) != styles or min(numbers, default=0) < 0 or not 0 < sum(numbers) < float("inf"):
+        raise ValueError(f"expected {styles} numbers ≥ 0, not all 0; found {list(weights)}")
+    return tuple(number / sum(numbers) for number in numbers)
+
+
+def part_problems(styles: int, content_masks: int, style_masks: int) -> list[tuple[str, str]]:
+    """What is wrong with the numbers of styles and masks, each with its column."""
+    parts, problems = max(1, content_masks), []
+    if parts > 1 and styles not in (1, parts):
+        problems.append(("content_mask", f"marks {parts} parts for {styles} styles; expected one style, or one each"))
+    if style_masks not in (0, parts):
+        problems.append(("style_mask", f"expected {parts}, one for each part of the content; found {style_masks}"))
+    return problems
+
+
 class _Unreadable(Exception):
     """The file makes no sense as a whole."""
 
@@ -107,7 +128,8 @@ class _PairBuilder:
         styles = _texts(row.get("style"))
         weights = self._style_weights(row, styles)
         masks = _texts(row.get("content_mask")), _texts(row.get("style_mask"))
-        self._check_masks(len(styles), *map(len, masks))
+        for column, problem in part_problems(len(styles), *map(len, masks)):
+            self._complain(problem, column)
         recipe = self._recipe(row)
         pair_id = str(row["id"]) if "id" in row else _derive_id(row)
         output = str(row.get("output", f"{pair_id}.png"))
@@ -134,13 +156,6 @@ class _PairBuilder:
     def _resolved(self, addresses: list[str]) -> tuple[str, ...]:
         return tuple(resolve(address, self.base) for address in addresses)
 
-    def _check_masks(self, styles: int, content_masks: int, style_masks: int) -> None:
-        parts = max(1, content_masks)
-        if parts > 1 and styles not in (1, parts):
-            self._complain(f"marks {parts} parts for {styles} styles; expected one style, or one each", "content_mask")
-        if style_masks not in (0, parts):
-            self._complain(f"expected {parts}, one for each part of the content; found {style_masks}", "style_mask")
-
     def _recipe(self, row: Row) -> Recipe | None:
         own = resolve_settings({key: row[key] for key in recipe_keys() if key in row}, self.base)
         key = json.dumps(own, sort_keys=True, default=str)
@@ -155,16 +170,12 @@ class _PairBuilder:
 
     def _style_weights(self, row: Row, styles: list[str]) -> tuple[float, ...]:
         """Weights of the styles, summing to 1; equal ones where none are given."""
-        given = _texts(row.get("style_weights")) or ["1"] * len(styles)
         try:
-            weights = [float(weight) for weight in given]
-        except ValueError:
-            weights = []
-        if len(weights) != len(styles) or min(weights, default=0) < 0 or not 0 < sum(weights, 0.0) < float("inf"):
+            return shares(_texts(row.get("style_weights")), len(styles))
+        except ValueError as error:
             if styles:
-                self._complain(f"expected {len(styles)} numbers ≥ 0, not all 0; found {given}", "style_weights")
+                self._complain(str(error), "style_weights")
             return ()
-        return tuple(weight / sum(weights) for weight in weights)
 
     def _check_names(self, pair_id: str, output: str) -> None:
         if not _ID.fullmatch(pair_id) or not pair_id.strip("."):

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from batchnst.collection import images, storage
@@ -72,7 +73,7 @@ class Loader:
             content, content_sha256 = load_picture(pair.content, recipe.size, recipe)
             loaded = [self._load_style(style, recipe.size * recipe.style_scale, recipe) for style in pair.styles]
             styles = tuple(style for style, _ in loaded)
-            masked = styles if len(styles) == len(pair.style_masks) else styles[:1] * len(pair.style_masks)
+            masked = masked_styles(styles, len(pair.style_masks))
             pictures = Pictures(
                 content=content,
                 styles=styles,
@@ -98,19 +99,29 @@ def load_picture(address: str, size: float, recipe: Recipe) -> tuple[images.Pixe
 def load_mask(key: str, address: str, picture: images.Pixels) -> images.Pixels:
     """A mask for a picture (H, W, 3), as (H, W); raises InputError for one of another shape or without a white spot."""
     try:
-        image = images.decode(storage.read(address), address).convert("L")
+        image = images.decode(storage.read(address), address)
     except InputError as error:
         raise InputError(f"{key} {error}") from None
+    return fit_mask(f"{key} {address}", image, picture)
+
+
+def fit_mask(name: str, image: Image.Image, picture: images.Pixels) -> images.Pixels:
+    """A mask at the size of its picture, like `load_mask`."""
     height, width = picture.shape[:2]
     if fit(*image.size, max(width, height)) != (width, height):
         raise InputError(
-            f"{key} {address}: {image.width}×{image.height} pixels, but its picture is shaped like {width}×{height}; "
+            f"{name}: {image.width}×{image.height} pixels, but its picture is shaped like {width}×{height}; "
             "expected a mask of the picture's own shape"
         )
-    mask = images.exactly(image, width, height)
+    mask = images.exactly(image.convert("L"), width, height)
     if not mask.any():
-        raise InputError(f"{key} {address}: all black; expected white where its part of the picture is")
+        raise InputError(f"{name}: all black; expected white where its part of the picture is")
     return mask
+
+
+def masked_styles(styles: tuple[images.Pixels, ...], masks: int) -> tuple[images.Pixels, ...]:
+    """The style that each style mask belongs to: its part's own, or the one for all parts."""
+    return styles if len(styles) == masks else styles[:1] * masks
 
 
 def load_start(recipe: Recipe, content: images.Pixels) -> images.Pixels | None:

@@ -10,9 +10,20 @@ import torch
 from PIL import Image
 
 from batchnst.collection import images, storage
-from batchnst.engine.loading import Pictures, check_size, load_start, to_guides, to_pixels, to_starts, to_tensors
+from batchnst.collection.manifest import part_problems, shares
+from batchnst.engine.loading import (
+    Pictures,
+    check_size,
+    fit_mask,
+    load_start,
+    masked_styles,
+    to_guides,
+    to_pixels,
+    to_starts,
+    to_tensors,
+)
 from batchnst.engine.worker import load_backbone
-from batchnst.errors import Diverged
+from batchnst.errors import Diverged, RequestError
 from batchnst.recipe import Recipe
 from batchnst.transfer import stylize as transfer
 from batchnst.transfer.losses import Losses
@@ -34,23 +45,39 @@ def stylize(
     styles: Source | Sequence[Source],
     recipe: Recipe | None = None,
     *,
+    style_weights: Sequence[float | str] = (),
+    content_masks: Sequence[Source] = (),
+    style_masks: Sequence[Source] = (),
     on_step: Callable[[transfer.Step], None] | None = None,
 ) -> Painting:
-    """Paint `content` in one style or several of equal weight, on the GPU if there is one.
+    """Paint `content` in one style or several, on the GPU if there is one.
 
-    Pictures are paths, URIs or PIL images. `on_step` is called with every step. Raises InputError for a picture
-    that cannot be used and Diverged if no finite loss was reached.
+    Pictures and masks are paths, URIs or PIL images; weights and masks are as in a manifest. `on_step` is called with
+    every step. Raises RequestError for weights or masks that do not go with the styles, InputError for a picture that
+    cannot be used and Diverged if no finite loss was reached.
     """
     recipe = recipe or Recipe()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
+    for key, problem in part_problems(len(blend), len(content_masks), len(style_masks)):
+        raise RequestError(f"{key}: {problem}")
+    try:
+        own_shares = shares(style_weights, len(blend))
+    except ValueError as error:
+        raise RequestError(f"style_weights: {error}") from None
     pixels = _at_size(content, recipe.size, recipe)
+    style_pixels = tuple(_at_size(style, recipe.size * recipe.style_scale, recipe) for style in blend)
+    masked = masked_styles(style_pixels, len(style_masks))
     batch = [
         Pictures(
             content=pixels,
-            styles=tuple(_at_size(style, recipe.size * recipe.style_scale, recipe) for style in blend),
-            style_weights=(1 / len(blend),) * len(blend),
+            styles=style_pixels,
+            style_weights=own_shares,
+            content_masks=tuple(_mask("content_mask", mask, pixels) for mask in content_masks),
+            style_masks=tuple(
+                _mask("style_mask", mask, style) for mask, style in zip(style_masks, masked, strict=True)
+            ),
             start=load_start(recipe, pixels),
         )
     ]
@@ -77,11 +104,20 @@ def stylize(
 
 
 def _at_size(source: Source, size: float, recipe: Recipe) -> images.Pixels:
-    if isinstance(source, Image.Image):
-        name, image = "the given image", images.to_rgb(source)
-    else:
-        name = fspath(source)
-        image = images.decode(storage.read(name), name)
+    name, image = _open(source)
     pixels = images.at_size(image, size, recipe.resample)
     check_size(pixels, name, recipe)
     return pixels
+
+
+def _mask(key: str, source: Source, picture: images.Pixels) -> images.Pixels:
+    name, image = _open(source)
+    return fit_mask(f"{key} {name}", image, picture)
+
+
+def _open(source: Source) -> tuple[str, Image.Image]:
+    """What to call a picture, and the picture."""
+    if isinstance(source, Image.Image):
+        return "the given image", images.to_rgb(source)
+    name = fspath(source)
+    return name, images.decode(storage.read(name), name)
