@@ -60,29 +60,9 @@ def stylize(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
-    for key, problem in part_problems(len(blend), len(content_masks), len(style_masks)):
-        raise RequestError(f"{key}: {problem}")
-    try:
-        own_shares = shares(style_weights, len(blend))
-    except ValueError as error:
-        raise RequestError(f"style_weights: {error}") from None
-    pixels = _at_size(content, recipe.size, recipe)
-    style_pixels = tuple(_at_size(style, recipe.size * recipe.style_scale, recipe) for style in blend)
-    masked = masked_styles(style_pixels, len(style_masks))
-    batch = [
-        Pictures(
-            content=pixels,
-            styles=style_pixels,
-            style_weights=own_shares,
-            content_masks=tuple(_mask("content_mask", mask, pixels) for mask in content_masks),
-            style_masks=tuple(
-                _mask("style_mask", mask, style) for mask, style in zip(style_masks, masked, strict=True)
-            ),
-            start=load_start(recipe, pixels),
-        )
-    ]
+    batch = [_gather(content, blend, recipe, style_weights, content_masks, style_masks)]
     painting = transfer.stylize(
-        to_tensors([pixels], device),
+        to_tensors([batch[0].content], device),
         to_guides(batch, device),
         recipe,
         lambda own: load_backbone(own, weights, device),
@@ -101,6 +81,34 @@ def stylize(
     if not result.losses.total.isfinite().all():
         raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
     return Painting(Image.fromarray(to_pixels(result.pictures)[0]), Losses.cat(history))
+
+
+def _gather(
+    content: Source,
+    styles: Sequence[Source],
+    recipe: Recipe,
+    style_weights: Sequence[float | str],
+    content_masks: Sequence[Source],
+    style_masks: Sequence[Source],
+) -> Pictures:
+    """Everything the picture is painted from, read and fitted."""
+    for key, problem in part_problems(len(styles), len(content_masks), len(style_masks)):
+        raise RequestError(f"{key}: {problem}")
+    try:
+        own_shares = shares(style_weights, len(styles))
+    except ValueError as error:
+        raise RequestError(f"style_weights: {error}") from None
+    pixels = _at_size(content, recipe.size, recipe)
+    style_pixels = tuple(_at_size(style, recipe.size * recipe.style_scale, recipe) for style in styles)
+    masked = zip(style_masks, masked_styles(style_pixels, len(style_masks)), strict=True)
+    return Pictures(
+        content=pixels,
+        styles=style_pixels,
+        style_weights=own_shares,
+        content_masks=tuple(_mask("content_mask", mask, pixels) for mask in content_masks),
+        style_masks=tuple(_mask("style_mask", mask, style) for mask, style in masked),
+        start=load_start(recipe, pixels),
+    )
 
 
 def _at_size(source: Source, size: float, recipe: Recipe) -> images.Pixels:
