@@ -156,9 +156,8 @@ class LBFGS:
 
     def select(self, which: Tensor) -> None:
         """Go on with some of the pictures alone."""
-        for name in ("trial", "kept", "gradient", "direction", "loss", "step", "refusals", "gamma"):
-            setattr(self, name, getattr(self, name)[which])
-        for name in ("pairs", "newest", "valid", "sy", "yy"):
+        vectors = ("trial", "kept", "gradient", "direction", "loss", "step", "refusals", "gamma")
+        for name in (*vectors, "pairs", "newest", "valid", "sy", "yy"):
             setattr(self, name, getattr(self, name)[which])
 
     def _remember(self, s: Tensor, y: Tensor, moved: Tensor) -> Tensor:

@@ -79,29 +79,18 @@ def stylize(
 
     A picture whose loss explodes or is no number is tried once more, in a SAFER way, from the best it had.
     """
-    result = yield from _optimize(contents, guides, recipe, load(recipe), starts)
+    everyone = list(range(len(contents)))
+    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, everyone)
     lost = [i for i, why in enumerate(result.stopped) if why == "diverged"]
     if not lost:
         return result
     safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
     finite = result.losses.total[lost].isfinite()[:, None, None, None]
     starts = torch.where(finite, result.pictures[lost], contents[lost])
-    again = _optimize(contents[lost], [guides[i] for i in lost], safer, load(safer), starts)
-    rescued = yield from _renumbered(again, lost)
+    rescued = yield from _optimize(contents[lost], [guides[i] for i in lost], safer, load(safer), starts, lost)
     places = torch.tensor(lost, device=contents.device)
     pictures = result.pictures.index_copy(0, places, rescued.pictures)
     return Stylized(pictures, result.losses.put(places, rescued.losses), result.stopped)
-
-
-def _renumbered(painting: Generator[Step, None, Stylized], places: Sequence[int]) -> Generator[Step, None, Stylized]:
-    """The steps of some of a batch's pictures, with their places in it."""
-    while True:
-        try:
-            step = next(painting)
-        except StopIteration as end:
-            result: Stylized = end.value
-            return result
-        yield replace(step, active=[places[place] for place in step.active])
 
 
 def _optimize(
@@ -110,8 +99,9 @@ def _optimize(
     recipe: Recipe,
     backbone: Backbone,
     starts: Tensor | None,
+    places: Sequence[int],
 ) -> Generator[Step, None, Stylized]:
-    """The optimisation itself, scale by scale."""
+    """The optimisation itself, scale by scale; `places` are the pictures' own in the whole batch, for the steps."""
     color = COLORS[recipe.preserve_color]
     height, width = contents.shape[-2:]
     subjects = color.content(contents)
@@ -128,7 +118,8 @@ def _optimize(
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
             render = partial(_render, color, painter.best, shown, active)
-            yield Step(index, scale.size, size[0] * size[1], active, losses, (passed + count) / total, render)
+            moved = [places[place] for place in active]
+            yield Step(index, scale.size, size[0] * size[1], moved, losses, (passed + count) / total, render)
             index += 1
             if count % CHECK_EVERY == 0 and not painter.drop_stopped():
                 break
