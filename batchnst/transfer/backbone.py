@@ -46,8 +46,11 @@ class Backbone(nn.Module):
                     tensor = tensor.contiguous(memory_format=torch.channels_last)
                 self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Features (B, C, h, w) of the wanted layers by name, for pictures (B, 3, H, W), RGB, 0..255."""
+    def forward(self, pictures: Tensor, tap: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """Features (B, C, h, w) of the wanted layers by name, for pictures (B, 3, H, W), RGB, 0..255.
+
+        `tap` is given each wanted layer's name and features, and returns the features that go on.
+        """
         x = (pictures - self.mean).to(self.dtype, memory_format=torch.channels_last)
         features = {}
         for name in self.names:
@@ -59,6 +62,7 @@ class Backbone(nn.Module):
             else:
                 x = self.pool(x, kernel_size=2)
             if name in self.wanted:
+                x = tap(name, x) if tap else x
                 features[name] = x
         return features
 

@@ -69,23 +69,31 @@ class Definition:
 
 
 class _Gram(torch.autograd.Function):
-    """FᵀF over positions; autograd's own derivative would multiply twice, and in another memory layout."""
+    """FᵀF over positions, and F itself, whose gradient is added in the product that derives the Gram.
+
+    Autograd's own derivative would multiply twice, in another memory layout, and add in a pass of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
         positions = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h·w, C), a view when channels_last
         ctx.save_for_backward(positions)
-        ctx.shape = features.shape
         exact = positions.to(torch.promote_types(features.dtype, torch.float32))
-        return exact.mT @ exact / positions.shape[1]
+        return features, exact.mT @ exact / positions.shape[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (positions,), (gradient,) = ctx.saved_tensors, gradients
-        symmetric = (gradient + gradient.mT) / positions.shape[1]
-        batch, channels, height, width = ctx.shape
-        moved: Tensor = positions @ symmetric.to(positions.dtype)
-        return moved.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        (positions,), (upstream, gradient) = ctx.saved_tensors, gradients
+        symmetric = ((gradient + gradient.mT) / positions.shape[1]).to(positions.dtype)
+        batch, channels, height, width = upstream.shape
+        own = torch.baddbmm(upstream.permute(0, 2, 3, 1).flatten(1, 2), positions, symmetric)
+        return own.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def tap_gram(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The features (B, C, h, w), to go on with, and their Gram matrix."""
+    passed_on, gram = _Gram.apply(features)
+    return passed_on, gram
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -93,8 +101,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 
     The papers sum over positions (Gatys et al. 2016, eq. 3); the mean makes pictures of different sizes compare.
     """
-    gram: Tensor = _Gram.apply(features)
-    return gram
+    return tap_gram(features)[1]
 
 
 def total_variation(pictures: Tensor) -> Tensor:
@@ -193,11 +200,20 @@ class Objective:
         return Objective(self.backbone, self.recipe, content, [region.select(which) for region in self.regions])
 
     def _losses(self, pictures: Tensor) -> Losses:
-        recipe, features = self.recipe, self.backbone(pictures)
+        recipe = self.recipe
         content = pictures.new_zeros(len(pictures))
-        for name, weight in recipe.content_layers.items():
-            content = content + weight * self.definition.content(features[name].to(pictures.dtype), self.content[name])
-        layers = {name: self._style_loss(name, features[name]) for name in recipe.style_layers}
+        layers: dict[str, Tensor] = {}
+
+        def tap(name: str, features: Tensor) -> Tensor:
+            nonlocal content
+            if name in recipe.content_layers:
+                own = self.definition.content(features.to(pictures.dtype), self.content[name])
+                content = content + recipe.content_layers[name] * own
+            if name in recipe.style_layers:
+                features, layers[name] = self._style_loss(name, features)
+            return features
+
+        self.backbone(pictures, tap)
         style = torch.stack([weight * layers[name] for name, weight in recipe.style_layers.items()]).sum(0)
         return Losses(
             content=recipe.content_weight * content,
@@ -206,10 +222,13 @@ class Objective:
             style_layers=layers,
         )
 
-    def _style_loss(self, name: str, features: Tensor) -> Tensor:
-        """The style loss of one layer, (B,), over all regions."""
+    def _style_loss(self, name: str, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The features, to go on with, and the style loss of their layer, (B,), over all regions."""
         loss = torch.zeros_like(self.regions[0].share)
         for region in self.regions:
-            seen = features * region.guides[name] if region.guides else features
-            loss = loss + region.share * self.definition.style(gram_matrix(seen), region.grams[name])
-        return loss
+            if region.guides:
+                gram = gram_matrix(features * region.guides[name])
+            else:
+                features, gram = tap_gram(features)
+            loss = loss + region.share * self.definition.style(gram, region.grams[name])
+        return features, loss

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fft
 
 BOX = (0.0, 255.0)
 
@@ -96,11 +96,16 @@ class LBFGS:
 
     The inverse Hessian is kept in the compact form of Byrd, Nocedal and Schnabel (1994), theorem 2.2 (Nocedal and
     Wright 2006, eq. 7.24): two passes over the history a step, whatever its length, and the same two for the whole
-    batch. Pixels that the gradient pushes out of the box are left out of the direction. A step that raises the loss
-    is taken back and tried again shorter. A pair without positive curvature is not kept.
+    batch. It starts from γP, P a low-pass filter: seen through it, the gradient is that of a picture's Fourier
+    coefficients with the low frequencies magnified, so that large shapes move as fast as texture (Neuberger 1997,
+    Sobolev gradients; Mordvintsev et al. 2018). Pixels that the gradient pushes out of the box are left out of the
+    direction. A step that raises the loss is taken back and tried again shorter. A pair without positive curvature is
+    not kept.
     """
 
     history = 20
+    cutoff = 0.02
+    """The frequency, in cycles a pixel, from which on P falls as 1/f."""
     first_move = 2.0
     """Length of the very first step: root mean square over the pixels, in grey levels."""
     shrink = 0.3
@@ -118,12 +123,15 @@ class LBFGS:
         self.step = pictures.new_ones(count)
         self.refusals = pictures.new_zeros(count)
         self.gamma = pictures.new_zeros(count) if scale is None else scale * pixels
-        # Rows 0..m of `pairs` are s, rows m..2m are y, written round and round; `newest` is each picture's last.
+        height, width = pictures.shape[-2:]
+        down, across = (f(n, device=pictures.device) for f, n in ((fft.fftfreq, height), (fft.rfftfreq, width)))
+        self.response = (1 + (down[:, None].square() + across.square()) / self.cutoff**2).rsqrt().to(pictures.dtype)
+        # Rows 0..m of `pairs` are s, rows m..2m are Py, written round and round; `newest` is each picture's last.
         self.pairs = pictures.new_zeros(count, 2 * m, pixels)
         self.newest = torch.full((count,), m - 1, device=pictures.device)
         self.valid = torch.zeros(count, m, dtype=torch.bool, device=pictures.device)
         self.sy = pictures.new_zeros(count, m, m, dtype=torch.float64)
-        self.yy = torch.zeros_like(self.sy)
+        self.ypy = torch.zeros_like(self.sy)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Keep the trial where its loss is lower, and step from there; elsewhere try a shorter step again."""
@@ -134,7 +142,8 @@ class LBFGS:
         self.kept = _choose(accepted, trial, self.kept)
         self.gradient = _choose(accepted, gradient, self.gradient)
         self.loss = torch.where(accepted, loss, self.loss)
-        self.gamma = torch.where(self.gamma > 0, self.gamma, self.first_move / _rms(self.gradient))
+        first = self.first_move / _rms(self._smooth(self.gradient))
+        self.gamma = torch.where(self.gamma > 0, self.gamma, first)
 
         self.refusals = torch.where(accepted, 0, self.refusals + 1)
         stuck = self.refusals >= self.give_up
@@ -157,16 +166,23 @@ class LBFGS:
     def select(self, which: Tensor) -> None:
         """Go on with some of the pictures alone."""
         vectors = ("trial", "kept", "gradient", "direction", "loss", "step", "refusals", "gamma")
-        for name in (*vectors, "pairs", "newest", "valid", "sy", "yy"):
+        for name in (*vectors, "pairs", "newest", "valid", "sy", "ypy"):
             setattr(self, name, getattr(self, name)[which])
 
+    def _smooth(self, vectors: Tensor) -> Tensor:
+        """P of vectors (B, N)."""
+        spectrum = fft.rfft2(vectors.view_as(self.trial)) * self.response
+        smooth: Tensor = fft.irfft2(spectrum, s=self.trial.shape[-2:])
+        return smooth.flatten(1)
+
     def _remember(self, s: Tensor, y: Tensor, moved: Tensor) -> Tensor:
-        """Keep the pair (s, y), each (B, N), where the picture moved and met positive curvature; returns where."""
-        curvature, change = (s * y).sum(1), y.square().sum(1)
-        learnt: Tensor = moved & (curvature > 1e-4 * s.norm(dim=1) * change.sqrt())
-        self.gamma = torch.where(learnt, curvature / change, self.gamma)
+        """Keep the pair (s, Py), each (B, N), where the picture moved and met positive curvature; returns where."""
+        smooth = self._smooth(y)
+        curvature = (s * y).sum(1)
+        learnt: Tensor = moved & (curvature > 1e-4 * s.norm(dim=1) * y.norm(dim=1))
+        self.gamma = torch.where(learnt, curvature / (y * smooth).sum(1), self.gamma)
         self.newest = torch.where(learnt, (self.newest + 1) % self.history, self.newest)
-        for row, vector in ((self.newest, s), (self.newest + self.history, y)):
+        for row, vector in ((self.newest, s), (self.newest + self.history, smooth)):
             index = row[:, None, None].expand(-1, 1, vector.shape[1])
             old = self.pairs.gather(1, index)
             self.pairs.scatter_(1, index, _choose(learnt, vector[:, None], old))
@@ -178,26 +194,26 @@ class LBFGS:
         m, batch = self.history, torch.arange(len(y), device=y.device)
         products = (self.pairs @ torch.stack([y, gradient], 2)).double()
         by_y, by_gradient = products[..., 0], products[..., 1]
-        old = self.sy[batch, :, self.newest], self.yy[batch, :, self.newest]
+        old = self.sy[batch, :, self.newest], self.ypy[batch, :, self.newest]
         self.sy[batch, :, self.newest] = _choose(learnt, by_y[:, :m], old[0])
-        self.yy[batch, :, self.newest] = _choose(learnt, by_y[:, m:], old[1])
-        self.yy[batch, self.newest, :] = self.yy[batch, :, self.newest]
+        self.ypy[batch, :, self.newest] = _choose(learnt, by_y[:, m:], old[1])
+        self.ypy[batch, self.newest, :] = self.ypy[batch, :, self.newest]
 
         order = (self.newest[:, None] + 1 + torch.arange(m, device=y.device)) % m  # oldest first
         valid = self.valid.gather(1, order).double()
-        sy, yy = (_reorder(matrix, order) * valid[:, :, None] * valid[:, None] for matrix in (self.sy, self.yy))
+        sy, ypy = (_reorder(matrix, order) * valid[:, :, None] * valid[:, None] for matrix in (self.sy, self.ypy))
         p = by_gradient[:, :m].gather(1, order) * valid
         q = by_gradient[:, m:].gather(1, order) * valid
         gamma = self.gamma.double()[:, None]
         r = sy.triu() + torch.diag_embed(1 - valid)
         u = torch.linalg.solve_triangular(r, p[..., None], upper=True)[..., 0]
-        v = sy.diagonal(dim1=1, dim2=2) * u + gamma * ((yy @ u[..., None])[..., 0] - q)
+        v = sy.diagonal(dim1=1, dim2=2) * u + gamma * ((ypy @ u[..., None])[..., 0] - q)
         a = torch.linalg.solve_triangular(r.mT, v[..., None], upper=False)[..., 0]
         weights = torch.zeros_like(products[..., 0])
         weights[:, :m].scatter_(1, order, a)
         weights[:, m:].scatter_(1, order, -gamma * u)
         combined = (weights.to(gradient.dtype)[:, None] @ self.pairs)[:, 0]
-        return -(self.gamma[:, None] * gradient + combined)
+        return -(self.gamma[:, None] * self._smooth(gradient) + combined)
 
 
 OPTIMIZERS: dict[str, Callable[[Tensor, float | None, Tensor | None], Optimizer]] = {

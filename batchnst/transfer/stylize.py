@@ -13,7 +13,7 @@ from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.color import COLORS, ColorMethod
 from batchnst.transfer.losses import Losses, Objective, Region, gram_matrix, guide
-from batchnst.transfer.optimizers import OPTIMIZERS
+from batchnst.transfer.optimizers import BOX, OPTIMIZERS
 from batchnst.transfer.pyramid import Scale, resize, scales
 
 CHECK_EVERY = 10
@@ -106,14 +106,19 @@ def _optimize(
     height, width = contents.shape[-2:]
     subjects = color.content(contents)
     guides = [_recolored(parts, contents[i : i + 1], color) for i, parts in enumerate(guides)]
-    pictures = _start(subjects, guides, recipe) if starts is None else color.content(starts)
-    good_step: Tensor | None = None
+    starts = _start(subjects, guides, recipe) if starts is None else color.content(starts)
+    begun, painted, good_step = starts, starts, None
     pyramid = scales(recipe, min(height, width))
     index, passed, total = 0, 0, sum(scale.steps for scale in pyramid)
     for scale in pyramid:
         size = fit(width, height, scale.size)
         objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale)
-        painter = _Painter(objective, resize(pictures, *size), recipe, good_step)
+        start = resize(starts, *size)
+        pictures = resize(painted, *size)
+        if recipe.init != "noise":
+            # The coarser scale has not seen the start's fine detail: only what it changed is carried over.
+            pictures = (start + pictures - resize(begun, *size)).clamp(*BOX)
+        painter = _Painter(objective, pictures, recipe, good_step)
         shown = resize(contents, *size)
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
@@ -125,8 +130,8 @@ def _optimize(
                 break
         painter.close()
         passed += scale.steps
-        pictures, good_step = painter.best, painter.good_step
-    return Stylized(color.finish(pictures, contents), painter.losses, painter.stopped)
+        begun, painted, good_step = start, painter.best, painter.good_step
+    return Stylized(color.finish(painted, contents), painter.losses, painter.stopped)
 
 
 def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[int]) -> Tensor:
