@@ -80,7 +80,11 @@ def probe(address: str) -> tuple[int, int] | None:
 
 
 def encode(pixels: Pixels, name: str) -> bytes:
-    """The picture as the ending of `name` asks."""
+    """The picture as the ending of `name` asks; raises InputError for one that the format cannot hold."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, **ENCODERS[PurePosixPath(name).suffix.lower()])
+    try:
+        Image.fromarray(pixels).save(buffer, **ENCODERS[PurePosixPath(name).suffix.lower()])
+    except (OSError, ValueError) as error:
+        height, width = pixels.shape[:2]
+        raise InputError(f"{name}: {width}×{height} pixels cannot be written so: {error}; choose .png") from None
     return buffer.getvalue()

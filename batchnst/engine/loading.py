@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -151,24 +152,38 @@ def to_tensors(pictures: Sequence[images.Pixels], device: torch.device) -> Tenso
     return stacked.permute(0, 3, 1, 2).float().contiguous()
 
 
-def to_starts(batch: Sequence[Pictures], device: torch.device) -> Tensor | None:
-    """The users' pictures to start from, (B, 3, H, W), or None where there are none."""
-    starts = [pictures.start for pictures in batch if pictures.start is not None]
-    return to_tensors(starts, device) if starts else None
+class Tensors:
+    """Batches as tensors on a device; an array that comes again, now or later, is the same tensor."""
 
+    most = 64
 
-def to_guides(batch: Sequence[Pictures], device: torch.device) -> list[list[Guide]]:
-    """Each picture's parts; an array that several pictures share becomes one tensor."""
-    tensors: dict[int, Tensor] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._kept: OrderedDict[int, tuple[images.Pixels, Tensor]] = OrderedDict()
 
-    def tensor(pixels: images.Pixels) -> Tensor:
-        if id(pixels) not in tensors:
-            rgb = pixels if pixels.ndim == 3 else pixels[..., None]
-            made = to_tensors([rgb], device)
-            tensors[id(pixels)] = made if pixels.ndim == 3 else made / 255
-        return tensors[id(pixels)]
+    def contents(self, batch: Sequence[Pictures]) -> Tensor:
+        """The contents, (B, 3, H, W)."""
+        return to_tensors([pictures.content for pictures in batch], self.device)
 
-    return [_parts(pictures, tensor) for pictures in batch]
+    def starts(self, batch: Sequence[Pictures]) -> Tensor | None:
+        """The users' pictures to start from, (B, 3, H, W), or None where there are none."""
+        starts = [pictures.start for pictures in batch if pictures.start is not None]
+        return to_tensors(starts, self.device) if starts else None
+
+    def guides(self, batch: Sequence[Pictures]) -> list[list[Guide]]:
+        """Each picture's parts."""
+        return [_parts(pictures, self._tensor) for pictures in batch]
+
+    def _tensor(self, pixels: images.Pixels) -> Tensor:
+        """A picture as (1, 3, H, W), 0..255, or a mask as (1, 1, H, W), 0..1."""
+        if id(pixels) not in self._kept:
+            picture = to_tensors([pixels if pixels.ndim == 3 else pixels[..., None]], self.device)
+            # The array is kept too: as long as it lives no other has its id.
+            self._kept[id(pixels)] = pixels, picture if pixels.ndim == 3 else picture / 255
+        self._kept.move_to_end(id(pixels))
+        if len(self._kept) > self.most:
+            self._kept.popitem(last=False)
+        return self._kept[id(pixels)][1]
 
 
 def _parts(pictures: Pictures, tensor: Callable[[images.Pixels], Tensor]) -> list[Guide]:

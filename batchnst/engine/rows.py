@@ -44,17 +44,20 @@ class History:
         self._start = time.perf_counter()
         self._moments: list[_Moment] = []
 
-    def add(self, step: Step) -> float:
-        """Take note of a step; returns the seconds since the start."""
+    def add(self, step: Step) -> None:
+        """Take note of a step."""
         seconds = time.perf_counter() - self._start
         for picture in step.active:
             self.steps[picture] += 1
         self._moments.append(_Moment(seconds, step.scale, step.active, step.losses))
-        return seconds
+
+    def to_host(self) -> None:
+        """Fetch the losses from the device, once all steps are done."""
+        self._losses = Losses.cat([moment.losses for moment in self._moments])
 
     def rows(self, jobs: Sequence[Job], run_id: str) -> list[list[LossRow]]:
-        """A row for each step of each picture, picture by picture."""
-        losses = Losses.cat([moment.losses for moment in self._moments])
+        """A row for each step of each picture, picture by picture; `to_host` comes first."""
+        losses = self._losses
         terms = [term.tolist() for term in (losses.total, losses.content, losses.style, losses.tv)]
         layers = {name: loss.tolist() for name, loss in losses.style_layers.items()}
         rows: list[list[LossRow]] = [[] for _ in jobs]

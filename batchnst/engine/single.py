@@ -13,14 +13,12 @@ from batchnst.collection import images, storage
 from batchnst.collection.manifest import part_problems, shares
 from batchnst.engine.loading import (
     Pictures,
+    Tensors,
     check_size,
     fit_mask,
     load_start,
     masked_styles,
-    to_guides,
     to_pixels,
-    to_starts,
-    to_tensors,
 )
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged, RequestError
@@ -61,12 +59,13 @@ def stylize(
     weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
     batch = [_gather(content, blend, recipe, style_weights, content_masks, style_masks)]
+    tensors = Tensors(device)
     painting = transfer.stylize(
-        to_tensors([batch[0].content], device),
-        to_guides(batch, device),
+        tensors.contents(batch),
+        tensors.guides(batch),
         recipe,
         lambda own: load_backbone(own, weights, device),
-        to_starts(batch, device),
+        tensors.starts(batch),
     )
     history = []
     while True:

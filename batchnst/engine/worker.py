@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from batchnst.collection import images
+from batchnst.collection.images import Pixels
 from batchnst.engine import rows
-from batchnst.engine.loading import Loaded, Loader, Unloadable, ahead, to_guides, to_pixels, to_starts, to_tensors
+from batchnst.engine.loading import Loaded, Loader, Tensors, Unloadable, ahead, to_pixels
 from batchnst.engine.plan import Batch, Job
-from batchnst.errors import Diverged, OutOfMemory, StorageError
+from batchnst.errors import Diverged, OutOfMemory, PairError, StorageError
 from batchnst.ledger.schema import PairRow
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
@@ -45,10 +51,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Progress:
-    """Work done since the last event, in steps of one picture and in pixel-steps."""
+    """Work done since the last event, in steps of one picture and in pixel-steps, and the seconds it took."""
 
     steps: int
     work: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -67,15 +74,62 @@ def paint_chunk(chunk: Chunk, weights: Weights, out: str, run_id: str, device: t
 
     Raises StorageError if OUT cannot be written, or belongs to another run by now.
     """
-    for batch, loaded in ahead(Loader().load, chunk.batches):
-        yield from _Painter(batch.recipe, weights, Out(out), run_id, device).paint(loaded)
+    tensors = Tensors(device)
+    with _Writer() as writer:
+        for batch, loaded in ahead(Loader().load, chunk.batches):
+            yield from _Painter(batch.recipe, weights, Out(out), run_id, tensors, writer).paint(loaded)
+        yield from writer.wait()
+
+
+class _Writer:
+    """Commits one batch in a thread of its own while the next one is painted."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[list[Finished]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def submit(self, commit: Callable[[], list[Finished]]) -> list[Finished]:
+        """Begin a commit once the one before has ended; returns what that one finished."""
+        finished = self.wait()
+        self._pending = self._pool.submit(commit)
+        return finished
+
+    def ended(self) -> list[Finished]:
+        """What has been finished since the last question."""
+        return self.wait() if self._pending and self._pending.done() else []
+
+    def wait(self) -> list[Finished]:
+        """What the commit in hand finishes; raises what it raises."""
+        pending, self._pending = self._pending, None
+        return pending.result() if pending else []
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """A painted batch on the host: pixels of each picture, their losses (B,), why each stopped, and every step."""
+
+    pixels: list[Pixels]
+    losses: Losses
+    stopped: list[str]
+    history: rows.History
 
 
 class _Painter:
-    """Paints jobs of one recipe and commits them."""
+    """Paints jobs of one recipe and has them committed."""
 
-    def __init__(self, recipe: Recipe, weights: Weights, out: Out, run_id: str, device: torch.device) -> None:
-        self.recipe, self.weights, self.out, self.run_id, self.device = recipe, weights, out, run_id, device
+    def __init__(
+        self, recipe: Recipe, weights: Weights, out: Out, run_id: str, tensors: Tensors, writer: _Writer
+    ) -> None:
+        self.recipe, self.weights, self.out, self.run_id = recipe, weights, out, run_id
+        self.tensors, self.writer, self.device = tensors, writer, tensors.device
 
     def paint(self, loaded: Sequence[Loaded | Unloadable]) -> Iterator[Event]:
         """Commit the failures of what could not be loaded, then paint the rest, one working size at a time."""
@@ -103,38 +157,41 @@ class _Painter:
             yield from self._paint_or_halve(group[len(group) // 2 :])
 
     def _try(self, group: Sequence[Loaded], started: datetime) -> Generator[Event, None, Exception | None]:
-        """Paint and commit a group, or return why it could not be done."""
+        """Paint a group and have it committed, or return why it could not be painted."""
         try:
-            result, history = yield from self._optimize(group)
-            finished = self._commit(group, result, history, started)
+            painted = yield from self._optimize(group)
         except StorageError:
             raise
         except Exception as error:
             # Its traceback would keep the batch's tensors in memory.
             return error.with_traceback(None)
-        yield from finished
+        yield from self.writer.submit(partial(self._commit, group, painted, started))
         return None
 
-    def _optimize(self, group: Sequence[Loaded]) -> Generator[Event, None, tuple[Stylized, rows.History]]:
+    def _optimize(self, group: Sequence[Loaded]) -> Generator[Event, None, _Painted]:
         """Paint a group, reporting now and then."""
         batch = [item.pictures for item in group]
-        contents = to_tensors([pictures.content for pictures in batch], self.device)
-        guides, starts = to_guides(batch, self.device), to_starts(batch, self.device)
-        painting = stylize(contents, guides, self.recipe, self._load_backbone, starts)
+        contents, starts = self.tensors.contents(batch), self.tensors.starts(batch)
+        painting = stylize(contents, self.tensors.guides(batch), self.recipe, self._load_backbone, starts)
         history = rows.History(len(group))
-        reported, steps, work = 0.0, 0, 0
+        reported, steps, work = time.perf_counter(), 0, 0
         while True:
             try:
                 step = next(painting)
             except StopIteration as end:
-                yield Progress(steps, work)
-                return end.value, history
-            now = history.add(step)
+                result: Stylized = end.value
+                history.to_host()
+                painted = _Painted(to_pixels(result.pictures), Losses.cat([result.losses]), result.stopped, history)
+                yield Progress(steps, work, time.perf_counter() - reported)
+                return painted
+            history.add(step)
             self._snapshot(step, group, history)
             steps, work = steps + len(step.active), work + len(step.active) * step.pixels
+            now = time.perf_counter()
             if now - reported > REPORT_EVERY:
-                yield Progress(steps, work)
-                reported, steps, work = now, 0, 0
+                yield Progress(steps, work, now - reported)
+                yield from self.writer.ended()
+                reported, steps, work = time.perf_counter(), 0, 0
 
     def _load_backbone(self, recipe: Recipe) -> Backbone:
         return load_backbone(recipe, self.weights, self.device)
@@ -148,27 +205,31 @@ class _Painter:
                 name = f"{group[i].job.pair.id}/step-{history.steps[i] - 1:05d}.jpg"
                 self.out.write_snapshot(name, images.encode(pictures[i], name))
 
-    def _commit(
-        self, group: Sequence[Loaded], result: Stylized, history: rows.History, started: datetime
-    ) -> list[Finished]:
+    def _commit(self, group: Sequence[Loaded], painted: _Painted, started: datetime) -> list[Finished]:
         """Put pictures in place, then their rows."""
-        best = Losses.cat([result.losses])
-        loss_rows = history.rows([item.job for item in group], self.run_id)
+        loss_rows = painted.history.rows([item.job for item in group], self.run_id)
         pair_rows: list[PairRow] = []
-        for i, (item, pixels) in enumerate(zip(group, to_pixels(result.pictures), strict=True)):
-            columns = {**rows.inputs(item), "batch_size": len(group), "stopped": result.stopped[i]}
-            if not best.total[i].isfinite():
-                columns |= rows.failure(Diverged("no finite loss was reached; lower the weights or the learning_rate"))
-                pair_rows.append(self._row(item.job, started, "failed", **columns))
+        for i, (item, pixels) in enumerate(zip(group, painted.pixels, strict=True)):
+            columns = {**rows.inputs(item), "batch_size": len(group), "stopped": painted.stopped[i]}
+            try:
+                data = self._encode(pixels, item.job, painted.losses.total[i].item())
+            except PairError as error:
+                pair_rows.append(self._row(item.job, started, "failed", **columns, **rows.failure(error)))
                 continue
-            data = images.encode(pixels, item.job.pair.output)
             self.out.write_picture(item.job.pair.output, data)
-            columns |= rows.picture(data, pixels) | rows.losses(best, i, loss_rows[i])
-            if result.stopped[i] == "diverged":
+            columns |= rows.picture(data, pixels) | rows.losses(painted.losses, i, loss_rows[i])
+            if painted.stopped[i] == "diverged":
                 columns |= rows.failure(Diverged(RESCUED)) | {"precision": "fp32"}
             pair_rows.append(self._row(item.job, started, "ok", **columns))
         self.out.append(self.run_id, pair_rows, [row for of_one in loss_rows for row in of_one])
         return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
+
+    @staticmethod
+    def _encode(pixels: Pixels, job: Job, loss: float) -> bytes:
+        """The picture's file; raises Diverged for one that never had a finite loss."""
+        if not math.isfinite(loss):
+            raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
+        return images.encode(pixels, job.pair.output)
 
     def _commit_failure(self, job: Job, error: Exception, started: datetime, loaded: Loaded | None = None) -> Finished:
         error = as_pair_error(error)

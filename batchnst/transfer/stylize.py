@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
@@ -232,47 +233,55 @@ def _objective(
     """The objective of one scale, of subjects (B, C, h, w) resized to it: content features and style Grams."""
     with torch.no_grad():
         features = backbone(subjects)
-        grams: dict[tuple[int, int], dict[str, Tensor]] = {}
-        regions = [_region(parts, features, recipe, backbone, scale, grams) for parts in zip(*guides, strict=True)]
+        regions = [_region(parts, features, recipe, backbone, scale) for parts in zip(*guides, strict=True)]
         content = {name: features[name].to(subjects.dtype) for name in recipe.content_layers}
     return Objective(backbone, recipe, content, regions)
 
 
 def _region(
-    parts: Sequence[Guide],
-    features: dict[str, Tensor],
-    recipe: Recipe,
-    backbone: Backbone,
-    scale: Scale,
-    grams: dict[tuple[int, int], dict[str, Tensor]],
+    parts: Sequence[Guide], features: dict[str, Tensor], recipe: Recipe, backbone: Backbone, scale: Scale
 ) -> Region:
-    """One part of every picture: the blends of its styles' Grams, each style measured once, and its guides."""
-    for part in parts:
-        for style in part.styles:
-            key = (id(style), id(part.style_mask))
-            if key not in grams:
-                grams[key] = _style_grams(style, part.style_mask, recipe, backbone, scale)
-
-    def blend(part: Guide, name: str) -> Tensor:
-        own = [grams[id(style), id(part.style_mask)][name] for style in part.styles]
-        return torch.stack([weight * gram for weight, gram in zip(part.weights, own, strict=True)]).sum(0)
-
+    """One part of every picture: the blends of its styles' Grams, and its guides."""
+    blends = [_blend(part, recipe, backbone, scale) for part in parts]
+    grams = {name: torch.cat([blend[name] for blend in blends]) for name in recipe.style_layers}
     shape = features[recipe.deepest_layer]
     share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=shape.device)
     factors: dict[str, Tensor] = {}
     if any(part.content_mask is not None for part in parts):
         masks = torch.cat([part.content_mask for part in parts if part.content_mask is not None])
         factors = {name: guide(masks, features[name]) for name in recipe.style_layers}
-    return Region({name: torch.cat([blend(p, name) for p in parts]) for name in recipe.style_layers}, factors, share)
+    return Region(grams, factors, share)
+
+
+def _blend(part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale) -> dict[str, Tensor]:
+    """The Gram matrices (1, C, C) that a part is to have: the weighted mean of its styles'."""
+    own = [_style_grams(style, part.style_mask, recipe, backbone, scale) for style in part.styles]
+    return {
+        name: torch.stack([weight * grams[name] for weight, grams in zip(part.weights, own, strict=True)]).sum(0)
+        for name in recipe.style_layers
+    }
+
+
+_measured: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""What `_style_grams` has measured, for as long as the style's tensor lives."""
 
 
 def _style_grams(
     style: Tensor, mask: Tensor | None, recipe: Recipe, backbone: Backbone, scale: Scale
 ) -> dict[str, Tensor]:
-    """The Gram matrices (1, C, C) of one style (1, C, h, w), or of a part of it, in proportion to the scale."""
+    """The Gram matrices (1, C, C) of one style (1, C, h, w), or of a part of it, in proportion to the scale.
+
+    Measured once for a style, mask, size and backbone, however many pictures and batches ask.
+    """
     height, width = style.shape[-2:]
-    size = max(height, width) * scale.size / recipe.size
-    features = backbone(resize(style, *fit(width, height, size)))
-    if mask is not None:
-        features = {name: features[name] * guide(mask, features[name]) for name in recipe.style_layers}
-    return {name: gram_matrix(features[name]) for name in recipe.style_layers}
+    size = fit(width, height, max(height, width) * scale.size / recipe.size)
+    if style not in _measured:
+        _measured[style] = {}
+    known: dict[object, dict[str, Tensor]] = _measured[style]
+    key = mask, size, backbone, tuple(recipe.style_layers)
+    if key not in known:
+        features = backbone(resize(style, *size))
+        if mask is not None:
+            features = {name: features[name] * guide(mask, features[name]) for name in recipe.style_layers}
+        known[key] = {name: gram_matrix(features[name]) for name in recipe.style_layers}
+    return known[key]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from batchnst import read_ledger
 from batchnst.collection.manifest import Pair
-from batchnst.engine import worker
+from batchnst.engine import loading, worker
 from batchnst.engine.loading import Loader, ahead
 from batchnst.engine.plan import Batch, Job
 from batchnst.engine.worker import Chunk, Finished, Progress, paint_chunk
@@ -124,7 +124,7 @@ def test_a_pair_that_does_not_fit_alone_says_so(
 def test_a_picture_without_a_finite_loss_is_a_failed_row_and_its_neighbour_is_painted(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = worker.to_tensors
+    real = loading.to_tensors
 
     def poisoned(contents: Any, device: torch.device) -> torch.Tensor:
         tensors = real(contents, device)
@@ -132,7 +132,7 @@ def test_a_picture_without_a_finite_loss_is_a_failed_row_and_its_neighbour_is_pa
             tensors[0, 0, 0, 0] = torch.nan
         return tensors
 
-    monkeypatch.setattr(worker, "to_tensors", poisoned)
+    monkeypatch.setattr(loading, "to_tensors", poisoned)
     paint([job(images, "a"), job(images, "b")], weights, tmp_path)
     found = rows(tmp_path)
     assert (found["a"]["status"], found["a"]["error_type"], found["a"]["stopped"]) == ("failed", "Diverged", "diverged")
