@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import shlex
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NoReturn
@@ -210,10 +212,12 @@ def stylize(
     from batchnst.collection import images, storage
     from batchnst.display import StepBar
     from batchnst.engine.single import stylize as paint
+    from batchnst.transfer.device import tune_process
 
     if PurePosixPath(out).suffix.lower() not in images.ENCODERS:
         raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(images.ENCODERS)}")
     recipe = Recipe.from_settings(settings)
+    tune_process()
     with StepBar() as bar:
         painting = paint(
             content,
@@ -226,6 +230,57 @@ def stylize(
         )
     storage.write(out, images.encode(np.asarray(painting.picture), out))
     print(out)
+
+
+class Opponent(StrEnum):
+    """What `bench` compares with."""
+
+    textbook = "textbook"
+
+
+CPU_BENCH_SIZE = 256
+"""Size that `bench` measures on a CPU where none is given: a textbook run at 512 takes ten minutes there."""
+
+
+@app.command()
+@_edge
+@_takes_recipe
+def bench(
+    settings: dict[str, Any],
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONTENT STYLE]", help="A pair to race on.", show_default="made up")
+    ] = None,
+    against: Annotated[Opponent | None, typer.Option(help="Race the usual loop to its final loss as well.")] = None,
+    out: Annotated[str, typer.Option(help="A folder for bench.json and curves.svg.")] = "bench",
+) -> None:
+    """Measure this machine's speed: a step, pairs an hour, the share of what it could do at best."""
+    from batchnst.collection import storage
+    from batchnst.display import Bar
+    from batchnst.engine import bench as engine_bench
+    from batchnst.engine.race import describe, draw, race
+    from batchnst.transfer.device import best_device
+    from batchnst.transfer.textbook import STEPS
+
+    if len(pictures or []) not in (0, 2):
+        raise RequestError(f"{' '.join(pictures or [])}: expected a content and a style, or no pictures")
+    if best_device().type == "cpu":
+        settings = {"size": CPU_BENCH_SIZE} | settings
+    recipe = Recipe.from_settings(settings)
+    content, style = engine_bench.load_pair(pictures or [], recipe)
+    results = asdict(engine_bench.measure(recipe, print))
+    if against:
+        with Bar() as bar:
+            outcome = race(
+                content,
+                style,
+                recipe,
+                lambda look: bar.update(f"textbook: step {look.step}, loss {look.total:.4g}", look.step, STEPS),
+            )
+        print("\n".join(describe(outcome)))
+        results["race"] = asdict(outcome)
+        storage.write(f"{out}/curves.svg", draw(outcome))
+    storage.write(f"{out}/bench.json", json.dumps(results, indent=1).encode())
+    print(f"{out}/bench.json" + (f" {out}/curves.svg" if against else ""))
 
 
 def main() -> None:

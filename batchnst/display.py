@@ -59,8 +59,9 @@ class RunDisplay(Bar):
     def __init__(self, out: str) -> None:
         super().__init__()
         self.out = out
-        self.planned = Planned(Plan([], 0, 0, 0), [])
+        self.planned = Planned(Plan([], 0, 0, 0), [], 0)
         self.done = self.failed_now = self.steps = self.work = 0
+        self.busy = 0.0
         self.started = time.monotonic()
 
     @property
@@ -74,6 +75,7 @@ class RunDisplay(Bar):
             self._begin(event)
         elif isinstance(event, Work):
             self.steps, self.work = self.steps + event.steps, self.work + event.work
+            self.busy += event.seconds
         elif isinstance(event, Finished) and event.error is None:
             self.done += 1
         elif isinstance(event, Finished):
@@ -108,12 +110,16 @@ class RunDisplay(Bar):
     def summary(self) -> str:
         """The run's last line."""
         plan = self.planned.plan
-        took = _duration(time.monotonic() - self.started)
+        seconds, workers = time.monotonic() - self.started, self.planned.workers
         left = plan.left - self.done - self.failed_now
-        return (
-            f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done ({self.done} now, in {took}),"
-            f" {self.failed} failed" + (f", {left} left" if left else "")
+        text = (
+            f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done"
+            f" ({self.done} now, in {_duration(seconds)}), {self.failed} failed" + (f", {left} left" if left else "")
         )
+        if self.busy:
+            share = self.busy / (seconds * workers)
+            text += f"; {workers} {'worker' if workers == 1 else 'workers'} busy {share:.0%} of the time"
+        return text
 
 
 class StepBar(Bar):

@@ -30,6 +30,7 @@ from batchnst.engine.plan import Batch, Job
 from batchnst.engine.worker import Chunk, Event, Finished, paint_chunk
 from batchnst.errors import EngineError, WorkerLost
 from batchnst.ledger.store import Out
+from batchnst.transfer.device import best_device, largest_batch, tune_process
 from batchnst.transfer.weights import Weights
 
 LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
@@ -44,10 +45,15 @@ WINDOW = 2
 @ray.remote(max_retries=0, max_calls=1000, num_returns="streaming")
 def _paint_task(chunk: Chunk, weights: Weights, out: str, run_id: str, threads: int) -> Iterator[Event]:
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tune_process()
     # Ray sends values into this generator, which `yield from` would pass on to one that does not expect them.
-    for event in paint_chunk(chunk, weights, out, run_id, device):  # noqa: UP028
+    for event in paint_chunk(chunk, weights, out, run_id, best_device()):  # noqa: UP028
         yield event
+
+
+@ray.remote(max_retries=3, max_calls=1000)
+def _largest_batch_task(share: float) -> int:
+    return largest_batch(best_device(), share)
 
 
 class Cluster:
@@ -66,10 +72,11 @@ class Cluster:
                 f"the Ray cluster has {self.cpus} CPUs and {resources.get('GPU', 0):g} GPUs, not {wanted}"
             )
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether tasks get GPUs."""
-        return self.gpus_per_task > 0
+    def largest_batch(self) -> int:
+        """Pixels of a batch on `auto`, as a worker's device has room for."""
+        task = _largest_batch_task.options(num_gpus=self.gpus_per_task)
+        largest: int = ray.get(task.remote(min(1.0, self.gpus_per_task)))
+        return largest
 
     def paint(
         self, chunks: Sequence[Chunk], weights: Mapping[tuple[str, str], Weights], out: str, run_id: str
@@ -79,7 +86,7 @@ class Cluster:
 
     def threads_for(self, tasks: int) -> int:
         """CPU threads for each task: one, which wastes least, unless there are fewer tasks than CPUs."""
-        return 1 if self.on_gpu else max(1, self.cpus // max(1, tasks))
+        return 1 if self.gpus_per_task else max(1, self.cpus // max(1, tasks))
 
     def close(self) -> None:
         """Leave the cluster; end it if it was this machine's own."""

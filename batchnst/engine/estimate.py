@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
@@ -13,17 +12,14 @@ import torch
 
 from batchnst.collection.manifest import Pair
 from batchnst.engine.plan import Batch, make_batches, make_plan
-from batchnst.engine.run import LARGEST_BATCH, load_all_weights
-from batchnst.engine.worker import load_backbone
+from batchnst.engine.run import load_all_weights
+from batchnst.engine.speed import known_speed, measure_speed
 from batchnst.ledger.store import Out
-from batchnst.recipe import Recipe
+from batchnst.transfer.device import BYTES_A_PIXEL, best_device, largest_batch
 from batchnst.transfer.pyramid import scales
-from batchnst.transfer.stylize import Guide, stylize
-from batchnst.transfer.weights import load_weights
 
 PROCESS_BYTES = 800e6
-BYTES_A_PIXEL = 3500
-"""Memory of a worker: by itself, and for each pixel of its batch (measured on a CPU at 256 and 512 pixels, bf16)."""
+"""Memory of a worker before it paints."""
 
 PICTURE_BYTES_A_PIXEL = 2.0
 LEDGER_BYTES_A_STEP = 60
@@ -38,7 +34,7 @@ def describe(pairs: Sequence[Pair], out: str | None, *, retry_failed: bool) -> s
     plan = make_plan(pairs, outcomes, hashes, retry_failed=retry_failed)
     gpus = torch.cuda.device_count()
     workers = gpus or os.cpu_count() or 1
-    batches = make_batches(plan.jobs, None, workers, LARGEST_BATCH["gpu" if gpus else "cpu"])
+    batches = make_batches(plan.jobs, None, workers, largest_batch(best_device()))
     lines = [
         f"pairs    {plan.pairs} in the manifest · {plan.done} done · {plan.failed} failed and left alone"
         f" · {plan.left} to paint",
@@ -64,7 +60,12 @@ def _batch_lines(batches: Sequence[Batch]) -> list[str]:
 
 def _cost_lines(batches: Sequence[Batch], workers: int, machine: str) -> list[str]:
     readable = [batch for batch in batches if batch.size]
-    speed = measure_speed(readable[0].recipe)
+    recipe, device = readable[0].recipe, best_device()
+    known = known_speed(recipe, device)
+    # `bench` has measured all workers together.
+    speed, source = (
+        (known / workers, "as bench measured it") if known else (measure_speed(recipe), "from a short measurement")
+    )
     seconds = sum(batch.work for batch in readable) / speed / min(workers, len(readable))
     pixels = [len(batch.jobs) * math.prod(batch.size or ()) for batch in readable]
     memory = PROCESS_BYTES + BYTES_A_PIXEL * max(pixels)
@@ -73,29 +74,7 @@ def _cost_lines(batches: Sequence[Batch], workers: int, machine: str) -> list[st
     )
     disk = PICTURE_BYTES_A_PIXEL * sum(pixels) + LEDGER_BYTES_A_STEP * steps
     return [
-        f"time     about {timedelta(seconds=round(seconds))} on this machine's {machine} (from a short measurement)",
+        f"time     about {timedelta(seconds=round(seconds))} on this machine's {machine} ({source})",
         f"memory   about {memory / 1e9:.1f} GB a worker",
         f"disk     about {disk / 1e6:.1f} MB",
     ]
-
-
-def measure_speed(recipe: Recipe, steps: int = 4) -> float:
-    """Pixel-steps a second of one worker on this machine, from a few steps of a small picture of noise."""
-    size = 256
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = recipe.model_copy(update={"size": size, "min_size": size, "steps": steps, "init": "content"})
-    weights = load_weights(*recipe.network)
-    noise = torch.rand(1, 3, size, size, device=device) * 255
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        painting = stylize(
-            noise, [[Guide((noise.flip(3),), (1.0,))]], recipe, lambda own: load_backbone(own, weights, device)
-        )
-        next(painting).losses.total.item()  # warms up
-        start = time.perf_counter()
-        for step in painting:
-            step.losses.total.item()
-    finally:
-        torch.set_num_threads(threads)
-    return (steps - 1) * size * size / (time.perf_counter() - start)

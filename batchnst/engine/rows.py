@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import resource
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from batchnst.collection.images import Pixels
 from batchnst.engine.loading import Loaded
 from batchnst.engine.plan import Job, loss_definition
 from batchnst.ledger.schema import LossRow, PairRow, Versions
+from batchnst.transfer.device import device_name, peak_memory_bytes
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.stylize import Step
 
@@ -141,18 +140,11 @@ def losses(best: Losses, i: int, steps: Sequence[LossRow]) -> dict[str, Any]:
 
 def device(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The columns that say what the network ran on."""
-    cuda = device.type == "cuda"
     return {
-        "device": f"cuda ({torch.cuda.get_device_name(device)})" if cuda else "cpu",
+        "device": f"cuda ({device_name(device)})" if device.type == "cuda" else "cpu",
         "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else _peak_resident_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(device),
     }
-
-
-def _peak_resident_bytes() -> int:
-    """The most this process has held in memory, ever."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @cache

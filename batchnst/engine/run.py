@@ -9,17 +9,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Literal, Protocol
 
-import torch
-
 from batchnst.collection.manifest import Pair
 from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
 from batchnst.engine.worker import Chunk, Event, paint_chunk
 from batchnst.errors import RequestError, StorageError
 from batchnst.ledger.store import Out
+from batchnst.transfer.device import best_device, largest_batch, tune_process
 from batchnst.transfer.weights import Weights, load_weights
-
-LARGEST_BATCH = {"cpu": 4 * 256 * 256, "gpu": 16 * 512 * 512}
-"""Pixels of a batch on `auto`. A CPU gains nothing from more; a GPU's workers halve a batch that does not fit."""
 
 LONGEST_CHUNK = 8
 """Batches in a chunk: what a lost worker loses at most."""
@@ -45,6 +41,7 @@ class Planned:
 
     plan: Plan
     batches: list[Batch]
+    workers: int  # that will be busy
 
     @cached_property
     def work(self) -> int:
@@ -57,9 +54,8 @@ class Engine(Protocol):
 
     workers: int
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether chunks are painted on GPUs."""
+    def largest_batch(self) -> int:
+        """Pixels of a batch on `auto`; a worker halves one that does not fit all the same."""
 
     def paint(
         self, chunks: Sequence[Chunk], weights: Mapping[tuple[str, str], Weights], out: str, run_id: str
@@ -76,12 +72,12 @@ class Inline:
     workers = 1
 
     def __init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tune_process()
+        self.device = best_device()
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether this process has a GPU."""
-        return self.device.type == "cuda"
+    def largest_batch(self) -> int:
+        """What this process's device has room for."""
+        return largest_batch(self.device)
 
     def paint(
         self, chunks: Sequence[Chunk], weights: Mapping[tuple[str, str], Weights], out: str, run_id: str
@@ -100,7 +96,7 @@ def run(pairs: Sequence[Pair], options: Options) -> Iterator[Planned | Event]:
     weights = load_all_weights(pairs)
     plan = _plan(pairs, out, weights, options)
     if not plan.jobs:
-        yield Planned(plan, [])
+        yield Planned(plan, [], 0)
         return
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     try:
@@ -112,10 +108,10 @@ def run(pairs: Sequence[Pair], options: Options) -> Iterator[Planned | Event]:
         # Read the ledger only now: between the claim and this moment the workers of a killed run have had time to
         # end the commit they were in, and cannot begin another.
         plan = _plan(pairs, out, weights, options)
-        largest = LARGEST_BATCH["gpu" if engine.on_gpu else "cpu"]
-        batches = make_batches(plan.jobs, options.batch_size, engine.workers, largest)
-        yield Planned(plan, batches)
-        yield from engine.paint(make_chunks(batches, engine.workers), weights, out.address, run_id)
+        batches = make_batches(plan.jobs, options.batch_size, engine.workers, engine.largest_batch())
+        chunks = make_chunks(batches, engine.workers)
+        yield Planned(plan, batches, min(engine.workers, len(chunks)))
+        yield from engine.paint(chunks, weights, out.address, run_id)
     finally:
         engine.close()
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
-import torch
 from PIL import Image
 
 from batchnst.collection import images, storage
@@ -24,6 +23,7 @@ from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged, RequestError
 from batchnst.recipe import Recipe
 from batchnst.transfer import stylize as transfer
+from batchnst.transfer.device import best_device
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.weights import load_weights
 
@@ -55,7 +55,7 @@ def stylize(
     cannot be used and Diverged if no finite loss was reached.
     """
     recipe = recipe or Recipe()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
     batch = [_gather(content, blend, recipe, style_weights, content_masks, style_masks)]

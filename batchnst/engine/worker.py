@@ -24,7 +24,8 @@ from batchnst.errors import Diverged, OutOfMemory, PairError, StorageError
 from batchnst.ledger.schema import PairRow
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import Backbone, network_dtype
+from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.device import free_memory, network_dtype
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.stylize import Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
@@ -148,7 +149,7 @@ class _Painter:
         error = yield from self._try(group, started)
         if error is None:
             return
-        _free_memory(self.device)
+        free_memory(self.device)
         if len(group) == 1:
             yield self._commit_failure(group[0].job, error, started, group[0])
         else:
@@ -165,7 +166,7 @@ class _Painter:
         except Exception as error:
             # Its traceback would keep the batch's tensors in memory.
             return error.with_traceback(None)
-        yield from self.writer.submit(partial(self._commit, group, painted, started))
+        yield from self.writer.submit(partial(self._commit_all, group, painted, started))
         return None
 
     def _optimize(self, group: Sequence[Loaded]) -> Generator[Event, None, _Painted]:
@@ -204,6 +205,15 @@ class _Painter:
             for i in due:
                 name = f"{group[i].job.pair.id}/step-{history.steps[i] - 1:05d}.jpg"
                 self.out.write_snapshot(name, images.encode(pictures[i], name))
+
+    def _commit_all(self, group: Sequence[Loaded], painted: _Painted, started: datetime) -> list[Finished]:
+        """Commit a batch, or why it cannot be; nothing but StorageError gets out of the writer's thread."""
+        try:
+            return self._commit(group, painted, started)
+        except StorageError:
+            raise
+        except Exception as error:
+            return [self._commit_failure(item.job, error, started, item) for item in group]
 
     def _commit(self, group: Sequence[Loaded], painted: _Painted, started: datetime) -> list[Finished]:
         """Put pictures in place, then their rows."""
@@ -261,8 +271,3 @@ def as_pair_error(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
         return OutOfMemory("does not fit this device's memory, even alone; lower size")
     return error
-
-
-def _free_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

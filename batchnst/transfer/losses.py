@@ -13,6 +13,12 @@ from torch import Tensor
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 
+BLOCK = 4096
+"""Positions that a CPU multiplies at once: few enough for their float32 copy to stay in its cache."""
+
+EAGER_CALLS = 3
+"""Calls of an objective on a GPU before it is recorded as a graph: libraries choose their algorithms meanwhile."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -39,6 +45,10 @@ class Losses:
                 name: torch.cat([part.style_layers[name] for part in parts]).cpu() for name in parts[0].style_layers
             },
         )
+
+    def copy(self) -> Losses:
+        """The same losses in memory of their own."""
+        return self._with(self, lambda mine, _: mine.clone())
 
     def select(self, which: Tensor) -> Losses:
         """The losses of some of the pictures."""
@@ -69,25 +79,39 @@ class Definition:
 
 
 class _Gram(torch.autograd.Function):
-    """FᵀF over positions, and F itself, whose gradient is added in the product that derives the Gram.
+    """FᵀF over positions, and F itself, whose gradient is added to the Gram's where it lies.
 
-    Autograd's own derivative would multiply twice, in another memory layout, and add in a pass of its own.
+    Autograd's own derivative would multiply twice and add tensors of different memory layouts.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
         positions = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h·w, C), a view when channels_last
         ctx.save_for_backward(positions)
-        exact = positions.to(torch.promote_types(features.dtype, torch.float32))
-        return features, exact.mT @ exact / positions.shape[1]
+        return features, _products(positions) / positions.shape[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (positions,), (upstream, gradient) = ctx.saved_tensors, gradients
         symmetric = ((gradient + gradient.mT) / positions.shape[1]).to(positions.dtype)
         batch, channels, height, width = upstream.shape
-        own = torch.baddbmm(upstream.permute(0, 2, 3, 1).flatten(1, 2), positions, symmetric)
-        return own.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        own = (positions @ symmetric).add_(upstream.permute(0, 2, 3, 1).flatten(1, 2))
+        derived: Tensor = own.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return derived
+
+
+def _products(positions: Tensor) -> Tensor:
+    """PᵀP, (B, C, C), summed in float32 or better, of positions (B, n, C)."""
+    if positions.is_cuda and positions.dtype == torch.bfloat16:
+        product: Tensor = torch.bmm(positions.mT, positions, out_dtype=torch.float32)
+        return product
+    batch, _, channels = positions.shape
+    exact = torch.promote_types(positions.dtype, torch.float32)
+    sums = torch.zeros(batch, channels, channels, dtype=exact, device=positions.device)
+    for block in torch.split(positions, BLOCK, dim=1):
+        wide = block.to(exact)
+        sums.baddbmm_(wide.mT, wide)
+    return sums
 
 
 def tap_gram(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,12 +205,30 @@ class Objective:
     ) -> None:
         self.backbone, self.recipe, self.content, self.regions = backbone, recipe, content, regions
         self.definition = DEFINITIONS[recipe.loss]
+        self._calls = 0
 
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
         """Losses of each picture, and each picture's gradient of its own total, shaped like the pictures.
 
-        pictures: (B, 3, H, W), or (B, 1, H, W) for gray ones, 0..255.
+        pictures: (B, 3, H, W), or (B, 1, H, W) for gray ones, 0..255; always of the same shape.
         """
+        self._calls += 1
+        if not pictures.is_cuda or self._calls <= EAGER_CALLS:
+            return self._evaluate(pictures)
+        return self._replay(pictures)
+
+    def _replay(self, pictures: Tensor) -> tuple[Losses, Tensor]:
+        """The same by a CUDA graph: hundreds of kernels are started at once."""
+        if self._calls == EAGER_CALLS + 1:
+            self._pictures, self._graph = pictures.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._results = self._evaluate(self._pictures)
+        self._pictures.copy_(pictures)
+        self._graph.replay()
+        losses, gradient = self._results
+        return losses.copy(), gradient.clone()
+
+    def _evaluate(self, pictures: Tensor) -> tuple[Losses, Tensor]:
         pictures = pictures.detach().requires_grad_()
         with torch.enable_grad():
             losses = self._losses(pictures.expand(-1, 3, -1, -1))

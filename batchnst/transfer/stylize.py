@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from batchnst.recipe import Recipe, fit
@@ -161,8 +162,10 @@ class _Painter:
     def step(self) -> tuple[list[int], Losses]:
         """One step; returns which pictures moved and the losses (b,) they have now."""
         trial, places = self.optimizer.trial, self._places
-        losses, gradient = self.objective(trial)
-        accepted = self.optimizer.observe(losses.total, gradient)
+        with record_function("objective"):
+            losses, gradient = self.objective(trial)
+        with record_function("optimizer"):
+            accepted = self.optimizer.observe(losses.total, gradient)
         if self._kept is None:
             self._kept = self.losses = losses
             return self.active, losses

@@ -76,3 +76,8 @@ def test_what_is_encoded_can_be_read_back(images: Path, name: str) -> None:
     back = np.asarray(im.decode(im.encode(pixels, name), name))
     assert back.shape == pixels.shape
     assert np.abs(back.astype(int) - pixels).mean() < (0.001 if name == "x.png" else 6)
+
+
+def test_a_picture_that_its_format_cannot_hold_is_refused_with_a_way_out() -> None:
+    with pytest.raises(InputError, match=r"^wide.jpg: 70000×1 pixels cannot be written so: .*; choose .png$"):
+        im.encode(np.zeros((1, 70_000, 3), np.uint8), "wide.jpg")

@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +14,7 @@ from PIL import Image
 from batchnst import read_ledger
 from batchnst.collection.manifest import Pair
 from batchnst.engine import loading, worker
-from batchnst.engine.loading import Loader, ahead
+from batchnst.engine.loading import Loader, Pictures, Tensors, ahead
 from batchnst.engine.plan import Batch, Job
 from batchnst.engine.worker import Chunk, Finished, Progress, paint_chunk
 from batchnst.errors import StorageError, Superseded
@@ -157,6 +159,67 @@ def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights,
     chunk = Chunk((Batch((job(images, "a"),), (48, 48)),))
     with pytest.raises(Superseded):
         list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+
+
+def test_a_batch_is_committed_while_the_next_is_painted(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted = 0
+    second_begun = Event()
+
+    def stylize(*arguments: Any) -> Any:
+        nonlocal painted
+        painted += 1
+        if painted == 2:
+            second_begun.set()
+        return real_stylize(*arguments)
+
+    def append(self: Out, *arguments: Any) -> None:
+        assert second_begun.wait(20), "the commit was not left to a thread of its own"
+        real_append(self, *arguments)
+
+    real_stylize, real_append = worker.stylize, Out.append
+    monkeypatch.setattr(worker, "stylize", stylize)
+    monkeypatch.setattr(Out, "append", append)
+    Out(str(tmp_path)).claim("r1")
+    chunk = Chunk(tuple(Batch((job(images, name),), (48, 48)) for name in "abc"))
+    events = list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+    assert [event.pair_id for event in events if isinstance(event, Finished)] == ["a", "b", "c"]
+    assert all(event.seconds > 0 for event in events if isinstance(event, Progress))
+    assert sorted(rows(tmp_path)) == ["a", "b", "c"]
+
+
+def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_on(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(pixels: Any, name: str) -> bytes:
+        if name == "a.png":
+            raise RuntimeError("no such encoder")
+        return real(pixels, name)
+
+    real = worker.images.encode
+    monkeypatch.setattr(worker.images, "encode", encode)
+    Out(str(tmp_path)).claim("r1")
+    chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
+    list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+    found = {name: (row["status"], row["error_message"]) for name, row in rows(tmp_path).items()}
+    assert found == {"a": ("failed", "no such encoder"), "b": ("failed", "no such encoder"), "c": ("ok", None)}
+
+
+def test_arrays_that_come_again_are_the_same_tensors_up_to_a_bound() -> None:
+    tensors = Tensors(torch.device("cpu"))
+    content = np.zeros((4, 4, 3), np.uint8)
+    styles = [np.full((4, 4, 3), i, np.uint8) for i in range(Tensors.most + 1)]
+
+    def tensor_of(style: Any) -> torch.Tensor:
+        return tensors.guides([Pictures(content, (style,), (1.0,))])[0][0].styles[0]
+
+    first = tensor_of(styles[0])
+    assert tensor_of(styles[0]) is first
+    for style in styles[1:]:
+        tensor_of(style)
+    assert tensor_of(styles[-1]) is tensor_of(styles[-1])
+    assert tensor_of(styles[0]) is not first
 
 
 def test_a_shared_style_is_the_same_object(images: Path) -> None:

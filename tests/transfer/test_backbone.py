@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from batchnst.recipe import Recipe, layer_names
-from batchnst.transfer.backbone import Backbone, network_dtype
+from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.device import network_dtype
 from batchnst.transfer.weights import Weights
 from tests import oracles
 
@@ -38,6 +39,18 @@ def test_it_is_cut_after_the_last_layer_and_frozen(weights: Weights) -> None:
     assert backbone.names[-1] == "relu2_1"
     assert not list(backbone.parameters())
     assert not any("conv3" in name for name, _ in backbone.named_buffers())
+
+
+def test_pooling_before_a_relu_that_nobody_asks_for_changes_nothing(weights: Weights) -> None:
+    wanted = ["relu2_1", "pool3", "relu4_4", "relu5_1"]
+    ours = Backbone("vgg19", weights, wanted)
+    assert ours.names.index("pool1") < ours.names.index("relu1_2")
+    assert ours.names.index("pool3") > ours.names.index("relu3_4")
+    theirs = oracles.relu_features(oracles.torchvision_vgg19(weights), pictures())
+    features = ours(pictures())
+    for name in ("relu2_1", "relu4_4", "relu5_1"):
+        assert relative(features[name], theirs[name]) < 1e-5, name
+    assert relative(features["pool3"], torch.nn.functional.max_pool2d(theirs["relu3_4"], 2)) < 1e-5
 
 
 def test_average_pooling_averages(weights: Weights) -> None:

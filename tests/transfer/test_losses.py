@@ -4,9 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.losses import DEFINITIONS, Objective, Region, gram_matrix, guide, total_variation
+from batchnst.transfer.losses import (
+    BLOCK,
+    DEFINITIONS,
+    EAGER_CALLS,
+    Objective,
+    Region,
+    gram_matrix,
+    guide,
+    tap_gram,
+    total_variation,
+)
+from batchnst.transfer.weights import Weights
 from tests import oracles
 from tests.conftest import in_double
 
@@ -24,6 +36,34 @@ def test_gram_is_the_papers_over_positions(memory_format: torch.memory_format) -
 
 def test_grams_derivative_is_right() -> None:
     assert torch.autograd.gradcheck(gram_matrix, random(2, 3, 4, 5).requires_grad_())
+    # And with the features going on to other layers.
+    assert torch.autograd.gradcheck(tap_gram, random(2, 3, 4, 5).requires_grad_())
+
+
+def test_gram_of_more_positions_than_a_block_holds() -> None:
+    features = random(2, 4, 90, 100) - 0.5
+    assert features[0, 0].numel() > 2 * BLOCK
+    for picture, gram in zip(features, gram_matrix(features), strict=True):
+        np.testing.assert_allclose(gram, oracles.gram(picture.numpy()) / 9000, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_recorded_objective_gives_what_it_gives_step_by_step(weights: Weights) -> None:
+    device, recipe = torch.device("cuda"), Recipe(size=64)
+    backbone = load_backbone(recipe, weights, device)
+    pictures = 255 * torch.rand(2, 3, 64, 64, device=device)
+    with torch.no_grad():
+        features = backbone(255 - pictures)
+    grams = {name: gram_matrix(features[name]) for name in recipe.style_layers}
+    content = {"relu4_2": features["relu4_2"].float()}
+    objective = Objective(backbone, recipe, content, [Region(grams, {}, torch.ones(2, device=device))])
+    for call in range(EAGER_CALLS + 3):
+        moved = (pictures + call).clamp(0, 255)
+        losses, gradient = objective(moved)
+        expected, derivative = objective._evaluate(moved)
+        torch.testing.assert_close(losses.total, expected.total, rtol=1e-3, atol=0)
+        torch.testing.assert_close(gradient, derivative, rtol=1e-2, atol=1e-3)
 
 
 def test_gram_of_bf16_features_is_summed_in_float32() -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 from batchnst.engine.loading import load_picture, to_tensors
 from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe, fit
+from batchnst.transfer import stylize as module
 from batchnst.transfer.color import luminance
+from batchnst.transfer.losses import gram_matrix
 from batchnst.transfer.pyramid import Scale, resize, scales, work
 from batchnst.transfer.stylize import Guide, Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
@@ -69,8 +71,8 @@ def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
     assert result.losses.total.item() == min(totals)
     assert min(totals) < 0.2 * totals[0]
     assert result.pictures.min() >= 0 and result.pictures.max() <= 255
-    assert [step.scale for step in steps] == [48] * 12 + [96] * 30
-    assert [step.index for step in steps] == list(range(42))
+    assert [step.scale for step in steps] == [48] * 15 + [96] * 30
+    assert [step.index for step in steps] == list(range(45))
     assert steps[-1].share == 1
 
 
@@ -149,6 +151,38 @@ def test_where_it_starts(images: Path, weights: Weights, init: str) -> None:
         assert abs(start.std() - 255 / 12**0.5) < 3
 
 
+def test_a_finer_scale_keeps_the_fine_detail_that_the_coarser_one_has_not_seen(images: Path, weights: Weights) -> None:
+    # One step at the coarse scale changes nothing yet: the fine scale must begin at the content itself.
+    recipe = Recipe(size=96, steps=1, min_size=48)
+    content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
+    _, steps = paint(content, [whole(style)], recipe, weights)
+    assert [step.scale for step in steps] == [48, 96]
+    torch.testing.assert_close(steps[1].render(), content, rtol=0, atol=1e-3)
+
+
+def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
+    images: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(size=64, steps=2, min_size=32)
+    content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
+    measured = 0
+
+    def counting(features: Tensor) -> Tensor:
+        nonlocal measured
+        measured += 1
+        return gram_matrix(features)
+
+    monkeypatch.setattr(module, "gram_matrix", counting)
+    first, _ = paint(content, [whole(style)], recipe, weights)
+    assert measured == 5 * 2  # layers and scales
+    second, _ = paint(content, [whole(style)], recipe, weights)
+    assert measured == 5 * 2
+    assert torch.equal(first.pictures, second.pictures)
+    known = len(module._measured)
+    del style
+    assert len(module._measured) == known - 1
+
+
 def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=15, preserve_color="luminance")
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
@@ -212,10 +246,10 @@ def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, op
 
 def test_scales_halve_down_to_min_size_and_stop_where_layers_go_blind() -> None:
     recipe = Recipe(size=512, steps=80, min_size=128)
-    assert scales(recipe, 384) == [Scale(128, 30), Scale(256, 30), Scale(512, 80)]
-    assert scales(recipe, 60) == [Scale(256, 30), Scale(512, 80)]
+    assert scales(recipe, 384) == [Scale(128, 40), Scale(256, 40), Scale(512, 80)]
+    assert scales(recipe, 60) == [Scale(256, 40), Scale(512, 80)]
     assert scales(recipe.model_copy(update={"min_size": 512}), 384) == [Scale(512, 80)]
-    assert work(recipe, 512, 384) == 30 * 128 * 96 + 30 * 256 * 192 + 80 * 512 * 384
+    assert work(recipe, 512, 384) == 40 * 128 * 96 + 40 * 256 * 192 + 80 * 512 * 384
 
 
 def test_fit_and_resize_agree_and_stay_in_the_box() -> None:

@@ -1,0 +1,99 @@
+"""What is to be known of the device that the network runs on. All else in this room is the same on every device."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+BYTES_A_PIXEL = 3500
+"""Memory that painting takes for each pixel of a batch (measured on a CPU at 256 and 512 pixels, bf16)."""
+
+CPU_BATCH = 4 * 256 * 256
+"""Pixels of a batch on a CPU, which gains nothing from more."""
+
+GPU_BATCH = 16 * 512 * 512
+"""Pixels of a batch on a GPU, at the most."""
+
+
+def best_device() -> torch.device:
+    """The GPU of this process if it has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tune_process() -> None:
+    """Settings of the whole process, for one that does nothing but paint.
+
+    On a GPU, fp32 means TF32, and the fastest convolution for each shape is looked for: shapes repeat. On a CPU,
+    memory that is free stays with the process: the next step asks for the same sizes again, and touching new pages
+    takes up to a fifth of a step.
+    """
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt:  # not in every C library
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def network_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the network: bf16 where asked for, or on `auto` where the hardware multiplies it natively.
+
+    fp16 is not offered: VGG's unnormalised features and their Gram matrices leave its range (65,504).
+    """
+    if precision == "auto":
+        return torch.bfloat16 if _has_native_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return "AMX" in capabilities or torch.cpu._is_avx512_bf16_supported()
+
+
+def largest_batch(device: torch.device, share: float = 1.0) -> int:
+    """Pixels of a batch on `auto`: on a GPU what its free memory, or a share of it, holds with room to spare."""
+    if device.type == "cpu":
+        return CPU_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(GPU_BATCH, int(0.8 * share * free / BYTES_A_PIXEL))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a failed batch has left."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held: on a GPU in tensors, elsewhere resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
