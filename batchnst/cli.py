@@ -253,7 +253,10 @@ def bench(
     against: Annotated[Opponent | None, typer.Option(help="Race the usual loop to its final loss as well.")] = None,
     out: Annotated[str, typer.Option(help="A folder for bench.json and curves.svg.")] = "bench",
 ) -> None:
-    """Measure this machine's speed: a step, pairs an hour, the share of what it could do at best."""
+    """Measure this machine's speed: a step, pairs an hour, the share of what it could do at best.
+
+    On a CPU at 256 pixels, if --size does not say otherwise.
+    """
     from batchnst.collection import storage
     from batchnst.display import Bar
     from batchnst.engine import bench as engine_bench

@@ -79,7 +79,7 @@ class Recipe(BaseModel):
     optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
     learning_rate: float | None = Field(None, gt=0, description="default: the optimizer's own")
     size: int = Field(512, ge=16, le=65536)
-    steps: int = Field(100, ge=1, le=1_000_000)
+    steps: int = Field(110, ge=1, le=1_000_000)
     min_size: int = Field(128, ge=16)
     init: str = "content"
     style_scale: float = Field(1.0, gt=0, le=16)

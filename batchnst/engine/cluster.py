@@ -74,6 +74,8 @@ class Cluster:
 
     def largest_batch(self) -> int:
         """Pixels of a batch on `auto`, as a worker's device has room for."""
+        if not self.gpus_per_task:
+            return largest_batch(torch.device("cpu"))
         task = _largest_batch_task.options(num_gpus=self.gpus_per_task)
         largest: int = ray.get(task.remote(min(1.0, self.gpus_per_task)))
         return largest

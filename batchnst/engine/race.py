@@ -52,7 +52,7 @@ def race(content: torch.Tensor, style: torch.Tensor, recipe: Recipe, on_look: Ca
     content, style = content.to(device), style.to(device)
     batch = 1 if device.type == "cpu" else max(1, largest_batch(device) // content[0, 0].numel())
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest")  # torch's own default: the loop as everybody runs it
     textbook = Textbook(content, style, recipe, weights).run(STEPS, on_look)
     torch.set_float32_matmul_precision(precision)
     goal = textbook[-1].total

@@ -34,8 +34,9 @@ def tune_process() -> None:
     memory that is free stays with the process: the next step asks for the same sizes again, and touching new pages
     takes up to a fifth of a step.
     """
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt:  # not in every C library

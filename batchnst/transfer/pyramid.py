@@ -10,7 +10,7 @@ from torch import Tensor
 
 from batchnst.recipe import Recipe, fit
 
-COARSE_STEPS = 1 / 2
+COARSE_STEPS = 1 / 4
 """Steps at each coarser scale, as a share of those at the finest: enough to lay out the large shapes."""
 
 
