@@ -115,11 +115,11 @@ def draw(race: Race) -> bytes:
     axes = figure.add_subplot(xlabel="seconds for a pair", ylabel="loss of the written picture")
     axes.set(xscale="log", yscale="log")
     for name, curve in (("textbook, fp32", race.textbook), ("batchnst", race.recipe)):
-        shown = [moment for moment in curve if moment.seconds > 0]
+        shown = [moment for moment in curve if moment.step > 0]
         axes.plot([moment.seconds for moment in shown], [moment.total for moment in shown], label=name)
     axes.axhline(race.textbook[-1].total, color="gray", linestyle=":", label="the textbook's final loss")
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
