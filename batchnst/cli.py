@@ -251,7 +251,7 @@ def bench(
         list[str] | None, typer.Argument(metavar="[CONTENT STYLE]", help="A pair to race on.", show_default="made up")
     ] = None,
     against: Annotated[Opponent | None, typer.Option(help="Race the usual loop to its final loss as well.")] = None,
-    out: Annotated[str, typer.Option(help="A folder for bench.json and curves.svg.")] = "bench",
+    out: Annotated[str, typer.Option(help="A folder for bench.json and curves.svg.")] = "out/bench",
 ) -> None:
     """Measure this machine's speed: a step, pairs an hour, the share of what it could do at best.
 
