@@ -36,6 +36,7 @@ from batchnst.transfer.device import (
     largest_batch,
     network_dtype,
     peak_memory_bytes,
+    precision_name,
     synchronize,
     tune_process,
 )
@@ -112,7 +113,7 @@ def measure(recipe: Recipe, say: Say) -> Bench:
     tune_process()
     device = best_device()
     dtype = network_dtype(recipe.precision, device)
-    precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    precision = precision_name(dtype)
     threads = torch.get_num_threads()
     say(f"machine    {device_name(device)} · {threads} CPU threads · {precision} · torch {version('torch')}")
     ceiling = measure_ceiling(device, dtype)
@@ -174,8 +175,8 @@ def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Sha
             painting.step()
         synchronize(device)
     seconds = {"convolutions": 0.0, "grams": 0.0, "rest": 0.0}
+    on_gpu = device.type == "cuda"
     for event in profiler.events() or []:
-        on_gpu = device.type == "cuda"
         seconds[_purpose(event)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(seconds.values())
     return Shares(**{purpose: part / total for purpose, part in seconds.items()})

@@ -20,7 +20,7 @@ from batchnst.collection.images import Pixels
 from batchnst.engine.loading import Loaded
 from batchnst.engine.plan import Job, loss_definition
 from batchnst.ledger.schema import LossRow, PairRow, Versions
-from batchnst.transfer.device import device_name, peak_memory_bytes
+from batchnst.transfer.device import device_name, peak_memory_bytes, precision_name
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.stylize import Step
 
@@ -142,7 +142,7 @@ def device(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The columns that say what the network ran on."""
     return {
         "device": f"cuda ({device_name(device)})" if device.type == "cuda" else "cpu",
-        "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
+        "precision": precision_name(dtype),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
 

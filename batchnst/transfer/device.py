@@ -54,6 +54,11 @@ def network_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The dtype of the network as recipes and the ledger call it."""
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
+
+
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

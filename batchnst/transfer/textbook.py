@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from batchnst.recipe import Recipe
+from batchnst.transfer.device import synchronize
 from batchnst.transfer.weights import Weights
 
 STEPS = 500
@@ -103,8 +104,7 @@ class Textbook:
         return features
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
 
