@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import shlex
 import signal
 import sys
@@ -161,7 +162,8 @@ def run(
     options = engine_run.Options(
         out, engine.value, address, batch_size, gpus_per_task, max_attempts, retry_failed, limit
     )
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, _interrupt)
     try:
         with RunDisplay(out) as display:
             for event in engine_run.run(pairs, options):
@@ -174,7 +176,10 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _as_interrupt(signum: int, frame: Any) -> NoReturn:
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    """The first Ctrl-C or SIGTERM ends the run in good order, the second one at once."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -10,14 +11,16 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from batchnst.engine.plan import Plan
 from batchnst.engine.run import Planned
-from batchnst.engine.worker import Event, Finished
+from batchnst.engine.worker import Event, Notice
 from batchnst.engine.worker import Progress as Work
 from batchnst.transfer.stylize import Step
 
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines."""
+
+MOST_HOSTS = 8
+"""Hosts whose rate is shown."""
 
 
 class Bar:
@@ -54,34 +57,39 @@ class Bar:
 
 
 class RunDisplay(Bar):
-    """Counts what happens in a run, and shows pairs, steps, rate, time to go and failures."""
+    """Counts what happens in a run, and shows pairs, steps, rates, time to go, failures and what goes wrong."""
 
     def __init__(self, out: str) -> None:
         super().__init__()
         self.out = out
-        self.planned = Planned(Plan([], 0, 0, 0), [], 0)
-        self.done = self.failed_now = self.steps = self.work = 0
+        self.planned: Planned | None = None
+        self.done = self.failed_now = self.work = 0
+        self.steps: Counter[str] = Counter()  # by host
         self.busy = 0.0
         self.started = time.monotonic()
 
     @property
     def failed(self) -> int:
         """Pairs that failed, now or in an earlier run and not tried again."""
-        return self.failed_now + self.planned.plan.failed
+        return self.failed_now + (self.planned.plan.failed if self.planned else 0)
 
     def show(self, event: Planned | Event) -> None:
         """Take note of an event, and let it be seen."""
         if isinstance(event, Planned):
             self._begin(event)
         elif isinstance(event, Work):
-            self.steps, self.work = self.steps + event.steps, self.work + event.work
+            self.steps[event.host] += event.steps
+            self.work += event.work
             self.busy += event.seconds
-        elif isinstance(event, Finished) and event.error is None:
+        elif isinstance(event, Notice):
+            self.say(event.text)
+        elif event.error is None:
             self.done += 1
-        elif isinstance(event, Finished):
+        else:
             self.failed_now += 1
             self.say(f"failed: {event.pair_id}: {event.error}")
-        self.update(self._status(), self.work, self.planned.work)
+        if self.planned:
+            self.update(self._status(self.planned), self.work, self.planned.work)
 
     def _begin(self, planned: Planned) -> None:
         self.planned, self.started = planned, time.monotonic()
@@ -94,23 +102,33 @@ class RunDisplay(Bar):
                 if plan.failed == 1
                 else f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again"
             )
-        if plan.jobs:
-            self.say(f"painting {len(plan.jobs)} in {len(planned.batches)} batches into {self.out}")
+        if len(plan):
+            self.say(f"painting {len(plan)} into {self.out}")
 
-    def _status(self) -> str:
+    def _status(self, planned: Planned) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
-        share = min(1.0, self.work / max(self.planned.work, 1))
+        share = min(1.0, self.work / max(planned.work, 1))
         to_go = _duration(seconds / share - seconds) if share > 0.01 else "?"
         ended = self.done + self.failed_now
         return (
-            f"{ended}/{len(self.planned.plan.jobs)} pairs · {share:.0%} of steps · {self.steps / seconds:.1f} steps/s"
+            f"{ended}/{len(planned.plan)} pairs · {share:.0%} of steps · {self._rates(seconds)}"
             f" · {to_go} to go · {self.failed_now} failed"
         )
 
+    def _rates(self, seconds: float) -> str:
+        """Steps a second of all hosts, and of each, the slowest first."""
+        total = f"{self.steps.total() / seconds:.1f} steps/s"
+        if len(self.steps) < 2:
+            return total
+        slowest = self.steps.most_common()[::-1]
+        shown = ", ".join(f"{host} {steps / seconds:.1f}" for host, steps in slowest[:MOST_HOSTS])
+        return f"{total} ({shown}{', …' if len(slowest) > MOST_HOSTS else ''})"
+
     def summary(self) -> str:
-        """The run's last line."""
-        plan = self.planned.plan
-        seconds, workers = time.monotonic() - self.started, self.planned.workers
+        """The run's last line, once it has begun."""
+        assert self.planned
+        plan, workers = self.planned.plan, self.planned.workers
+        seconds = time.monotonic() - self.started
         left = plan.left - self.done - self.failed_now
         text = (
             f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done"

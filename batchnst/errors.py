@@ -5,9 +5,10 @@ BatchNSTError
 │   ├── RecipeError     a recipe key or value
 │   ├── ManifestError   the manifest, or rows of it; all of them at once
 │   ├── LedgerError     a ledger that this version cannot read
-│   └── EngineError     Ray cannot be reached, or has not what is asked of it
+│   ├── EngineError     Ray cannot be reached, or has not what is asked of it
+│   └── Occupied        another run is painting into OUT at this moment
 ├── StorageError        OUT cannot be written, or a store not reached: the run stops, nothing is half-written
-│   └── Superseded      another run has claimed OUT since
+│   └── Superseded      another run has claimed OUT since, or the task counts as lost
 └── PairError           one pair cannot be painted; becomes a `failed` row, its neighbours go on
     ├── InputError      a picture that is missing, unreadable or too small
     ├── OutOfMemory     the pair does not fit the device, even alone
@@ -47,12 +48,16 @@ class EngineError(RequestError):
     """Ray cannot be reached, or has not what is asked of it."""
 
 
+class Occupied(RequestError):
+    """Another run is painting into OUT at this moment."""
+
+
 class StorageError(BatchNSTError):
     """OUT cannot be written, or a store cannot be reached."""
 
 
 class Superseded(StorageError):
-    """Another run has claimed OUT since; this one must not write."""
+    """Another run has claimed OUT since, or the task counts as lost: it must not write."""
 
 
 class PairError(BatchNSTError):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from batchnst.collection.storage import is_uri, read
+from batchnst.collection.storage import open_file
 from batchnst.errors import InputError
 from batchnst.recipe import fit
 
@@ -71,7 +71,7 @@ def exactly(image: Image.Image, width: int, height: int) -> Pixels:
 def probe(address: str) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
     try:
-        with Image.open(io.BytesIO(read(address)) if is_uri(address) else address) as image:
+        with open_file(address, buffer=1 << 14) as file, Image.open(file) as image:
             turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
             return (image.height, image.width) if turned else image.size
     except Exception:

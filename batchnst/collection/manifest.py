@@ -1,4 +1,4 @@
-"""The manifest: rows of CSV, JSON Lines or Parquet become Pairs, or all their errors at once."""
+"""The manifest: rows of CSV, JSON Lines or Parquet become Pairs, kept in columns, or all their errors at once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,32 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batchnst.collection.images import ENCODERS
-from batchnst.collection.storage import parent, read, resolve
+from batchnst.collection.storage import open_file, parent, resolve
 from batchnst.errors import InputError, ManifestError, RecipeError
 from batchnst.recipe import Recipe, is_start_picture, recipe_keys
 
 Row = dict[str, Any]
 _LISTS = ("style", "style_weights", "content_mask", "style_mask")
 _OWN_COLUMNS = ("content", "id", "output", *_LISTS)
+_RECIPE_KEYS = frozenset(recipe_keys())
+_KNOWN = frozenset(_OWN_COLUMNS) | _RECIPE_KEYS
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+BLOCK = 1 << 14
+"""Rows that are Python objects at the same time, while a manifest is read or walked through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,78 @@ class Pair:
     extra: str
 
 
-def read_manifest(address: str, settings: Mapping[str, Any]) -> list[Pair]:
+_TEXTS = pa.list_(pa.string())
+_COLUMNS = pa.schema(
+    {
+        "id": pa.string(),
+        "content": pa.string(),
+        "styles": _TEXTS,
+        "style_weights": pa.list_(pa.float64()),
+        "content_masks": _TEXTS,
+        "style_masks": _TEXTS,
+        "output": pa.string(),
+        "settings": pa.string(),  # the row's own recipe keys, as JSON
+        "extra": pa.string(),
+    }
+)
+_NAMES = pa.schema({"line": pa.int64(), "id": pa.string(), "output": pa.string(), "folded": pa.string()})
+
+
+class Manifest:
+    """The pairs of a manifest, in columns: a million of them take some hundred megabytes.
+
+    A Pair is made when it is asked for; in a loop, a block of rows at a time.
+    """
+
+    def __init__(self, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any]) -> None:
+        """Blocks of BLOCK rows, the last one of what is left."""
+        self._blocks = blocks
+        self._recipe = lru_cache(maxsize=1024)(lambda own: Recipe.from_settings({**settings, **json.loads(own)}))
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """The ids of all pairs, as an Arrow column."""
+        return pa.chunked_array([block["id"] for block in self._blocks], pa.string())
+
+    @property
+    def networks(self) -> set[tuple[str, str]]:
+        """Backbone and weights of every recipe."""
+        settings = {own for block in self._blocks for own in pc.unique(block["settings"]).to_pylist()}
+        return {self._recipe(own).network for own in settings}
+
+    def __len__(self) -> int:
+        return sum(block.num_rows for block in self._blocks)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return chain.from_iterable(map(self._pairs, self._blocks))
+
+    def __getitem__(self, row: int) -> Pair:
+        return next(self.take(np.array([row])))
+
+    def take(self, rows: NDArray[np.int64]) -> Iterator[Pair]:
+        """The pairs of these rows, which are in ascending order."""
+        for number in np.unique(rows // BLOCK):
+            first, last = np.searchsorted(rows, [number * BLOCK, (number + 1) * BLOCK])
+            yield from self._pairs(self._blocks[number].take(pa.array(rows[first:last] - number * BLOCK)))
+
+    def _pairs(self, block: pa.RecordBatch) -> Iterator[Pair]:
+        for id_, content, styles, weights, content_masks, style_masks, output, own, extra in zip(
+            *(column.to_pylist() for column in block.columns), strict=True
+        ):
+            yield Pair(
+                id=id_,
+                content=content,
+                styles=tuple(styles),
+                style_weights=tuple(weights),
+                content_masks=tuple(content_masks),
+                style_masks=tuple(style_masks),
+                output=output,
+                recipe=self._recipe(own),
+                extra=extra,
+            )
+
+
+def read_manifest(address: str, settings: Mapping[str, Any]) -> Manifest:
     """The pairs of a manifest; each row's recipe keys go over `settings` (recipe file and options).
 
     Raises ManifestError with every error of every row, each with its line.
@@ -53,21 +135,18 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> list[Pair]:
     reader = _READERS.get(PurePosixPath(address).suffix.lower())
     if reader is None:
         raise ManifestError(address, [f"expected a manifest that ends in {', '.join(_READERS)}"])
+    builder, unreadable = _Builder(parent(address), settings), None
     try:
-        data = read(address)
+        with open_file(address) as file:
+            for line, row in reader(file):
+                builder.add(line, row)
     except InputError as error:
         raise ManifestError(address, [str(error).removeprefix(f"{address}: ")]) from None
-    builder = _PairBuilder(parent(address), settings)
-    try:
-        for line, row in reader(data):
-            builder.add(line, row)
     except _Unreadable as error:
-        builder.problems.append(str(error))
-    if not builder.pairs and not builder.problems:
-        builder.problems.append("has no rows; expected at least one pair of content and style")
-    if builder.problems:
-        raise ManifestError(address, builder.problems)
-    return builder.pairs
+        unreadable = str(error)
+    except UnicodeDecodeError:
+        unreadable = _first_bad_line(address)
+    return builder.finish(address, unreadable)
 
 
 def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
@@ -103,157 +182,218 @@ class _Unreadable(Exception):
     """The file makes no sense as a whole."""
 
 
-class _PairBuilder:
+class _Table:
+    """Rows of a table on their way into columns."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._blocks: list[pa.RecordBatch] = []
+        self._rows: list[tuple[Any, ...]] = []
+
+    def add(self, *row: Any) -> None:
+        """One more row, its values in the schema's order."""
+        self._rows.append(row)
+        if len(self._rows) == BLOCK:
+            self._pack()
+
+    def finish(self) -> list[pa.RecordBatch]:
+        """The table, in blocks of BLOCK rows."""
+        self._pack()
+        return self._blocks
+
+    def _pack(self) -> None:
+        if self._rows:
+            columns = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
+            ]
+            self._blocks.append(pa.record_batch(columns, self._schema))
+            self._rows = []
+
+
+class _Builder:
     """Turns rows into pairs, and keeps the problems of those it cannot turn."""
 
     def __init__(self, base: str, settings: Mapping[str, Any]) -> None:
         self.base, self.settings = base, dict(settings)
-        self.pairs: list[Pair] = []
-        self.problems: list[str] = []
+        self._pairs, self._names = _Table(_COLUMNS), _Table(_NAMES)
+        self._problems: list[tuple[int, str]] = []
         self._line = 0
-        self._recipes: dict[str, Recipe] = {}
-        self._ids: dict[str, int] = {}
-        self._outputs: dict[str, int] = {}
+        self._recipe_problems = lru_cache(maxsize=1024)(self._check_recipe)
+        self._resolved = lru_cache(maxsize=1024)(self._resolve_all)
 
     def add(self, line: int, row: Row | str) -> None:
         """Take a row, or what makes it unreadable."""
-        self._line, before = line, len(self.problems)
+        self._line, before = line, len(self._problems)
         if isinstance(row, str):
-            self._complain(row)
+            self.complain(row)
             return
         row = {key: value for key, value in row.items() if value not in (None, "", [])}
         for column in ("content", "style"):
             if column not in row:
-                self._complain("is missing; expected a path or URI", column)
+                self.complain("is missing; expected a path or URI", column)
         styles = _texts(row.get("style"))
         weights = self._style_weights(row, styles)
         masks = _texts(row.get("content_mask")), _texts(row.get("style_mask"))
         for column, problem in part_problems(len(styles), *map(len, masks)):
-            self._complain(problem, column)
-        recipe = self._recipe(row)
+            self.complain(problem, column)
+        settings = self._own_settings(row)
+        for problem in self._recipe_problems(settings):
+            self.complain(problem)
         pair_id = str(row["id"]) if "id" in row else _derive_id(row)
-        output = str(row.get("output", f"{pair_id}.png"))
+        output = str(row["output"]) if "output" in row else f"{pair_id}.png"
         self._check_names(pair_id, output)
-        if len(self.problems) == before and recipe is not None:
+        if len(self._problems) == before:
             extra = {key: value for key, value in row.items() if key not in _KNOWN}
-            self.pairs.append(
-                Pair(
-                    id=pair_id,
-                    content=resolve(str(row["content"]), self.base),
-                    styles=self._resolved(styles),
-                    content_masks=self._resolved(masks[0]),
-                    style_masks=self._resolved(masks[1]),
-                    style_weights=weights,
-                    output=PurePosixPath(output).as_posix(),
-                    recipe=recipe,
-                    extra=json.dumps(extra, sort_keys=True, default=str),
-                )
+            self._pairs.add(
+                pair_id,
+                resolve(str(row["content"]), self.base),
+                self._resolved(styles),
+                weights,
+                self._resolved(masks[0]),
+                self._resolved(masks[1]),
+                PurePosixPath(output).as_posix() if "output" in row else output,
+                settings,
+                _as_json(extra) if extra else "{}",
             )
 
-    def _complain(self, text: str, column: str = "") -> None:
-        self.problems.append(f"line {self._line}, {column}: {text}" if column else f"line {self._line}: {text}")
+    def complain(self, text: str, column: str = "") -> None:
+        """Keep a problem of the row in hand."""
+        where = f"line {self._line}, {column}" if column else f"line {self._line}"
+        self._problems.append((self._line, f"{where}: {text}"))
 
-    def _resolved(self, addresses: list[str]) -> tuple[str, ...]:
-        return tuple(resolve(address, self.base) for address in addresses)
+    def finish(self, address: str, unreadable: str | None) -> Manifest:
+        """All pairs, or ManifestError with all problems in the order of their lines, the file's own at the end."""
+        self._find_doubles(pa.Table.from_batches(self._names.finish(), _NAMES))
+        problems = [text for _, text in sorted(self._problems, key=itemgetter(0))]
+        pairs = self._pairs.finish()
+        if unreadable:
+            problems.append(unreadable)
+        elif not problems and not pairs:
+            problems.append("has no rows; expected at least one pair of content and style")
+        if problems:
+            raise ManifestError(address, problems)
+        return Manifest(pairs, self.settings)
 
-    def _recipe(self, row: Row) -> Recipe | None:
-        own = resolve_settings({key: row[key] for key in recipe_keys() if key in row}, self.base)
-        key = json.dumps(own, sort_keys=True, default=str)
+    def _resolve_all(self, addresses: tuple[str, ...]) -> list[str]:
+        return [resolve(address, self.base) for address in addresses]
+
+    def _own_settings(self, row: Row) -> str:
+        own = {key: value for key, value in row.items() if key in _RECIPE_KEYS}
+        return _as_json(resolve_settings(own, self.base)) if own else "{}"
+
+    def _check_recipe(self, own: str) -> tuple[str, ...]:
         try:
-            if key not in self._recipes:
-                self._recipes[key] = Recipe.from_settings({**self.settings, **own})
-            return self._recipes[key]
+            Recipe.from_settings({**self.settings, **json.loads(own)})
         except RecipeError as error:
-            for problem in error.problems:
-                self._complain(problem)
-            return None
+            return error.problems
+        return ()
 
-    def _style_weights(self, row: Row, styles: list[str]) -> tuple[float, ...]:
+    def _style_weights(self, row: Row, styles: tuple[str, ...]) -> tuple[float, ...]:
         """Weights of the styles, summing to 1; equal ones where none are given."""
         try:
             return shares(_texts(row.get("style_weights")), len(styles))
         except ValueError as error:
             if styles:
-                self._complain(str(error), "style_weights")
+                self.complain(str(error), "style_weights")
             return ()
 
     def _check_names(self, pair_id: str, output: str) -> None:
         if not _ID.fullmatch(pair_id) or not pair_id.strip("."):
-            self._complain(f"{pair_id!r} is not allowed; expected up to 200 letters, digits, '.', '_' or '-'", "id")
-        if (first := self._ids.setdefault(pair_id, self._line)) != self._line:
-            self._complain(f"{pair_id!r} is already the id of line {first}; expected a unique one", "id")
-            return
+            self.complain(f"{pair_id!r} is not allowed; expected up to 200 letters, digits, '.', '_' or '-'", "id")
         path = PurePosixPath(output)
         if path.is_absolute() or ".." in path.parts or "\\" in output or "\0" in output:
-            self._complain(f"{output!r} leaves OUT; expected a path inside its images/ folder", "output")
+            self.complain(f"{output!r} leaves OUT; expected a path inside its images/ folder", "output")
         elif path.suffix.lower() not in ENCODERS:
-            self._complain(
-                f"{output!r} cannot be written; expected a name that ends in {', '.join(ENCODERS)}", "output"
-            )
+            self.complain(f"{output!r} cannot be written; expected a name that ends in {', '.join(ENCODERS)}", "output")
         # One file on a store that folds case or Unicode forms is one output everywhere.
         folded = unicodedata.normalize("NFC", str(path)).casefold()
-        if (first := self._outputs.setdefault(folded, self._line)) != self._line:
-            self._complain(f"{output!r} is already the output of line {first}; expected one of its own", "output")
+        self._names.add(self._line, pair_id, output, folded)
+
+    def _find_doubles(self, names: pa.Table) -> None:
+        """Complain of every row but the first of those that share an id, then of those that share an output."""
+        doubles = []
+        for line, pair_id, first in _doubles(names, "id", "id"):
+            self._line = line
+            self.complain(f"{pair_id!r} is already the id of line {first}; expected a unique one", "id")
+            doubles.append(line)
+        others = names.filter(pc.invert(pc.is_in(names["line"], pa.array(doubles, pa.int64()))))
+        for line, output, first in _doubles(others, "folded", "output"):
+            self._line = line
+            self.complain(f"{output!r} is already the output of line {first}; expected one of its own", "output")
 
 
-_KNOWN = frozenset([*_OWN_COLUMNS, *recipe_keys()])
+def _doubles(names: pa.Table, key: str, shown: str) -> Iterator[tuple[int, str, int]]:
+    """Line, name and the first one's line of every row whose `key` an earlier row has."""
+    counted = names.group_by(key).aggregate([("line", "min"), ("line", "count")])
+    shared = counted.filter(pc.greater(counted["line_count"], 1))
+    first = dict(zip(shared[key].to_pylist(), shared["line_min"].to_pylist(), strict=True))
+    for row in names.filter(pc.is_in(names[key], shared[key])).to_pylist():
+        if row["line"] != first[row[key]]:
+            yield row["line"], row[shown], first[row[key]]
 
 
 def _derive_id(row: Row) -> str:
     """An id that says what it is, and is the same in every run: names, then a hash of the whole pair."""
-    own = {key: row[key] for key in sorted(_KNOWN) if key in row}
-    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    own = {key: value for key, value in row.items() if key in _KNOWN}
+    digest = hashlib.sha256(_as_json(own).encode()).hexdigest()[:8]
     stems = [PurePosixPath(text).stem for text in [str(row.get("content", "")), *_texts(row.get("style"))[:1]]]
     names = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:40].strip("-.") or "picture" for stem in stems]
     return "--".join([*names, digest])
 
 
-def _texts(value: Any) -> list[str]:
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
     if value is None:
-        return []
-    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
+        return ()
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
 
 
-def _read_csv(data: bytes) -> Iterator[tuple[int, Row | str]]:
-    reader = csv.reader(io.StringIO(_text(data), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        header = [name.lower() if name.lower() in _KNOWN else name for name in header]
-        _check_columns(header)
-        end = reader.line_num
-        for cells in reader:
-            line, end = end + 1, reader.line_num
-            if len(cells) > len(header):
-                yield line, f"has {len(cells)} cells; expected {len(header)}, as the header has columns"
-            elif cells:
-                row: Row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-                for column in _LISTS:
-                    if "|" in row.get(column, ""):
-                        row[column] = [part.strip() for part in row[column].split("|")]
-                yield line, row
-    except csv.Error as error:
-        raise _Unreadable(f"line {reader.line_num}: not valid CSV: {error}") from None
-
-
-def _read_json_lines(data: bytes) -> Iterator[tuple[int, Row | str]]:
-    for line, text in enumerate(_text(data).split("\n"), 1):
-        if not text.strip():
-            continue
+def _read_csv(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
+    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            yield line, f"not valid JSON: {error.msg} at column {error.colno}"
-            continue
-        yield line, row if isinstance(row, dict) else f"expected a JSON object; found {text.strip()[:40]}"
+            header = [name.strip() for name in next(reader, [])]
+            header = [name.lower() if name.lower() in _KNOWN else name for name in header]
+            _check_columns(header)
+            end = reader.line_num
+            for cells in reader:
+                line, end = end + 1, reader.line_num
+                if len(cells) > len(header):
+                    yield line, f"has {len(cells)} cells; expected {len(header)}, as the header has columns"
+                elif cells:
+                    row: Row = dict(zip(header, map(str.strip, cells), strict=False))
+                    for column in _LISTS:
+                        if "|" in row.get(column, ""):
+                            row[column] = [part.strip() for part in row[column].split("|")]
+                    yield line, row
+        except csv.Error as error:
+            raise _Unreadable(f"line {reader.line_num}: not valid CSV: {error}") from None
 
 
-def _read_parquet(data: bytes) -> Iterator[tuple[int, Row | str]]:
+def _read_json_lines(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
+    with io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
+        for line, data in enumerate(text, 1):
+            if not data.strip():
+                continue
+            try:
+                row = json.loads(data)
+            except json.JSONDecodeError as error:
+                yield line, f"not valid JSON: {error.msg} at column {error.colno}"
+                continue
+            yield line, row if isinstance(row, dict) else f"expected a JSON object; found {data.strip()[:40]}"
+
+
+def _read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        _check_columns(file.schema_arrow.names)
+        parquet = pq.ParquetFile(file)
+        _check_columns(parquet.schema_arrow.names)
         line = 0
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
+        for batch in parquet.iter_batches(batch_size=BLOCK):
+            for row in batch.to_pylist(maps_as_pydicts="strict"):
                 line += 1
                 yield line, row
     except (pa.ArrowException, OSError) as error:
@@ -272,9 +412,12 @@ def _check_columns(names: list[str]) -> None:
         raise _Unreadable(f"has the column {', '.join(sorted(doubled))} twice")
 
 
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise _Unreadable(f"line {line}: not UTF-8 (byte {data[error.start]:#04x})") from None
+def _first_bad_line(address: str) -> str:
+    """Where a text stops being UTF-8."""
+    with open_file(address) as file:
+        for line, data in enumerate(file, 1):
+            try:
+                data.decode()
+            except UnicodeDecodeError as error:
+                return f"line {line}: not UTF-8 (byte {data[error.start]:#04x})"
+    raise AssertionError("the file has changed meanwhile")

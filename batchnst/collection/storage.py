@@ -6,10 +6,14 @@ An address is a local path or a URI. Object stores are served by pyarrow's files
 from __future__ import annotations
 
 import errno
+import io
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import pyarrow.fs as pafs
 
@@ -39,12 +43,24 @@ def parent(address: str) -> str:
 
 def read(address: str) -> bytes:
     """Everything at an address; raises InputError with the reason in a few words."""
+    with open_file(address) as file:
+        return file.read()
+
+
+@contextmanager
+def open_file(address: str, buffer: int = 1 << 20) -> Iterator[BinaryIO]:
+    """A file to read from and seek in, fetched `buffer` bytes at a time.
+
+    Raises InputError, also for what goes wrong while it is read.
+    """
     try:
         if is_uri(address):
             filesystem, path = _filesystem(address)
-            with filesystem.open_input_stream(path) as stream:
-                return bytes(stream.read())
-        return Path(address).read_bytes()
+            with io.BufferedReader(filesystem.open_input_file(path), buffer) as file:
+                yield file
+        else:
+            with open(address, "rb", buffering=buffer) as file:
+                yield file
     except FileNotFoundError:
         raise InputError(f"{address}: no such file") from None
     except OSError as error:
@@ -85,11 +101,16 @@ class Folder:
         with self.filesystem.open_input_stream(self.path(relative)) as stream:
             return bytes(stream.read())
 
-    def files(self, relative: str, ending: str = "") -> list[str]:
-        """Paths on `filesystem` of all files under a subfolder, sorted."""
+    def remove(self, relative: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path(relative))
+
+    def files(self, relative: str, prefix: str = "", ending: str = "") -> list[str]:
+        """Paths on `filesystem` of all files under a subfolder whose names begin and end so, sorted."""
         selector = pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(i.path for i in infos if i.type == pafs.FileType.File and i.path.endswith(ending))
+        infos = (info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+        return sorted(i.path for i in infos if i.base_name.startswith(prefix) and i.base_name.endswith(ending))
 
     def clear_temporary(self) -> None:
         """Remove what dead runs left unfinished."""

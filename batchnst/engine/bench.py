@@ -37,6 +37,7 @@ from batchnst.transfer.device import (
     network_dtype,
     peak_memory_bytes,
     precision_name,
+    room,
     synchronize,
     tune_process,
 )
@@ -249,7 +250,7 @@ def measure_run(recipe: Recipe, pairs: int = 2) -> RunSpeed:
 
 def load_pair(paths: Sequence[str], recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Content and style at the recipe's size, (1, 3, h, w), RGB, 0..255: those given, or made-up ones."""
-    pair = [load_picture(path, recipe.size, recipe)[0] for path in paths]
+    pair = [load_picture(path, recipe.size, recipe.resample)[0] for path in paths]
     content, style = pair or (np.asarray(picture) for picture in made_pictures(recipe.size))
     cpu = torch.device("cpu")
     return to_tensors([content], cpu), to_tensors([style], cpu)
@@ -282,7 +283,7 @@ def _noise(random: np.random.Generator, height: int, width: int, falloff: float)
 
 def _batches(device: torch.device, size: int) -> list[int]:
     """The batch sizes to measure, the last one what `auto` takes at that size."""
-    most = max(1, largest_batch(device) // (size * (size * 3 // 4)))
+    most = max(1, largest_batch(device.type, room(device)) // (size * (size * 3 // 4)))
     return sorted({1, max(1, most // 4), most}) if device.type == "cuda" else sorted({1, min(4, most)})
 
 

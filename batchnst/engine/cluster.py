@@ -6,12 +6,14 @@ The only file that imports Ray.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,14 +25,18 @@ if "RAY_AUTH_TOKEN" in os.environ or os.path.exists(os.path.expanduser("~/.ray/a
 
 import ray
 import torch
+from ray._private.state import state as ray_state
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.util import metrics
 
 from batchnst.engine import rows
+from batchnst.engine.loading import Style, StyleFile, load_style
 from batchnst.engine.plan import Batch, Job
-from batchnst.engine.worker import Chunk, Event, Finished, paint_chunk
-from batchnst.errors import EngineError, WorkerLost
+from batchnst.engine.worker import Chunk, Event, Finished, Notice, Progress, paint_chunk
+from batchnst.errors import EngineError, OutOfMemory, PairError, WorkerLost
+from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.store import Out
-from batchnst.transfer.device import best_device, largest_batch, tune_process
+from batchnst.transfer.device import BYTES_A_PIXEL, PROCESS_BYTES, best_device, room, tune_process
 from batchnst.transfer.weights import Weights
 
 LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
@@ -39,21 +45,42 @@ LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 WINDOW = 2
 """Tasks in flight for each that can run at once: the next one is there when a worker gets free."""
 
+TOUCHED = 3
+"""Batches that a worker has in hand: one is committed, one painted, one loaded."""
+
+REFRESH_SECONDS = 5.0
+"""How old the number of workers may be."""
+
+GRACE_SECONDS = 20.0
+"""What cancelled tasks have to commit what is painted."""
+
+KEPT_STYLES = 64
+"""Styles that stay in the object store for tasks to come."""
+
 
 # Ray counts a crash as a try only sometimes, so we count; and without max_calls a GPU task's process, with the
 # network in it, would be thrown away after one task.
 @ray.remote(max_retries=0, max_calls=1000, num_returns="streaming")
-def _paint_task(chunk: Chunk, weights: Weights, out: str, run_id: str, threads: int) -> Iterator[Event]:
+def _paint_task(
+    chunk: Chunk, weights: Weights, out: str, lease: Lease, threads: int, files: list[StyleFile], *styles: Style
+) -> Iterator[Event]:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(threads)
     tune_process()
+    loaded = dict(zip(files, styles, strict=True))
     # Ray sends values into this generator, which `yield from` would pass on to one that does not expect them.
-    for event in paint_chunk(chunk, weights, out, run_id, best_device()):  # noqa: UP028
+    for event in paint_chunk(chunk, weights, out, lease, best_device(), loaded.__getitem__):  # noqa: UP028
         yield event
 
 
 @ray.remote(max_retries=3, max_calls=1000)
-def _largest_batch_task(share: float) -> int:
-    return largest_batch(best_device(), share)
+def _load_style_task(file: StyleFile) -> Style:
+    return load_style(file)
+
+
+@ray.remote(max_retries=3, max_calls=1000)
+def _room_task(share: float) -> int:
+    return room(best_device(), share)
 
 
 class Cluster:
@@ -62,37 +89,60 @@ class Cluster:
     def __init__(self, address: str | None, gpus_per_task: float | None, max_attempts: int) -> None:
         self.max_attempts = max_attempts
         self._connect(address or os.environ.get("RAY_ADDRESS") or "local")
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.cpus = int(resources.get("CPU", 0))
-        self.gpus_per_task = (1.0 if resources.get("GPU", 0) else 0.0) if gpus_per_task is None else gpus_per_task
-        self.workers = int(resources.get("GPU", 0) / self.gpus_per_task) if self.gpus_per_task else self.cpus
-        if self.workers < 1:
+        nodes = _nodes()
+        gpus = sum(node.get("GPU", 0.0) for node in nodes)
+        self.gpus_per_task = (1.0 if gpus else 0.0) if gpus_per_task is None else gpus_per_task
+        self.device_type = "cuda" if self.gpus_per_task else "cpu"
+        self._refreshed, self._workers = 0.0, 0
+        # Beside the nodes that are there, those that the cluster's autoscaler would start.
+        everything = nodes + _node_groups()
+        if not any(self._tasks_on(node) for node in everything):
             wanted = f"{self.gpus_per_task:g} GPU for a task" if self.gpus_per_task else "a CPU"
-            raise EngineError(
-                f"the Ray cluster has {self.cpus} CPUs and {resources.get('GPU', 0):g} GPUs, not {wanted}"
-            )
+            cpus = sum(node.get("CPU", 0.0) for node in nodes)
+            raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {wanted}")
+        self._memory = max(node.get("memory", 0.0) for node in everything if self._tasks_on(node))
 
-    def largest_batch(self) -> int:
-        """Pixels of a batch on `auto`, as a worker's device has room for."""
+    @property
+    def workers(self) -> int:
+        """Tasks that can run at once on the nodes that are there at this moment, one at the least."""
+        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+            self._workers = sum(map(self._tasks_on, _nodes()))
+            self._refreshed = time.monotonic()
+        return max(1, self._workers)
+
+    def room(self) -> int:
+        """Pixels of the largest batch that a worker's memory holds."""
         if not self.gpus_per_task:
-            return largest_batch(torch.device("cpu"))
-        task = _largest_batch_task.options(num_gpus=self.gpus_per_task)
-        largest: int = ray.get(task.remote(min(1.0, self.gpus_per_task)))
-        return largest
+            return int((self._memory - PROCESS_BYTES) / BYTES_A_PIXEL)
+        task = _room_task.options(num_gpus=self.gpus_per_task)
+        pixels: int = ray.get(task.remote(min(1.0, self.gpus_per_task)))
+        return pixels
 
     def paint(
-        self, chunks: Sequence[Chunk], weights: Mapping[tuple[str, str], Weights], out: str, run_id: str
+        self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
-        """Paint all chunks; yields events as they come, from all workers."""
-        return _Window(self, chunks, weights, out, run_id).events()
+        """Paint all chunks, so many at once; yields events as they come, from all workers."""
+        return _Window(self, chunks, weights, claim, tasks).events()
 
-    def threads_for(self, tasks: int) -> int:
-        """CPU threads for each task: one, which wastes least, unless there are fewer tasks than CPUs."""
-        return 1 if self.gpus_per_task else max(1, self.cpus // max(1, tasks))
+    def resources(self, chunk: Chunk, tasks: int) -> dict[str, float]:
+        """What a task is to ask Ray for, where so many run at once.
+
+        CPUs, and so threads: one, which wastes least, unless there are fewer tasks than CPUs.
+        """
+        if self.gpus_per_task:
+            return {"num_gpus": self.gpus_per_task, "num_cpus": 1}
+        cpus = [int(node.get("CPU", 0.0)) for node in _nodes()] or [1]
+        pixels = max(len(batch.jobs) * math.prod(batch.size or (0, 0)) for batch in chunk.batches)
+        memory = min(PROCESS_BYTES + BYTES_A_PIXEL * pixels, self._memory)
+        return {"num_cpus": max(1, min(max(cpus), sum(cpus) // max(1, tasks))), "memory": memory}
 
     def close(self) -> None:
         """Leave the cluster; end it if it was this machine's own."""
         ray.shutdown()
+
+    def _tasks_on(self, node: Mapping[str, float]) -> int:
+        cpus = int(node.get("CPU", 0.0))
+        return min(cpus, int(node.get("GPU", 0.0) / self.gpus_per_task)) if self.gpus_per_task else cpus
 
     @staticmethod
     def _connect(address: str) -> None:
@@ -118,72 +168,190 @@ def _check_reachable(address: str) -> None:
             raise EngineError(f"Ray at {address}: cannot be reached: {error.strerror or error}") from None
 
 
+def _nodes() -> list[dict[str, float]]:
+    """What each living node has: CPU, GPU, memory in bytes."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _node_groups() -> list[dict[str, float]]:
+    """What a node of each group has that the cluster's autoscaler may start; Ray tells it in no public call."""
+    config = ray_state.get_cluster_config()
+    return [dict(group.resources) for group in config.node_group_configs] if config else []
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A chunk on its way through the cluster, and the pairs of it that are heard to be finished."""
+
+    chunk: Chunk
+    number: int
+    finished: set[str] = field(default_factory=set)
+
+
 class _Window:
     """The tasks in flight, and what becomes of each."""
 
     def __init__(
         self,
         cluster: Cluster,
-        chunks: Sequence[Chunk],
+        chunks: Iterator[Chunk],
         weights: Mapping[tuple[str, str], Weights],
-        out: str,
-        run_id: str,
+        claim: Claim,
+        tasks: int,
     ) -> None:
-        self.cluster, self.weights, self.out, self.run_id = cluster, weights, Out(out), run_id
-        self.waiting = list(reversed(chunks))
-        self.threads = cluster.threads_for(len(chunks))
-        self.size = WINDOW * cluster.workers
+        self.cluster, self.chunks, self.weights, self.claim, self.tasks = cluster, chunks, weights, claim, tasks
+        self.out = Out(claim.folder.address)
         self.references = {network: ray.put(own) for network, own in weights.items()}
-        self.tries: Counter[str] = Counter()
-        self.running: dict[Any, Chunk] = {}
+        self.styles: OrderedDict[StyleFile, Any] = OrderedDict()
+        self.losses: Counter[str] = Counter()
+        self.again: list[Chunk] = []
+        self.running: dict[Any, _Task] = {}
+        self.submitted = 0
+        self.metrics = _Metrics(claim.run_id)
 
     def events(self) -> Iterator[Event]:
         try:
-            while self.waiting or self.running:
-                while self.waiting and len(self.running) < self.size:
-                    self._submit(self.waiting.pop())
-                ready, _ = ray.wait(list(self.running), num_returns=1)
+            while self._fill():
+                ready, _ = ray.wait(list(self.running), num_returns=1, timeout=REFRESH_SECONDS)
                 for stream in ready:
-                    yield from self._next(stream)
+                    for event in self._next(stream):
+                        self.metrics.note(event)
+                        yield event
         finally:
-            for stream in self.running:
-                ray.cancel(stream)
+            self._cancel()
+
+    def _fill(self) -> bool:
+        """Submit as many tasks as the cluster has use for; whether there are any."""
+        while len(self.running) < WINDOW * self.cluster.workers:
+            chunk = self.again.pop() if self.again else next(self.chunks, None)
+            if chunk is None:
+                break
+            self._submit(chunk)
+        return bool(self.running)
 
     def _submit(self, chunk: Chunk) -> None:
-        cluster = self.cluster
-        self.tries.update(job.pair.id for batch in chunk.batches for job in batch.jobs)
-        task = _paint_task.options(num_gpus=cluster.gpus_per_task, num_cpus=self.threads)
-        weights = self.references[chunk.network]
-        self.running[task.remote(chunk, weights, self.out.address, self.run_id, self.threads)] = chunk
+        self.submitted += 1
+        resources = self.cluster.resources(chunk, self.tasks)
+        lease = Lease(self.claim.run_id, self.submitted)
+        files = chunk.style_files
+        stream = _paint_task.options(**resources).remote(
+            chunk,
+            self.references[chunk.network],
+            self.out.address,
+            lease,
+            int(resources["num_cpus"]),
+            files,
+            *map(self._style, files),
+        )
+        self.running[stream] = _Task(chunk, self.submitted)
+
+    def _style(self, file: StyleFile) -> Any:
+        """Where the object store has, or will have, a style; read once, however many tasks want it."""
+        if file not in self.styles:
+            self.styles[file] = _load_style_task.remote(file)
+        self.styles.move_to_end(file)
+        if len(self.styles) > KEPT_STYLES:
+            self.styles.popitem(last=False)
+        return self.styles[file]
 
     def _next(self, stream: Any) -> Iterator[Event]:
         """What a task that has something to say says."""
+        task = self.running[stream]
         try:
-            yield ray.get(next(stream))
+            event = ray.get(next(stream))
+            if isinstance(event, Finished):
+                task.finished.add(event.pair_id)
+            yield event
         except StopIteration:
             del self.running[stream]
         except LOST as error:
             yield from self._try_again(self.running.pop(stream), error)
         except RayTaskError as error:
-            raise error.cause from None
+            if not isinstance(error.cause, LOST):
+                raise error.cause from None
+            yield from self._try_again(self.running.pop(stream), error.cause)
+        except RayError as error:
+            raise EngineError(f"Ray: {_first_line(error)}") from None
 
-    def _try_again(self, chunk: Chunk, error: RayError) -> Iterator[Event]:
-        """Queue the pairs of a lost chunk, each by itself so that one that kills workers takes no other along."""
-        outcomes = self.out.newest(self.run_id)
-        for batch in chunk.batches:
-            for job in batch.jobs:
-                if job.pair.id in outcomes:
-                    yield Finished(job.pair.id, None if outcomes[job.pair.id].ok else "failed")
-                elif self.tries[job.pair.id] >= self.cluster.max_attempts:
-                    yield self._give_up(job, chunk, error)
-                else:
-                    again = replace(job, attempt=job.attempt + 1)
-                    self.waiting.append(Chunk((Batch((again,), batch.size),)))
+    def _try_again(self, task: _Task, error: RayError) -> Iterator[Event]:
+        """Queue what a lost task has not done; of that, the batches it had in hand may have been the cause."""
+        lease = Lease(self.claim.run_id, task.number)
+        self.claim.revoke(task.number)
+        ids = [job.pair.id for batch in task.chunk.batches for job in batch.jobs if job.pair.id not in task.finished]
+        # What was committed without being heard of.
+        for place, outcome in zip(*self.out.newest(lease).find(ids), strict=True):
+            task.finished.add(ids[place])
+            yield Finished(ids[place], None if outcome.ok else "failed")
+        left = [
+            replace(batch, jobs=jobs)
+            for batch in task.chunk.batches
+            if (jobs := tuple(job for job in batch.jobs if job.pair.id not in task.finished))
+        ]
+        if left:
+            pairs = sum(len(batch.jobs) for batch in left)
+            yield Notice(f"a worker was lost; {pairs} of its pairs are tried again: {_first_line(error)}")
+        if left[TOUCHED:]:
+            self.again.append(Chunk(tuple(left[TOUCHED:])))
+        for batch in left[:TOUCHED]:
+            yield from self._repeat(batch, error)
 
-    def _give_up(self, job: Job, chunk: Chunk, error: RayError) -> Finished:
-        reason = str(error).strip().splitlines()[0]
-        lost = WorkerLost(f"its worker was lost {self.cluster.max_attempts} times; the last time: {reason}")
-        sha256 = self.weights[chunk.network].sha256
-        row = rows.pair_row(job, self.run_id, sha256, datetime.now(UTC), "failed", **rows.failure(lost))
-        self.out.append(self.run_id, [row], [])
+    def _repeat(self, batch: Batch, error: RayError) -> Iterator[Event]:
+        """Queue a batch whose worker was lost, or give it up.
+
+        It is tried as it was, in halves if memory was short, and at last each pair alone, so that one that kills
+        workers takes no other along.
+        """
+        most = self.cluster.max_attempts
+        self.losses.update(job.pair.id for job in batch.jobs)
+        for job in batch.jobs:
+            if self.losses[job.pair.id] >= most:
+                yield self._give_up(job, error)
+        jobs = [replace(job, attempt=job.attempt + 1) for job in batch.jobs if self.losses[job.pair.id] < most]
+        alone = [(job,) for job in jobs if self.losses[job.pair.id] == most - 1]
+        others = tuple(job for job in jobs if self.losses[job.pair.id] < most - 1)
+        half = len(others) // 2 if isinstance(error, OutOfMemoryError) else 0
+        parts = [*alone, others[:half], others[half:]]
+        self.again += [Chunk((replace(batch, jobs=part),)) for part in parts if part]
+
+    def _give_up(self, job: Job, error: RayError) -> Finished:
+        times = f"{self.cluster.max_attempts} times; the last time: {_first_line(error)}"
+        lost: PairError = WorkerLost(f"its worker was lost {times}")
+        if isinstance(error, OutOfMemoryError):
+            lost = OutOfMemory(f"its worker's host was out of memory {times}; lower size")
+        sha256 = self.weights[job.pair.recipe.network].sha256
+        row = rows.pair_row(job, self.claim.run_id, sha256, datetime.now(UTC), "failed", **rows.failure(lost))
+        self.out.append(Lease(self.claim.run_id), [row], [])
         return Finished(job.pair.id, str(lost))
+
+    def _cancel(self) -> None:
+        """Stop what is running: each task drops the batch in hand and commits what is painted."""
+        for stream in self.running:
+            ray.cancel(stream)
+        if self.running:
+            ended = [stream.completed() for stream in self.running]
+            ray.wait(ended, num_returns=len(ended), timeout=GRACE_SECONDS)
+
+
+class _Metrics:
+    """What Ray exports of a run, to Prometheus for one."""
+
+    def __init__(self, run_id: str) -> None:
+        def counter(name: str, description: str, *tags: str) -> metrics.Counter:
+            made = metrics.Counter(f"batchnst_{name}", description, tag_keys=("run_id", *tags))
+            made.set_default_tags({"run_id": run_id})
+            return made
+
+        self._done = counter("pairs_done", "Pairs painted and in the ledger.")
+        self._failed = counter("pairs_failed", "Pairs that ended in a failed row.")
+        self._steps = counter("steps", "Steps of the optimisation, of all pictures.", "host")
+
+    def note(self, event: Event) -> None:
+        """Count an event."""
+        if isinstance(event, Progress) and event.steps:
+            self._steps.inc(event.steps, {"host": event.host})
+        elif isinstance(event, Finished):
+            (self._failed if event.error else self._done).inc()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

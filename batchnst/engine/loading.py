@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from batchnst.collection import images, storage
+from batchnst.collection.manifest import Pair
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import InputError
 from batchnst.recipe import Recipe, fit, is_start_picture
@@ -58,11 +59,38 @@ class Unloadable:
     error: Exception
 
 
-class Loader:
-    """Loads batches; a style that several jobs share is read once, and is the same object for all of them."""
+@dataclass(frozen=True)
+class StyleFile:
+    """A style picture as a recipe wants it: its address, longest side in pixels, and the resize filter."""
 
-    def __init__(self) -> None:
-        self._load_style = lru_cache(maxsize=32)(load_picture)
+    address: str
+    size: float
+    resample: str
+
+
+Style = tuple[images.Pixels, str] | Exception
+"""A style at its size and the SHA-256 of its file, or why it cannot be had."""
+
+
+def style_files(pair: Pair) -> list[StyleFile]:
+    """The style pictures of a pair."""
+    size = pair.recipe.size * pair.recipe.style_scale
+    return [StyleFile(style, size, pair.recipe.resample) for style in pair.styles]
+
+
+def load_style(file: StyleFile) -> Style:
+    """Read, decode and fit a style; what is wrong with it is returned, for many pairs to hear of."""
+    try:
+        return load_picture(file.address, file.size, file.resample)
+    except Exception as error:
+        return error
+
+
+class Loader:
+    """Loads batches; a style that several jobs share is got once, and is the same object for all of them."""
+
+    def __init__(self, get_style: Callable[[StyleFile], Style] | None = None) -> None:
+        self._get_style = get_style or lru_cache(maxsize=32)(load_style)
 
     def load(self, batch: Batch) -> list[Loaded | Unloadable]:
         """The pictures of a batch, in its order."""
@@ -71,8 +99,9 @@ class Loader:
     def _load_job(self, job: Job) -> Loaded | Unloadable:
         pair, recipe = job.pair, job.pair.recipe
         try:
-            content, content_sha256 = load_picture(pair.content, recipe.size, recipe)
-            loaded = [self._load_style(style, recipe.size * recipe.style_scale, recipe) for style in pair.styles]
+            content, content_sha256 = load_picture(pair.content, recipe.size, recipe.resample)
+            check_size(content, pair.content, recipe)
+            loaded = [self._style(file, recipe) for file in style_files(pair)]
             styles = tuple(style for style, _ in loaded)
             masked = masked_styles(styles, len(pair.style_masks))
             pictures = Pictures(
@@ -88,12 +117,18 @@ class Loader:
             return Unloadable(job, error)
         return Loaded(job, pictures, content_sha256, [sha256 for _, sha256 in loaded])
 
+    def _style(self, file: StyleFile, recipe: Recipe) -> tuple[images.Pixels, str]:
+        style = self._get_style(file)
+        if isinstance(style, Exception):
+            raise style
+        check_size(style[0], file.address, recipe)
+        return style
 
-def load_picture(address: str, size: float, recipe: Recipe) -> tuple[images.Pixels, str]:
+
+def load_picture(address: str, size: float, resample: str) -> tuple[images.Pixels, str]:
     """Read, decode and fit a picture; returns it and its file's SHA-256. Raises InputError."""
     data = storage.read(address)
-    pixels = images.at_size(images.decode(data, address), size, recipe.resample)
-    check_size(pixels, address, recipe)
+    pixels = images.at_size(images.decode(data, address), size, resample)
     return pixels, hashlib.sha256(data).hexdigest()
 
 

@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+from numpy.typing import NDArray
+
 from batchnst.collection.images import probe
-from batchnst.collection.manifest import Pair
-from batchnst.ledger.store import Outcome
+from batchnst.collection.manifest import Manifest, Pair
+from batchnst.ledger.store import Outcomes
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.pyramid import work
 
@@ -46,17 +49,44 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: the jobs it takes on; all pairs of the manifest; those done; those failed, left alone."""
+    """What a run would do: which rows of the manifest it paints, how many are done, and failed and left alone.
 
-    jobs: list[Job]
-    pairs: int
+    rows, attempts: a number for each job, in the manifest's order. weights_sha256: by (backbone, weights).
+    """
+
+    manifest: Manifest
+    rows: NDArray[np.int64]
+    attempts: NDArray[np.int64]
+    weights_sha256: Mapping[tuple[str, str], str]
     done: int
     failed: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of the manifest."""
+        return len(self.manifest)
 
     @property
     def left(self) -> int:
         """Pairs that are not done and not given up."""
         return self.pairs - self.done - self.failed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def jobs(self, part: slice | NDArray[np.int64] = slice(None)) -> list[Job]:
+        """The jobs of this plan, or those at the given places."""
+        pairs = self.manifest.take(self.rows[part])
+        return [
+            Job(pair, fingerprint(pair, self.weights_sha256[pair.recipe.network]), int(attempt))
+            for pair, attempt in zip(pairs, self.attempts[part], strict=True)
+        ]
+
+    def sample(self, most: int) -> list[Job]:
+        """All jobs, or so many drawn at random, the same ones every time."""
+        if len(self) <= most:
+            return self.jobs()
+        return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), most, replace=False)))
 
 
 def loss_definition(recipe: Recipe) -> str:
@@ -72,8 +102,8 @@ def fingerprint(pair: Pair, weights_sha256: str) -> str:
 
 
 def make_plan(
-    pairs: Sequence[Pair],
-    outcomes: Mapping[str, Outcome],
+    pairs: Manifest,
+    outcomes: Outcomes,
     weights_sha256: Mapping[tuple[str, str], str],
     *,
     retry_failed: bool = False,
@@ -81,20 +111,20 @@ def make_plan(
 ) -> Plan:
     """Compare what is asked for with the newest outcome of every pair.
 
-    `weights_sha256` is by (backbone, weights). A failed pair is left alone until its row changes or `retry_failed`.
+    A failed pair is left alone until its row changes or `retry_failed`.
     """
-    jobs, done, failed = [], 0, 0
-    for pair in pairs:
-        mark = fingerprint(pair, weights_sha256[pair.recipe.network])
-        outcome = outcomes.get(pair.id)
-        same = outcome is not None and outcome.fingerprint == mark
-        if outcome and same and outcome.ok:
-            done += 1
-        elif outcome and same and not retry_failed:
-            failed += 1
-        else:
-            jobs.append(Job(pair, mark, attempt=outcome.attempt + 1 if outcome else 1))
-    return Plan(jobs[:limit], len(pairs), done, failed)
+    left, attempts = np.ones(len(pairs), bool), np.ones(len(pairs), np.int64)
+    done = failed = 0
+    rows, known = outcomes.find(pairs.ids)
+    for row, pair, outcome in zip(rows, pairs.take(rows), known, strict=True):
+        same = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
+        done += same and outcome.ok
+        given_up = same and not outcome.ok and not retry_failed
+        failed += given_up
+        left[row] = not given_up and not (same and outcome.ok)
+        attempts[row] = outcome.attempt + 1
+    chosen = np.flatnonzero(left)[:limit]
+    return Plan(pairs, chosen, attempts[chosen], weights_sha256, done, failed)
 
 
 def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, largest: int) -> list[Batch]:

@@ -1,24 +1,31 @@
-"""A run from manifest to ledger: plan, claim OUT, paint, and say what happens meanwhile."""
+"""A run from manifest to ledger: claim OUT, plan, paint, and say what happens meanwhile."""
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from itertools import chain
 from typing import Literal, Protocol
 
-from batchnst.collection.manifest import Pair
+from batchnst.collection.manifest import Manifest
+from batchnst.engine.loading import ahead
 from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
-from batchnst.engine.worker import Chunk, Event, paint_chunk
-from batchnst.errors import RequestError, StorageError
-from batchnst.ledger.store import Out
-from batchnst.transfer.device import best_device, largest_batch, tune_process
+from batchnst.engine.worker import Chunk, Event, Notice, Progress, paint_chunk
+from batchnst.errors import EngineError, RequestError, StorageError
+from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
+from batchnst.ledger.store import Out, Outcomes
+from batchnst.transfer.device import BYTES_A_PIXEL, best_device, largest_batch, room, tune_process
 from batchnst.transfer.weights import Weights, load_weights
 
-LONGEST_CHUNK = 8
-"""Batches in a chunk: what a lost worker loses at most."""
+BLOCK = 10_000
+"""Jobs that are put into batches together, while those before them are painted."""
+
+CHUNK_SECONDS = 60.0
+"""What a chunk takes: long beside what starting a task costs, short beside the night."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +44,32 @@ class Options:
 
 @dataclass(frozen=True)
 class Planned:
-    """What the run is about to do: the first event of every run."""
+    """What the run is about to do: the first event of every run.
+
+    work: pixel-steps of all jobs, beyond the first block guessed from that. workers: how many will be busy.
+    """
 
     plan: Plan
-    batches: list[Batch]
-    workers: int  # that will be busy
-
-    @cached_property
-    def work(self) -> int:
-        """Pixel-steps of all batches."""
-        return sum(batch.work for batch in self.batches)
+    work: float
+    workers: int
 
 
 class Engine(Protocol):
     """Something that paints chunks."""
 
-    workers: int
+    device_type: str
 
-    def largest_batch(self) -> int:
-        """Pixels of a batch on `auto`; a worker halves one that does not fit all the same."""
+    @property
+    def workers(self) -> int:
+        """How many there are at this moment, one at the least."""
+
+    def room(self) -> int:
+        """Pixels of the largest batch that a worker's memory holds."""
 
     def paint(
-        self, chunks: Sequence[Chunk], weights: Mapping[tuple[str, str], Weights], out: str, run_id: str
+        self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
-        """Paint all chunks, each with the weights of its network; yields events as they come."""
+        """Paint all chunks, so many at once, each with the weights of its network; yields events as they come."""
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -74,66 +83,147 @@ class Inline:
     def __init__(self) -> None:
         tune_process()
         self.device = best_device()
+        self.device_type = self.device.type
 
-    def largest_batch(self) -> int:
+    def room(self) -> int:
         """What this process's device has room for."""
-        return largest_batch(self.device)
+        return room(self.device)
 
     def paint(
-        self, chunks: Sequence[Chunk], weights: Mapping[tuple[str, str], Weights], out: str, run_id: str
+        self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
         """Paint one chunk after the other."""
         for chunk in chunks:
-            yield from paint_chunk(chunk, weights[chunk.network], out, run_id, self.device)
+            lease = Lease(claim.run_id)
+            yield from paint_chunk(chunk, weights[chunk.network], claim.folder.address, lease, self.device)
 
     def close(self) -> None:
         """Nothing to close."""
 
 
-def run(pairs: Sequence[Pair], options: Options) -> Iterator[Planned | Event]:
-    """Paint every pair that OUT does not hold yet; yields Planned, then what happens, as it happens."""
+def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
+    """Paint every pair that OUT does not hold yet; yields Planned, then what happens, as it happens.
+
+    Raises RequestError before anything is painted, StorageError if OUT is lost meanwhile.
+    """
     out = Out(options.out)
     weights = load_all_weights(pairs)
-    plan = _plan(pairs, out, weights, options)
-    if not plan.jobs:
-        yield Planned(plan, [], 0)
-        return
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    try:
-        out.claim(run_id)
-    except StorageError as error:
-        raise RequestError(f"--out {error}") from None
+    claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
+    if rival := claim.rival():
+        yield Notice(f"{rival} has {out.address}; looking for a sign of life for up to {SILENCE_SECONDS:.0f} s")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claim)
+        except StorageError as error:
+            raise RequestError(f"--out {error}") from None
+        # What is done is read under the claim: nobody else can add to it now.
+        plan = plan_run(pairs, out, weights, retry_failed=options.retry_failed, limit=options.limit)
+        if len(plan):
+            yield from _paint(plan, claim, weights, options)
+        else:
+            yield Planned(plan, 0, 0)
+
+
+def _paint(
+    plan: Plan, claim: Claim, weights: Mapping[tuple[str, str], Weights], options: Options
+) -> Iterator[Planned | Event]:
+    """Paint all jobs of a plan."""
     engine = _start(options)
     try:
-        # Read the ledger only now: between the claim and this moment the workers of a killed run have had time to
-        # end the commit they were in, and cannot begin another.
-        plan = _plan(pairs, out, weights, options)
-        batches = make_batches(plan.jobs, options.batch_size, engine.workers, engine.largest_batch())
-        chunks = make_chunks(batches, engine.workers)
-        yield Planned(plan, batches, min(engine.workers, len(chunks)))
-        yield from engine.paint(chunks, weights, out.address, run_id)
+        room = engine.room()
+        blocks = _blocks(plan, options.batch_size, engine, room)
+        first = next(blocks)
+        _check_room(first, room)
+        share = sum(len(batch.jobs) for batch in first) / len(plan)
+        tasks = min(engine.workers, len(first))
+        yield Planned(plan, sum(batch.work for batch in first) / share, tasks)
+        pace = _Pace()
+        chunks = make_chunks(chain([first], blocks), engine, pace.work_in)
+        for event in engine.paint(chunks, weights, claim, tasks):
+            pace.note(event)
+            yield event
     finally:
         engine.close()
 
 
-def make_chunks(batches: Sequence[Batch], workers: int) -> list[Chunk]:
-    """Batches of one network together, so that a worker loads the next while it paints, but enough chunks for all."""
-    length = max(1, min(LONGEST_CHUNK, len(batches) // (4 * workers)))
-    chunks: list[Chunk] = []
-    for network in dict.fromkeys(batch.recipe.network for batch in batches):
-        members = [batch for batch in batches if batch.recipe.network == network]
-        chunks += [Chunk(tuple(members[start : start + length])) for start in range(0, len(members), length)]
-    return chunks
-
-
-def load_all_weights(pairs: Sequence[Pair]) -> dict[tuple[str, str], Weights]:
-    """The weights of every network that some pair's recipe names."""
-    return {network: load_weights(*network) for network in {pair.recipe.network for pair in pairs}}
-
-
-def _plan(pairs: Sequence[Pair], out: Out, weights: Mapping[tuple[str, str], Weights], options: Options) -> Plan:
+def plan_run(
+    pairs: Manifest,
+    out: Out | None,
+    weights: Mapping[tuple[str, str], Weights],
+    *,
+    retry_failed: bool,
+    limit: int | None,
+) -> Plan:
+    """What is left of the manifest to be painted into OUT."""
     hashes = {network: own.sha256 for network, own in weights.items()}
-    return make_plan(pairs, out.newest(), hashes, retry_failed=options.retry_failed, limit=options.limit)
+    return make_plan(pairs, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
+
+
+def load_all_weights(pairs: Manifest) -> dict[tuple[str, str], Weights]:
+    """The weights of every network that some pair's recipe names."""
+    return {network: load_weights(*network) for network in pairs.networks}
+
+
+def _blocks(plan: Plan, batch_size: int | None, engine: Engine, room: int) -> Iterator[list[Batch]]:
+    """The plan's batches, a block at a time; headers of the next block's pictures are read in a thread."""
+    largest = largest_batch(engine.device_type, room)
+    parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
+    for _, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
+        yield batches
+
+
+def _check_room(batches: Sequence[Batch], room: int) -> None:
+    """Raise EngineError, naming a pair, where no worker has the memory for one by itself."""
+    for batch in batches:
+        if batch.size and math.prod(batch.size) > room:
+            width, height = batch.size
+            needed, there = (pixels * BYTES_A_PIXEL / 1e9 for pixels in (math.prod(batch.size), room))
+            raise EngineError(
+                f"{batch.jobs[0].pair.id}: {width}×{height} pixels take about {needed:.0f} GB, "
+                f"more than the {there:.0f} GB that a worker has; lower its size"
+            )
+
+
+def make_chunks(
+    blocks: Iterable[Sequence[Batch]], engine: Engine, work_in: Callable[[float], float]
+) -> Iterator[Chunk]:
+    """Batches of one network together, so that a worker loads the next while it paints.
+
+    As many as take CHUNK_SECONDS, `work_in` being the pixel-steps a worker does in so many seconds, but smaller ones
+    towards the end of a block, so that all workers end together.
+    """
+    for block in blocks:
+        left = sum(batch.work for batch in block)
+        for network in dict.fromkeys(batch.recipe.network for batch in block):
+            members: list[Batch] = []
+            work = 0
+            for batch in block:
+                if batch.recipe.network != network:
+                    continue
+                most = min(work_in(CHUNK_SECONDS), (work + left) / (2 * engine.workers))
+                if members and work + batch.work > most:
+                    yield Chunk(tuple(members))
+                    members, work = [], 0
+                members.append(batch)
+                work += batch.work
+                left -= batch.work
+            yield Chunk(tuple(members))
+
+
+class _Pace:
+    """How fast a worker of this run paints, from what they all report."""
+
+    def __init__(self) -> None:
+        self._work, self._seconds = 0, 0.0
+
+    def note(self, event: Event) -> None:
+        """Take note of what was done."""
+        if isinstance(event, Progress):
+            self._work, self._seconds = self._work + event.work, self._seconds + event.seconds
+
+    def work_in(self, seconds: float) -> float:
+        """Pixel-steps that a worker does in so many seconds; none as long as nothing is known."""
+        return seconds * self._work / self._seconds if self._seconds else 0.0
 
 
 def _start(options: Options) -> Engine:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import TracebackType
@@ -18,9 +19,10 @@ import torch
 from batchnst.collection import images
 from batchnst.collection.images import Pixels
 from batchnst.engine import rows
-from batchnst.engine.loading import Loaded, Loader, Tensors, Unloadable, ahead, to_pixels
+from batchnst.engine.loading import Loaded, Loader, Style, StyleFile, Tensors, Unloadable, ahead, style_files, to_pixels
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import Diverged, OutOfMemory, PairError, StorageError
+from batchnst.ledger.claim import Lease
 from batchnst.ledger.schema import PairRow
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
@@ -49,14 +51,21 @@ class Chunk:
         """Backbone and weights of all its recipes."""
         return self.batches[0].recipe.network
 
+    @property
+    def style_files(self) -> list[StyleFile]:
+        """The style pictures that its jobs need, each once."""
+        jobs = (job for batch in self.batches for job in batch.jobs)
+        return list(dict.fromkeys(file for job in jobs for file in style_files(job.pair)))
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Work done since the last event, in steps of one picture and in pixel-steps, and the seconds it took."""
+    """Work done on a host since the last event, in steps of one picture and in pixel-steps, and the seconds it took."""
 
     steps: int
     work: int
     seconds: float
+    host: str = field(default_factory=socket.gethostname)
 
 
 @dataclass(frozen=True)
@@ -67,18 +76,33 @@ class Finished:
     error: str | None
 
 
-Event = Progress | Finished
+@dataclass(frozen=True)
+class Notice:
+    """Something that whoever watches the run should know."""
+
+    text: str
 
 
-def paint_chunk(chunk: Chunk, weights: Weights, out: str, run_id: str, device: torch.device) -> Iterator[Event]:
+Event = Progress | Finished | Notice
+
+
+def paint_chunk(
+    chunk: Chunk,
+    weights: Weights,
+    out: str,
+    lease: Lease,
+    device: torch.device,
+    get_style: Callable[[StyleFile], Style] | None = None,
+) -> Iterator[Event]:
     """Paint every pair of a chunk into OUT and commit it; yields what happened.
 
-    Raises StorageError if OUT cannot be written, or belongs to another run by now.
+    get_style: where styles come from; if left out, each is read once from where it lies.
+    Raises StorageError if OUT cannot be written, or Superseded if the lease allows it no more.
     """
     tensors = Tensors(device)
     with _Writer() as writer:
-        for batch, loaded in ahead(Loader().load, chunk.batches):
-            yield from _Painter(batch.recipe, weights, Out(out), run_id, tensors, writer).paint(loaded)
+        for batch, loaded in ahead(Loader(get_style).load, chunk.batches):
+            yield from _Painter(batch.recipe, weights, Out(out), lease, tensors, writer).paint(loaded)
         yield from writer.wait()
 
 
@@ -127,9 +151,9 @@ class _Painter:
     """Paints jobs of one recipe and has them committed."""
 
     def __init__(
-        self, recipe: Recipe, weights: Weights, out: Out, run_id: str, tensors: Tensors, writer: _Writer
+        self, recipe: Recipe, weights: Weights, out: Out, lease: Lease, tensors: Tensors, writer: _Writer
     ) -> None:
-        self.recipe, self.weights, self.out, self.run_id = recipe, weights, out, run_id
+        self.recipe, self.weights, self.out, self.lease = recipe, weights, out, lease
         self.tensors, self.writer, self.device = tensors, writer, tensors.device
 
     def paint(self, loaded: Sequence[Loaded | Unloadable]) -> Iterator[Event]:
@@ -217,7 +241,8 @@ class _Painter:
 
     def _commit(self, group: Sequence[Loaded], painted: _Painted, started: datetime) -> list[Finished]:
         """Put pictures in place, then their rows."""
-        loss_rows = painted.history.rows([item.job for item in group], self.run_id)
+        self.out.check(self.lease)
+        loss_rows = painted.history.rows([item.job for item in group], self.lease.run_id)
         pair_rows: list[PairRow] = []
         for i, (item, pixels) in enumerate(zip(group, painted.pixels, strict=True)):
             columns = {**rows.inputs(item), "batch_size": len(group), "stopped": painted.stopped[i]}
@@ -231,7 +256,7 @@ class _Painter:
             if painted.stopped[i] == "diverged":
                 columns |= rows.failure(Diverged(RESCUED)) | {"precision": "fp32"}
             pair_rows.append(self._row(item.job, started, "ok", **columns))
-        self.out.append(self.run_id, pair_rows, [row for of_one in loss_rows for row in of_one])
+        self.out.append(self.lease, pair_rows, [row for of_one in loss_rows for row in of_one])
         return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
 
     @staticmethod
@@ -245,12 +270,12 @@ class _Painter:
         error = as_pair_error(error)
         read = rows.inputs(loaded) if loaded else {}
         row = self._row(job, started, "failed", **rows.failure(error), **read)
-        self.out.append(self.run_id, [row], [])
+        self.out.append(self.lease, [row], [])
         return Finished(job.pair.id, str(error))
 
     def _row(self, job: Job, started: datetime, status: str, **columns: object) -> PairRow:
         columns = rows.device(self.device, network_dtype(self.recipe.precision, self.device)) | columns
-        return rows.pair_row(job, self.run_id, self.weights.sha256, started, status, **columns)
+        return rows.pair_row(job, self.lease.run_id, self.weights.sha256, started, status, **columns)
 
 
 @lru_cache(maxsize=4)

@@ -1,24 +1,25 @@
-"""OUT: where pictures and ledger lie; whole files are added, nothing is changed.
-
-A run claims OUT before it reads what is done. Its workers add rows only while the claim stands, so that a worker
-that outlives a killed run cannot paint a pair that the next run paints too.
-"""
+"""OUT: where pictures and ledger lie; whole files are added, nothing is changed."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batchnst.collection.storage import Folder
-from batchnst.errors import LedgerError, Superseded
+from batchnst.errors import LedgerError
+from batchnst.ledger.claim import Claim, Lease, check
 from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY, LossRow, PairRow, to_table
 
-_CLAIM = ".batchnst/claim"
+BLOCK = 1 << 14
+"""Outcomes that are Python objects at the same time."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,36 @@ class Outcome:
     attempt: int
 
 
+class Outcomes:
+    """The newest outcome of every pair, in columns: those of a million pairs take some hundred megabytes."""
+
+    def __init__(self, rows: pa.Table | None = None) -> None:
+        """From rows of `pairs`, all attempts of each pair; None: from none."""
+        rows = SCHEMAS["pairs"].empty_table() if rows is None else rows
+        pairs = rows["pair_id"].combine_chunks().dictionary_encode()
+        in_order = np.argsort(rows["finished_at"].cast(pa.int64()).to_numpy(), kind="stable")
+        newest = np.zeros(len(pairs.dictionary), np.int64)
+        newest[pairs.indices.to_numpy()[in_order]] = in_order  # the last one stays
+        self._ids = pairs.dictionary
+        self._columns = [rows[name].take(pa.array(newest)) for name in ("status", "fingerprint", "attempt")]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def find(self, pair_ids: Sequence[str] | pa.ChunkedArray) -> tuple[NDArray[np.int64], Iterator[Outcome]]:
+        """Which of these ids, by position, have an outcome, and the outcomes of those."""
+        if isinstance(pair_ids, Sequence):
+            pair_ids = pa.array(pair_ids, pa.string())
+        places = pc.index_in(pair_ids, self._ids)
+        positions = np.flatnonzero(pc.is_valid(places).to_numpy(zero_copy_only=False))
+        known = pa.table([column.take(places.drop_null()) for column in self._columns], ["status", "mark", "attempt"])
+        return positions, (
+            Outcome(status == "ok", mark, attempt)
+            for batch in known.to_batches(max_chunksize=BLOCK)
+            for status, mark, attempt in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
+
+
 class Out:
     """A run's folder, local or in an object store: `images/`, `ledger/pairs/`, `ledger/losses/`."""
 
@@ -37,10 +68,13 @@ class Out:
         self.folder = Folder(address)
         self.address = self.folder.address
 
-    def claim(self, run_id: str) -> None:
-        """Take OUT over for a run: workers of earlier runs can no longer add rows."""
-        self.folder.write(_CLAIM, run_id.encode())
-        self.folder.clear_temporary()
+    def claim(self, run_id: str) -> Claim:
+        """A run's hold on this folder, to be taken by `with`."""
+        return Claim(self.folder, run_id)
+
+    def check(self, lease: Lease) -> None:
+        """Raise Superseded for one that may not write any more."""
+        check(self.folder, lease)
 
     def write_picture(self, output: str, data: bytes) -> None:
         """Put a picture in place under `images/`."""
@@ -50,28 +84,27 @@ class Out:
         """Put an intermediate picture in place under `snapshots/`."""
         self.folder.write(f"snapshots/{name}", data)
 
-    def append(self, run_id: str, pairs: list[PairRow], losses: list[LossRow]) -> None:
+    def append(self, lease: Lease, pairs: list[PairRow], losses: list[LossRow]) -> None:
         """Add the rows of finished attempts: losses first, so that a row in `pairs` never lacks its losses."""
-        if self.folder.read(_CLAIM) != run_id.encode():
-            raise Superseded(f"{self.address}: another run has taken this folder over; this one stops")
-        name = f"{run_id}-{uuid.uuid4().hex[:12]}.parquet"
+        name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}.parquet"
         if losses:
             self.folder.write(f"ledger/losses/{name}", _parquet(to_table(losses, "losses")))
+        self.check(lease)
         self.folder.write(f"ledger/pairs/{name}", _parquet(to_table(pairs, "pairs")))
 
-    def newest(self, run_id: str | None = None) -> dict[str, Outcome]:
-        """The newest outcome of every pair in the ledger, by pair id; of one run alone if it is named."""
+    def newest(self, lease: Lease | None = None) -> Outcomes:
+        """The newest outcome of every pair in the ledger; or only of those that one task has written."""
         columns = ["pair_id", "status", "fingerprint", "attempt", "finished_at"]
-        only = None if run_id is None else pc.field("run_id") == run_id
-        rows = self.dataset("pairs").to_table(columns=columns, filter=only).sort_by([("finished_at", "ascending")])
-        found = zip(*(rows[name].to_pylist() for name in columns[:4]), strict=True)
-        return {pair_id: Outcome(status == "ok", mark, attempt) for pair_id, status, mark, attempt in found}
+        return Outcomes(self.dataset("pairs", _prefix(lease) if lease else "").to_table(columns=columns))
 
-    def dataset(self, table: str) -> ds.Dataset:
-        """One table, `pairs` or `losses`, as a dataset; raises LedgerError for files this version cannot read."""
+    def dataset(self, table: str, prefix: str = "") -> ds.Dataset:
+        """One table, `pairs` or `losses`, or its files that begin so, as a dataset.
+
+        Raises LedgerError for files this version cannot read.
+        """
         folder, schema = self.folder, SCHEMAS[table]
         dataset = ds.dataset(
-            folder.files(f"ledger/{table}", ".parquet"),
+            folder.files(f"ledger/{table}", prefix, ".parquet"),
             schema=schema,
             format="parquet",
             filesystem=folder.filesystem,
@@ -89,6 +122,10 @@ def read_ledger(out: str, table: str) -> ds.Dataset:
     if table not in SCHEMAS:
         raise ValueError(f"no ledger table {table!r}; one of {', '.join(SCHEMAS)}")
     return Out(out).dataset(table)
+
+
+def _prefix(lease: Lease) -> str:
+    return f"{lease.run_id}-{lease.task}-"
 
 
 def _check_version(fragment: ds.Fragment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import resource
 import sys
@@ -14,6 +15,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 BYTES_A_PIXEL = 3500
 """Memory that painting takes for each pixel of a batch (measured on a CPU at 256 and 512 pixels, bf16)."""
+
+PROCESS_BYTES = 800e6
+"""Memory of a process before it paints."""
 
 CPU_BATCH = 4 * 256 * 256
 """Pixels of a batch on a CPU, which gains nothing from more."""
@@ -66,12 +70,18 @@ def _has_native_bf16(device: torch.device) -> bool:
     return "AMX" in capabilities or torch.cpu._is_avx512_bf16_supported()
 
 
-def largest_batch(device: torch.device, share: float = 1.0) -> int:
-    """Pixels of a batch on `auto`: on a GPU what its free memory, or a share of it, holds with room to spare."""
-    if device.type == "cpu":
-        return CPU_BATCH
-    free, _ = torch.cuda.mem_get_info(device)
-    return min(GPU_BATCH, int(0.8 * share * free / BYTES_A_PIXEL))
+def room(device: torch.device, share: float = 1.0) -> int:
+    """Pixels of the largest batch that the device's memory, or a share of it, holds with some to spare."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(0.8 * share * free / BYTES_A_PIXEL)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int((0.9 * memory - PROCESS_BYTES) / BYTES_A_PIXEL)
+
+
+def largest_batch(device_type: str, room: int) -> int:
+    """Pixels of a batch on `auto`: no more than there is room for, nor than makes it faster."""
+    return min(GPU_BATCH if device_type == "cuda" else CPU_BATCH, room)
 
 
 def free_memory(device: torch.device) -> None:

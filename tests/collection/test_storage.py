@@ -27,7 +27,7 @@ def test_a_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
     assert folder.read("a/b/c.bin") == b"two"
     assert folder.read("a/none") is None
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["c.bin"]
-    assert folder.files("a", ".bin") == [str(tmp_path / "a/b/c.bin")]
+    assert folder.files("a", ending=".bin") == [str(tmp_path / "a/b/c.bin")]
     assert folder.files("nowhere") == []
 
 

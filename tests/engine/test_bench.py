@@ -91,7 +91,7 @@ def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
     images: Path, weights: Weights, tmp_path: Path
 ) -> None:
     content, style = images / "astronaut.png", images / "swirls.png"
-    tensors = [to_tensors([load_picture(str(path), 64, RECIPE)[0]], CPU) for path in (content, style)]
+    tensors = [to_tensors([load_picture(str(path), 64, RECIPE.resample)[0]], CPU) for path in (content, style)]
     loop = Textbook(*tensors, RECIPE, weights)
     moments = loop.run(30)
     assert [moment.step for moment in moments] == [0, 10, 20, 30]

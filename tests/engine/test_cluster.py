@@ -149,7 +149,7 @@ def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(man
     out = tmp_path / "out"
     no_gpu = finish([*command(manifest, out), "--gpus-per-task", "1000"])
     assert no_gpu.returncode == 2
-    assert "not 1000 GPU for a task" in no_gpu.stderr
+    assert "no node has 1000 GPU for a task" in no_gpu.stderr
     nobody = finish([*command(manifest, out), "--address", "127.0.0.1:9"])
     assert nobody.returncode == 2
     assert nobody.stderr.splitlines()[-1] == "batchnst: Ray at 127.0.0.1:9: cannot be reached: Connection refused"

@@ -1,57 +1,80 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from batchnst.collection.manifest import Pair
-from batchnst.engine.plan import Job, fingerprint, make_batches, make_plan
+from batchnst.collection.manifest import Manifest, Pair, read_manifest
+from batchnst.engine.plan import Job, Plan, fingerprint, make_batches, make_plan
 from batchnst.engine.run import make_chunks
-from batchnst.ledger.store import Outcome
+from batchnst.ledger.store import Outcomes
 from batchnst.recipe import Recipe
 
 NETWORKS = {("vgg19", "bundled"): "w"}
+ROW = {"content": "/a.jpg", "style": "/s.png", "id": "a"}
+
+Asked = Callable[..., Manifest]
 
 
-def pair(name: str = "a", content: str = "/a.jpg", **settings: object) -> Pair:
-    return Pair(name, content, ("/s.png",), (1.0,), (), (), f"{name}.png", Recipe.from_settings(settings), "{}")
+@pytest.fixture
+def asked(tmp_path: Path) -> Asked:
+    """Makes a manifest of rows."""
+
+    def make(*rows: dict[str, Any]) -> Manifest:
+        path = tmp_path / "m.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_manifest(str(path), {})
+
+    return make
 
 
-def test_what_is_done_is_not_done_again_unless_something_changed() -> None:
-    asked = pair()
-    outcomes = {"a": Outcome(True, fingerprint(asked, "w"), 1)}
-    assert make_plan([asked], outcomes, NETWORKS).done == 1
-    changed = [
-        replace(asked, content="/b.jpg"),
-        replace(asked, styles=("/t.png",)),
-        replace(asked, styles=("/s.png", "/t.png"), style_weights=(0.5, 0.5)),
-        replace(asked, output="b.png"),
-        replace(asked, recipe=Recipe(steps=3)),
+def outcomes(pair: Pair, status: str = "ok", attempt: int = 1) -> Outcomes:
+    row = {"pair_id": pair.id, "status": status, "fingerprint": fingerprint(pair, "w"), "attempt": attempt}
+    return Outcomes(pa.Table.from_pylist([{**row, "finished_at": 1}]))
+
+
+def plan(manifest: Manifest, known: Outcomes, **options: Any) -> Plan:
+    return make_plan(manifest, known, NETWORKS, **options)
+
+
+def test_what_is_done_is_not_done_again_unless_something_changed(asked: Asked) -> None:
+    known = outcomes(asked(ROW)[0])
+    assert plan(asked(ROW), known).done == 1
+    changed: list[dict[str, Any]] = [
+        {"content": "/b.jpg"},
+        {"style": "/t.png"},
+        {"style": ["/s.png", "/t.png"]},
+        {"output": "b.png"},
+        {"steps": 3},
+        {"content_mask": "/m.png"},
     ]
-    for other in changed:
-        (job,) = make_plan([other], outcomes, NETWORKS).jobs
+    for change in changed:
+        (job,) = plan(asked({**ROW, **change}), known).jobs()
         assert job.attempt == 2
-    assert len(make_plan([asked], outcomes, {("vgg19", "bundled"): "other weights"}).jobs) == 1
-    assert make_plan([replace(asked, extra='{"note": 1}')], outcomes, NETWORKS).done == 1
+    assert len(make_plan(asked(ROW), known, {("vgg19", "bundled"): "other weights"})) == 1
+    assert plan(asked({**ROW, "note": 1}), known).done == 1
 
 
-def test_a_failed_pair_is_left_alone_until_asked_for() -> None:
-    asked = pair()
-    outcomes = {"a": Outcome(False, fingerprint(asked, "w"), 2)}
-    plan = make_plan([asked, pair("b")], outcomes, NETWORKS)
-    assert (plan.failed, plan.done, [job.pair.id for job in plan.jobs]) == (1, 0, ["b"])
-    again = make_plan([asked], outcomes, NETWORKS, retry_failed=True)
-    assert again.jobs[0].attempt == 3
-    repaired = replace(asked, content="/elsewhere.jpg")
-    assert len(make_plan([repaired], outcomes, NETWORKS).jobs) == 1
+def test_a_failed_pair_is_left_alone_until_asked_for(asked: Asked) -> None:
+    known = outcomes(asked(ROW)[0], "failed", attempt=2)
+    found = plan(asked(ROW, {**ROW, "id": "b"}), known)
+    assert (found.failed, found.done, [job.pair.id for job in found.jobs()]) == (1, 0, ["b"])
+    again = plan(asked(ROW), known, retry_failed=True)
+    assert again.jobs()[0].attempt == 3
+    assert len(plan(asked({**ROW, "content": "/elsewhere.jpg"}), known)) == 1
 
 
-def test_limit_counts_what_is_left() -> None:
-    pairs = [pair(name) for name in "abcd"]
-    outcomes = {"a": Outcome(True, fingerprint(pairs[0], "w"), 1)}
-    assert [job.pair.id for job in make_plan(pairs, outcomes, NETWORKS, limit=2).jobs] == ["b", "c"]
+def test_limit_counts_what_is_left(asked: Asked) -> None:
+    manifest = asked(*({**ROW, "id": name} for name in "abcd"))
+    found = plan(manifest, outcomes(manifest[0]), limit=2)
+    assert [job.pair.id for job in found.jobs()] == ["b", "c"]
+    assert [job.pair.id for job in found.jobs(slice(1, None))] == ["c"]
 
 
 @pytest.fixture
@@ -62,7 +85,8 @@ def jobs(tmp_path: Path) -> list[Job]:
         path = tmp_path / f"{i}.png"
         if i < 9:
             Image.new("RGB", (100, 50) if i < 6 else (80, 80)).save(path)
-        found.append(Job(pair(str(i), str(path), size=64, seed=1 if i == 0 else 0), "f", 1))
+        recipe = Recipe(size=64, seed=1 if i == 0 else 0)
+        found.append(Job(Pair(str(i), str(path), ("/s.png",), (1.0,), (), (), f"{i}.png", recipe, "{}"), "f", 1))
     return found
 
 
@@ -86,9 +110,30 @@ def test_automatic_batches_fill_the_device_but_leave_no_worker_idle(jobs: list[J
     assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=1)] == [1] * 5
 
 
-def test_chunks_hold_every_batch_once(jobs: list[Job]) -> None:
-    batches = make_batches(jobs, 1, workers=1, largest=10**9)
-    for workers in (1, 2, 100):
-        chunks = make_chunks(batches, workers)
-        assert [batch for chunk in chunks for batch in chunk.batches] == batches
-        assert len(chunks) >= min(len(batches), 4 * workers)
+@dataclass
+class Workers:
+    workers: int
+
+
+def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list[Job]) -> None:
+    batches = make_batches(jobs[1:6], 1, workers=1, largest=10**9)
+    blocks = [batches[:4], batches[4:]]
+
+    def lengths(workers: int, batches_a_minute: float) -> list[int]:
+        speed = batches_a_minute * batches[0].work / 60
+        chunks = [chunk.batches for chunk in make_chunks(blocks, Workers(workers), speed.__mul__)]
+        assert [batch for chunk in chunks for batch in chunk] == batches
+        return [len(chunk) for chunk in chunks]
+
+    assert lengths(1, 0) == [1] * 5
+    assert lengths(1, 1) == [1] * 5
+    assert lengths(1, 100) == [2, 1, 1, 1]
+    assert lengths(100, 100) == [1] * 5
+
+
+def test_a_batch_that_takes_no_time_is_in_a_chunk_too(jobs: list[Job]) -> None:
+    batches = make_batches(jobs, 4, workers=1, largest=10**9)
+    chunks = list(make_chunks([batches], Workers(1), (1e9).__mul__))
+    assert sorted(job.pair.id for chunk in chunks for batch in chunk.batches for job in batch.jobs) == list(
+        "0123456789"
+    )

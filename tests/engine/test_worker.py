@@ -18,6 +18,7 @@ from batchnst.engine.loading import Loader, Pictures, Tensors, ahead
 from batchnst.engine.plan import Batch, Job
 from batchnst.engine.worker import Chunk, Finished, Progress, paint_chunk
 from batchnst.errors import StorageError, Superseded
+from batchnst.ledger.claim import Lease
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
 from batchnst.transfer.weights import Weights
@@ -32,9 +33,9 @@ def job(images: Path, name: str, content: str = "astronaut.png", style: str = "s
 
 
 def paint(jobs: list[Job], weights: Weights, out: Path) -> list[Any]:
-    Out(str(out)).claim("r1")
     chunk = Chunk((Batch(tuple(jobs), (48, 48)),))
-    return list(paint_chunk(chunk, weights, str(out), "r1", torch.device("cpu")))
+    with Out(str(out)).claim("r1"):
+        return list(paint_chunk(chunk, weights, str(out), Lease("r1"), torch.device("cpu")))
 
 
 def rows(out: Path, table: str = "pairs") -> dict[str, dict[str, Any]]:
@@ -155,10 +156,15 @@ def test_a_store_that_cannot_be_written_stops_the_worker(
 
 
 def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights, tmp_path: Path) -> None:
-    Out(str(tmp_path)).claim("r2")
     chunk = Chunk((Batch((job(images, "a"),), (48, 48)),))
-    with pytest.raises(Superseded):
-        list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+    with Out(str(tmp_path)).claim("r2") as claim:
+        with pytest.raises(Superseded, match="another run"):
+            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))
+        claim.revoke(7)
+        with pytest.raises(Superseded, match="this task was taken for lost"):
+            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r2", 7), torch.device("cpu")))
+    assert rows(tmp_path) == {}
+    assert not (tmp_path / "images").exists()
 
 
 def test_a_batch_is_committed_while_the_next_is_painted(
@@ -181,9 +187,9 @@ def test_a_batch_is_committed_while_the_next_is_painted(
     real_stylize, real_append = worker.stylize, Out.append
     monkeypatch.setattr(worker, "stylize", stylize)
     monkeypatch.setattr(Out, "append", append)
-    Out(str(tmp_path)).claim("r1")
     chunk = Chunk(tuple(Batch((job(images, name),), (48, 48)) for name in "abc"))
-    events = list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+    with Out(str(tmp_path)).claim("r1"):
+        events = list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))
     assert [event.pair_id for event in events if isinstance(event, Finished)] == ["a", "b", "c"]
     assert all(event.seconds > 0 for event in events if isinstance(event, Progress))
     assert sorted(rows(tmp_path)) == ["a", "b", "c"]
@@ -199,9 +205,9 @@ def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_
 
     real = worker.images.encode
     monkeypatch.setattr(worker.images, "encode", encode)
-    Out(str(tmp_path)).claim("r1")
     chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
-    list(paint_chunk(chunk, weights, str(tmp_path), "r1", torch.device("cpu")))
+    with Out(str(tmp_path)).claim("r1"):
+        list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))
     found = {name: (row["status"], row["error_message"]) for name, row in rows(tmp_path).items()}
     assert found == {"a": ("failed", "no such encoder"), "b": ("failed", "no such encoder"), "c": ("ok", None)}
 

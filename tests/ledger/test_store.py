@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from batchnst import read_ledger
 from batchnst.errors import LedgerError, Superseded
+from batchnst.ledger.claim import Lease
 from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, Versions
 from batchnst.ledger.store import Out
 
@@ -62,10 +64,10 @@ def loss(step: int) -> LossRow:
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Out:
+def out(tmp_path: Path) -> Iterator[Out]:
     out = Out(str(tmp_path / "out"))
-    out.claim("r1")
-    return out
+    with out.claim("r1"):
+        yield out
 
 
 def test_schemas_are_those_of_the_dataclasses() -> None:
@@ -78,7 +80,7 @@ def test_schemas_are_those_of_the_dataclasses() -> None:
 
 
 def test_what_is_written_can_be_read_here_and_by_duckdb(out: Out) -> None:
-    out.append("r1", [row(total_loss=3.0)], [loss(0), loss(1)])
+    out.append(Lease("r1"), [row(total_loss=3.0)], [loss(0), loss(1)])
     (read,) = read_ledger(out.address, "pairs").to_table().to_pylist()
     assert (read["pair_id"], read["total_loss"], read["started_at"]) == ("a", 3.0, NOON)
     assert read["versions"]["batchnst"] == "0"
@@ -98,24 +100,26 @@ def test_an_empty_ledger_has_its_columns(out: Out) -> None:
 
 def test_the_newest_row_of_a_pair_counts(out: Out) -> None:
     later = NOON + timedelta(seconds=5)
-    out.append("r1", [row("a", status="failed", attempt=2, finished_at=later), row("b")], [])
-    out.append("r1", [row("a")], [])
-    newest = out.newest()
-    assert (newest["a"].ok, newest["a"].attempt) == (False, 2)
-    assert newest["b"].ok
-    assert out.newest("another run") == {}
+    out.append(Lease("r1"), [row("a", status="failed", attempt=2, finished_at=later), row("b")], [])
+    out.append(Lease("r1"), [row("a")], [])
+    out.append(Lease("r1", 3), [row("c")], [])
+    places, outcomes = out.newest().find(["b", "none", "a"])
+    assert places.tolist() == [0, 2]
+    assert [(outcome.ok, outcome.attempt) for outcome in outcomes] == [(True, 1), (False, 2)]
+    assert len(out.newest()) == 3
+    assert out.newest(Lease("r1", 3)).find(["a", "b", "c"])[0].tolist() == [2]
 
 
 def test_a_worker_of_a_run_that_lost_out_cannot_add_rows(out: Out) -> None:
-    out.append("r1", [row("a")], [])
-    Out(out.address).claim("r2")
+    out.append(Lease("r1"), [row("a")], [])
+    (Path(out.address) / ".batchnst" / "claim").write_text('{"run_id": "r2", "revoked": []}')
     with pytest.raises(Superseded, match="another run has taken this folder over"):
-        out.append("r1", [row("b")], [])
-    assert set(out.newest()) == {"a"}
+        out.append(Lease("r1"), [row("b")], [])
+    assert len(out.newest()) == 1
 
 
 def test_files_of_a_newer_version_and_foreign_files_are_refused(out: Out) -> None:
-    out.append("r1", [row("a")], [])
+    out.append(Lease("r1"), [row("a")], [])
     folder = Path(out.address) / "ledger" / "pairs"
     newer = SCHEMAS["pairs"].with_metadata({b"batchnst.schema": b"99"})
     pq.write_table(pa.Table.from_pylist([], schema=newer), folder / "newer.parquet")
