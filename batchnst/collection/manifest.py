@@ -221,6 +221,7 @@ class _Builder:
         self._line = 0
         self._recipe_problems = lru_cache(maxsize=1024)(self._check_recipe)
         self._resolved = lru_cache(maxsize=1024)(self._resolve_all)
+        self._shares = lru_cache(maxsize=1024)(shares)
 
     def add(self, line: int, row: Row | str) -> None:
         """Take a row, or what makes it unreadable."""
@@ -241,8 +242,10 @@ class _Builder:
         for problem in self._recipe_problems(settings):
             self.complain(problem)
         pair_id = str(row["id"]) if "id" in row else _derive_id(row)
-        output = str(row["output"]) if "output" in row else f"{pair_id}.png"
-        self._check_names(pair_id, output)
+        self._check_id(pair_id)
+        output = self._check_output(str(row["output"])) if "output" in row else f"{pair_id}.png"
+        # One file on a store that folds case or Unicode forms is one output everywhere.
+        self._names.add(line, pair_id, output, unicodedata.normalize("NFC", output).casefold())
         if len(self._problems) == before:
             extra = {key: value for key, value in row.items() if key not in _KNOWN}
             self._pairs.add(
@@ -252,7 +255,7 @@ class _Builder:
                 weights,
                 self._resolved(masks[0]),
                 self._resolved(masks[1]),
-                PurePosixPath(output).as_posix() if "output" in row else output,
+                output,
                 settings,
                 _as_json(extra) if extra else "{}",
             )
@@ -292,23 +295,24 @@ class _Builder:
     def _style_weights(self, row: Row, styles: tuple[str, ...]) -> tuple[float, ...]:
         """Weights of the styles, summing to 1; equal ones where none are given."""
         try:
-            return shares(_texts(row.get("style_weights")), len(styles))
+            return self._shares(_texts(row.get("style_weights")), len(styles))
         except ValueError as error:
             if styles:
                 self.complain(str(error), "style_weights")
             return ()
 
-    def _check_names(self, pair_id: str, output: str) -> None:
+    def _check_id(self, pair_id: str) -> None:
         if not _ID.fullmatch(pair_id) or not pair_id.strip("."):
             self.complain(f"{pair_id!r} is not allowed; expected up to 200 letters, digits, '.', '_' or '-'", "id")
+
+    def _check_output(self, output: str) -> str:
+        """The path as written out."""
         path = PurePosixPath(output)
         if path.is_absolute() or ".." in path.parts or "\\" in output or "\0" in output:
             self.complain(f"{output!r} leaves OUT; expected a path inside its images/ folder", "output")
         elif path.suffix.lower() not in ENCODERS:
             self.complain(f"{output!r} cannot be written; expected a name that ends in {', '.join(ENCODERS)}", "output")
-        # One file on a store that folds case or Unicode forms is one output everywhere.
-        folded = unicodedata.normalize("NFC", str(path)).casefold()
-        self._names.add(self._line, pair_id, output, folded)
+        return str(path)
 
     def _find_doubles(self, names: pa.Table) -> None:
         """Complain of every row but the first of those that share an id, then of those that share an output."""

@@ -106,11 +106,12 @@ class Folder:
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(relative))
 
-    def files(self, relative: str, prefix: str = "", ending: str = "") -> list[str]:
-        """Paths on `filesystem` of all files under a subfolder whose names begin and end so, sorted."""
+    def files(self, relative: str, prefix: str = "", ending: str = "") -> list[pafs.FileInfo]:
+        """All files under a subfolder whose names begin and end so, sorted by their path on `filesystem`."""
         selector = pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True)
         infos = (info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
-        return sorted(i.path for i in infos if i.base_name.startswith(prefix) and i.base_name.endswith(ending))
+        found = (info for info in infos if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
+        return sorted(found, key=lambda info: str(info.path))
 
     def clear_temporary(self) -> None:
         """Remove what dead runs left unfinished."""

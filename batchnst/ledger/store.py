@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,6 +24,12 @@ from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY, LossRow, PairR
 
 BLOCK = 1 << 14
 """Outcomes that are Python objects at the same time."""
+
+GROUP, SMALL = 256, 1 << 20
+"""So many files are read by a thread at a time, and at once those of fewer bytes than this."""
+
+_OUTCOMES = ("pair_id", "status", "fingerprint", "attempt", "finished_at")
+_OUTCOME_COLUMNS = pa.schema([SCHEMAS["pairs"].field(name) for name in _OUTCOMES])
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Outcomes:
 
     def __init__(self, rows: pa.Table | None = None) -> None:
         """From rows of `pairs`, all attempts of each pair; None: from none."""
-        rows = SCHEMAS["pairs"].empty_table() if rows is None else rows
+        rows = _OUTCOME_COLUMNS.empty_table() if rows is None else rows
         pairs = rows["pair_id"].combine_chunks().dictionary_encode()
         in_order = np.argsort(rows["finished_at"].cast(pa.int64()).to_numpy(), kind="stable")
         newest = np.zeros(len(pairs.dictionary), np.int64)
@@ -94,23 +104,20 @@ class Out:
 
     def newest(self, lease: Lease | None = None) -> Outcomes:
         """The newest outcome of every pair in the ledger; or only of those that one task has written."""
-        columns = ["pair_id", "status", "fingerprint", "attempt", "finished_at"]
-        return Outcomes(self.dataset("pairs", _prefix(lease) if lease else "").to_table(columns=columns))
+        files = self.folder.files("ledger/pairs", _prefix(lease) if lease else "", ".parquet")
+        groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
+        with ThreadPoolExecutor(4 if self.folder.local else 32) as pool:
+            tables = list(pool.map(partial(_read_outcomes, self.folder.filesystem), groups))
+        return Outcomes(pa.concat_tables([_OUTCOME_COLUMNS.empty_table(), *tables]))
 
-    def dataset(self, table: str, prefix: str = "") -> ds.Dataset:
-        """One table, `pairs` or `losses`, or its files that begin so, as a dataset.
-
-        Raises LedgerError for files this version cannot read.
-        """
+    def dataset(self, table: str) -> ds.Dataset:
+        """One table, `pairs` or `losses`, as a dataset; raises LedgerError for files this version cannot read."""
         folder, schema = self.folder, SCHEMAS[table]
-        dataset = ds.dataset(
-            folder.files(f"ledger/{table}", prefix, ".parquet"),
-            schema=schema,
-            format="parquet",
-            filesystem=folder.filesystem,
-        )
+        paths = [info.path for info in folder.files(f"ledger/{table}", ending=".parquet")]
+        dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=folder.filesystem)
         for fragment in dataset.get_fragments():
-            _check_version(fragment)
+            with _readable(fragment.path):
+                _check_version(fragment.path, fragment.physical_schema)
         return dataset
 
 
@@ -128,18 +135,36 @@ def _prefix(lease: Lease) -> str:
     return f"{lease.run_id}-{lease.task}-"
 
 
-def _check_version(fragment: ds.Fragment) -> None:
+def _read_outcomes(filesystem: pafs.FileSystem, files: Sequence[pafs.FileInfo]) -> pa.Table:
+    """What `Outcomes` is made of, from some files."""
+    tables = []
+    for info in files:
+        with _readable(info.path), filesystem.open_input_file(info.path) as source:
+            # One request for a small file, not one a column.
+            file = pq.ParquetFile(pa.BufferReader(source.read()) if info.size < SMALL else source)
+            _check_version(info.path, file.schema_arrow)
+            tables.append(file.read(columns=_OUTCOME_COLUMNS.names, use_threads=False))
+    return pa.concat_tables(tables).combine_chunks().replace_schema_metadata()
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
     try:
-        version = int((fragment.physical_schema.metadata or {}).get(VERSION_KEY, b"0"))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LedgerError(f"{fragment.path}: not a readable Parquet file: {error}") from None
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise LedgerError(f"{path}: not a readable Parquet file: {error}") from None
+
+
+def _check_version(path: str, schema: pa.Schema) -> None:
+    version = int((schema.metadata or {}).get(VERSION_KEY, b"0"))
     if version == 0:
-        raise LedgerError(f"{fragment.path}: not a file of a batchnst ledger; move it out of OUT/ledger")
+        raise LedgerError(f"{path}: not a file of a batchnst ledger; move it out of OUT/ledger")
     if version > VERSION:
-        raise LedgerError(f"{fragment.path}: written by a newer batchnst (schema {version}); this one reads {VERSION}")
+        raise LedgerError(f"{path}: written by a newer batchnst (schema {version}); this one reads {VERSION}")
 
 
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    # Of no use in so small a file, and half of what it takes to open one.
+    pq.write_table(table, sink, compression="zstd", write_statistics=False)
     return bytes(sink.getvalue())

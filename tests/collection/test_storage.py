@@ -27,7 +27,7 @@ def test_a_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
     assert folder.read("a/b/c.bin") == b"two"
     assert folder.read("a/none") is None
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["c.bin"]
-    assert folder.files("a", ending=".bin") == [str(tmp_path / "a/b/c.bin")]
+    assert [info.path for info in folder.files("a", ending=".bin")] == [str(tmp_path / "a/b/c.bin")]
     assert folder.files("nowhere") == []
 
 
@@ -70,5 +70,5 @@ def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.Mon
     folder.write("a/x.bin", b"data")
     assert folder.read("a/x.bin") == b"data"
     assert storage.read("s3://bucket/run/a/x.bin") == b"data"
-    assert folder.files("a") == ["bucket/run/a/x.bin"]
+    assert [info.path for info in folder.files("a")] == ["bucket/run/a/x.bin"]
     assert folder.read("a/none") is None
