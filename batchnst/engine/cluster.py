@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
-import socket
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
-
-# Read by Ray as it is imported. Without the mode, a driver does not show its token to a cluster that asks for one.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_AUTH_TOKEN" in os.environ or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 import torch
@@ -30,6 +22,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 from ray.util import metrics
 
 from batchnst.engine import rows
+from batchnst.engine.address import OWN
 from batchnst.engine.loading import Style, StyleFile, load_style
 from batchnst.engine.plan import Batch, Job
 from batchnst.engine.worker import Chunk, Event, Finished, Notice, Progress, paint_chunk
@@ -86,9 +79,10 @@ def _room_task(share: float) -> int:
 class Cluster:
     """A Ray cluster to paint on: one that runs, or one of this machine's own for as long as this lives."""
 
-    def __init__(self, address: str | None, gpus_per_task: float | None, max_attempts: int) -> None:
+    def __init__(self, address: str, gpus_per_task: float | None, max_attempts: int) -> None:
+        """The address is one that `address.choose` returns."""
         self.max_attempts = max_attempts
-        self._connect(address or os.environ.get("RAY_ADDRESS") or "local")
+        self._connect(address)
         nodes = _nodes()
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         self.gpus_per_task = (1.0 if gpus else 0.0) if gpus_per_task is None else gpus_per_task
@@ -146,26 +140,15 @@ class Cluster:
 
     @staticmethod
     def _connect(address: str) -> None:
-        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        _check_reachable(address)
+        own: dict[str, Any] = {"include_dashboard": False} if address == OWN else {}
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which exits with 15
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            hint = "; a cluster with another user's token needs it in RAY_AUTH_TOKEN" if address != "local" else ""
+            hint = "; a cluster with another user's token needs it in RAY_AUTH_TOKEN" if address != OWN else ""
             raise EngineError(f"Ray at {address}: cannot be reached: {reason}{hint}") from None
-
-
-def _check_reachable(address: str) -> None:
-    """Raise EngineError at once where nobody listens; Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise EngineError(f"Ray at {address}: cannot be reached: {error.strerror or error}") from None
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Literal, Protocol
 
 from batchnst.collection.manifest import Manifest
+from batchnst.engine.address import choose
 from batchnst.engine.loading import ahead
 from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
 from batchnst.engine.worker import Chunk, Event, Notice, Progress, paint_chunk
@@ -229,6 +230,7 @@ class _Pace:
 def _start(options: Options) -> Engine:
     if options.engine == "inline":
         return Inline()
+    address = choose(options.address)
     from batchnst.engine.cluster import Cluster
 
-    return Cluster(options.address, options.gpus_per_task, options.max_attempts)
+    return Cluster(address, options.gpus_per_task, options.max_attempts)
