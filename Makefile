@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 IMAGES := manifests/images/.made
 
-.PHONY: setup demo test slow clean
+.PHONY: setup demo test slow chaos clean
 
 setup: .venv/.ready
 
@@ -32,6 +32,9 @@ test: .venv/.ready $(IMAGES)
 
 slow: .venv/.ready $(IMAGES)
 	$(BIN)/pytest -m slow
+
+chaos: .venv/.ready $(IMAGES)
+	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf .venv build out manifests/images *.egg-info

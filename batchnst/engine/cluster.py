@@ -47,6 +47,9 @@ REFRESH_SECONDS = 5.0
 GRACE_SECONDS = 20.0
 """What cancelled tasks have to commit what is painted."""
 
+UNKNOWN_MEMORY = 2.0**50
+"""Bytes that a node is taken to have which nobody has seen yet."""
+
 KEPT_STYLES = 64
 """Styles that stay in the object store for tasks to come."""
 
@@ -83,18 +86,22 @@ class Cluster:
         """The address is one that `address.choose` returns."""
         self.max_attempts = max_attempts
         self._connect(address)
-        nodes = _nodes()
-        gpus = sum(node.get("GPU", 0.0) for node in nodes)
+        # Beside the nodes that are there, those that the cluster's autoscaler would start.
+        everything = _nodes() + _node_groups()
+        gpus = sum(node.get("GPU", 0.0) for node in everything)
         self.gpus_per_task = (1.0 if gpus else 0.0) if gpus_per_task is None else gpus_per_task
         self.device_type = "cuda" if self.gpus_per_task else "cpu"
         self._refreshed, self._workers = 0.0, 0
-        # Beside the nodes that are there, those that the cluster's autoscaler would start.
-        everything = nodes + _node_groups()
         if not any(self._tasks_on(node) for node in everything):
             wanted = f"{self.gpus_per_task:g} GPU for a task" if self.gpus_per_task else "a CPU"
-            cpus = sum(node.get("CPU", 0.0) for node in nodes)
+            cpus = sum(node.get("CPU", 0.0) for node in everything)
             raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {wanted}")
-        self._memory = max(node.get("memory", 0.0) for node in everything if self._tasks_on(node))
+        self._memory = max(node.get("memory", UNKNOWN_MEMORY) for node in everything if self._tasks_on(node))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a node is there that can run a task, or only a promise of the autoscaler."""
+        return any(map(self._tasks_on, _nodes()))
 
     @property
     def workers(self) -> int:

@@ -61,6 +61,10 @@ class Engine(Protocol):
     device_type: str
 
     @property
+    def ready(self) -> bool:
+        """Whether there is a worker already."""
+
+    @property
     def workers(self) -> int:
         """How many there are at this moment, one at the least."""
 
@@ -79,7 +83,7 @@ class Engine(Protocol):
 class Inline:
     """This process and no other."""
 
-    workers = 1
+    workers, ready = 1, True
 
     def __init__(self) -> None:
         tune_process()
@@ -131,6 +135,8 @@ def _paint(
     """Paint all jobs of a plan."""
     engine = _start(options)
     try:
+        if not engine.ready:
+            yield Notice("waiting for the cluster to start a node")
         room = engine.room()
         blocks = _blocks(plan, options.batch_size, engine, room)
         first = next(blocks)

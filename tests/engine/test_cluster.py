@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from batchnst import read_ledger
+from tests.chaos import weather, worker_pids
 from tests.conftest import size_of
 
 BATCHNST = Path(sys.executable).with_name("batchnst")
@@ -63,18 +65,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
 
 def finished_rows(out: Path) -> int:
     return len(list((out / "ledger" / "pairs").glob("*.parquet")))
-
-
-def worker_pids() -> list[int]:
-    """Processes that Ray has at a painting task at this moment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::_paint_task"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def check_complete(out: Path) -> Counter[str]:
@@ -127,6 +117,58 @@ def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tm
     check_complete(out)
     attempts = read_ledger(str(out), "pairs").to_table()["attempt"].to_pylist()
     assert max(attempts) == 2
+
+
+def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A decoder that crashes: every Python process that sees this folder dies with the picture called poison.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfrom PIL import Image\nreal = Image.open\n"
+        "def open(file, *args):\n"
+        "    image = real(file, *args)\n"
+        "    if image.size == (99, 99) and os.environ.get('RAY_RAYLET_PID'): os.abort()\n"
+        "    return image\n"
+        "Image.open = open\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    Image.open(images / "coffee.png").resize((99, 99)).save(tmp_path / "poison.png")
+    Image.open(images / "coffee.png").resize((98, 98)).save(tmp_path / "good.png")
+    rows = [f"{name}.png,{images}/swirls.png,{name}-{i}" for i, name in enumerate(["good", "good", "poison", "good"])]
+    (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
+    out = tmp_path / "out"
+    run = finish([*command(tmp_path / "m.csv", out)[:-1], "4", "--steps", "4"])
+    assert run.returncode == 1, run.stderr
+    assert "4 of its pairs are tried again" in run.stderr
+    assert run.stdout.count("\n") == 1
+    found = {row["pair_id"]: row for row in read_ledger(str(out), "pairs").to_table().to_pylist()}
+    assert {name: row["status"] for name, row in found.items()} == {
+        "good-0": "ok",
+        "good-1": "ok",
+        "poison-2": "failed",
+        "good-3": "ok",
+    }
+    assert found["poison-2"]["error_type"] == "WorkerLost"
+    assert found["poison-2"]["error_message"].startswith("its worker was lost 3 times; the last time: The worker died")
+    assert {row["attempt"] for row in found.values()} == {3}
+
+
+def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1)
+    second = finish(command(manifest, out))
+    assert second.returncode == 2
+    assert "looking for a sign of life" in second.stderr
+    assert "is painting into this folder; wait for it or stop it" in second.stderr
+    assert driver.wait(240) == 0, (tmp_path / "log").read_text()
+    assert set(check_complete(out).values()) == {1}
+
+
+def test_a_small_storm_on_real_raylets_loses_nothing(images: Path, tmp_path: Path) -> None:
+    outcome = weather(images, tmp_path, pairs=24, kills=4, seed=0)
+    assert outcome.kills == {"worker": 1, "node": 1, "driver": 1, "term": 1}
+    assert outcome.clean, str(outcome)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
