@@ -59,20 +59,20 @@ submit() { # NAME OPTIONS…
 finish() { # NAME JOB
     while [[ $(squeue --noheader --jobs "$2" 2>/dev/null) ]]; do sleep 2; done
     echo "== $1: $(scontrol show job "$2" | grep -oE 'JobState=\w+|Restarts=\w+|ExitCode=\S+' | tr '\n' ' ')"
-    cat "$folder/$1.log"
+    grep -v scripts.py "$folder/$1.log" # what `ray stop` says of every process
 }
 
 manifest 4 whole
-manifest 60 late
+manifest 16 late
 finish whole "$(submit whole)"
-finish late "$(submit late --time=2 --signal=B:TERM@80)"
+finish late "$(submit late --time=2 --signal=B:TERM@60)"
 python - "$folder" <<'END'
 import sys
 from collections import Counter
 
 from batchnst import read_ledger
 
-for name, pairs in (("whole", 4), ("late", 60)):
+for name, pairs in (("whole", 4), ("late", 16)):
     rows = read_ledger(f"{sys.argv[1]}/{name}", "pairs").to_table().to_pylist()
     done = Counter(row["pair_id"] for row in rows if row["status"] == "ok")
     runs = len({row["run_id"] for row in rows})

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from batchnst.collection.images import ENCODERS
 from batchnst.collection.storage import open_file, parent, resolve
-from batchnst.errors import InputError, ManifestError, RecipeError
+from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
 from batchnst.recipe import Recipe, is_start_picture, recipe_keys
 
 Row = dict[str, Any]
@@ -140,7 +140,7 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> Manifest:
         with open_file(address) as file:
             for line, row in reader(file):
                 builder.add(line, row)
-    except InputError as error:
+    except (InputError, StorageError) as error:
         raise ManifestError(address, [str(error).removeprefix(f"{address}: ")]) from None
     except _Unreadable as error:
         unreadable = str(error)

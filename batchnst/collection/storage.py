@@ -51,7 +51,8 @@ def read(address: str) -> bytes:
 def open_file(address: str, buffer: int = 1 << 20) -> Iterator[BinaryIO]:
     """A file to read from and seek in, fetched `buffer` bytes at a time.
 
-    Raises InputError, also for what goes wrong while it is read.
+    Raises, also for what goes wrong while it is read, InputError where the file is at fault, and StorageError where
+    the store does not answer.
     """
     try:
         if is_uri(address):
@@ -64,7 +65,41 @@ def open_file(address: str, buffer: int = 1 << 20) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise InputError(f"{address}: no such file") from None
     except OSError as error:
+        if _is_out_of_reach(address, error):
+            raise StorageError(f"{address}: its storage does not answer: {error.strerror or error}") from None
         raise InputError(f"{address}: cannot be read: {error.strerror or error}") from None
+
+
+_OUT_OF_REACH = {
+    getattr(errno, name)
+    for name in [
+        "EIO",
+        "ESTALE",
+        "ENODEV",
+        "ENOTCONN",
+        "ETIMEDOUT",
+        "ECONNREFUSED",
+        "ECONNRESET",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETUNREACH",
+    ]
+}
+"""What an operating system says when a disk or a server is gone, rather than a file."""
+
+
+def _is_out_of_reach(address: str, error: OSError) -> bool:
+    """Whether it is the store, not the file: pyarrow's stores give no number, but do not answer the next question."""
+    if error.errno is not None or not is_uri(address):
+        return error.errno in _OUT_OF_REACH
+    filesystem, path = _filesystem(address)
+    try:
+        filesystem.get_file_info(path)
+    except PermissionError:
+        return False
+    except OSError as error:
+        return "ACCESS_DENIED" not in str(error)
+    return False
 
 
 def write(address: str, data: bytes) -> None:
@@ -95,22 +130,26 @@ class Folder:
         _put(self.filesystem, self.path(relative), data, temporary)
 
     def read(self, relative: str) -> bytes | None:
-        """A file's bytes, or None where there is none."""
-        if self.filesystem.get_file_info(self.path(relative)).type == pafs.FileType.NotFound:
-            return None
-        with self.filesystem.open_input_stream(self.path(relative)) as stream:
-            return bytes(stream.read())
+        """A file's bytes, or None where there is none; raises StorageError."""
+        path = self.path(relative)
+        with _as_storage_error(path, "read"):
+            if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+                return None
+            with self.filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read())
 
     def remove(self, relative: str) -> None:
-        """Remove a file, if it is there."""
-        with suppress(FileNotFoundError):
+        """Remove a file, if it is there; raises StorageError."""
+        with _as_storage_error(self.path(relative), "removed"), suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(relative))
 
     def files(self, relative: str, prefix: str = "", ending: str = "") -> list[pafs.FileInfo]:
         """All files under a subfolder whose names begin and end so, sorted by their path on `filesystem`."""
         selector = pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True)
-        infos = (info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
-        found = (info for info in infos if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
+        with _as_storage_error(self.path(relative), "listed"):
+            infos = self.filesystem.get_file_info(selector)
+        files = (info for info in infos if info.type == pafs.FileType.File)
+        found = (info for info in files if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
         return sorted(found, key=lambda info: str(info.path))
 
     def clear_temporary(self) -> None:
@@ -144,17 +183,23 @@ _LOCAL = pafs.LocalFileSystem()
 
 def _put(filesystem: pafs.FileSystem, path: str, data: bytes, temporary: Path | None) -> None:
     """Write by way of a temporary file and a rename on a disk, or by one put to an object store."""
-    try:
+    with _as_storage_error(path, "written"):
         if temporary is None:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
         else:
             _put_on_disk(Path(path), data, temporary)
+
+
+@contextmanager
+def _as_storage_error(path: str, what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "; make room and run the same command again" if full else ""
-        raise StorageError(f"{path}: cannot be written: {reason}{advice}") from None
+        raise StorageError(f"{path}: cannot be {what}: {reason}{advice}") from None
 
 
 def _put_on_disk(target: Path, data: bytes, temporary: Path) -> None:

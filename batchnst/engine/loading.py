@@ -17,7 +17,7 @@ from torch import Tensor
 from batchnst.collection import images, storage
 from batchnst.collection.manifest import Pair
 from batchnst.engine.plan import Batch, Job
-from batchnst.errors import InputError
+from batchnst.errors import InputError, StorageError
 from batchnst.recipe import Recipe, fit, is_start_picture
 from batchnst.transfer.stylize import Guide
 
@@ -112,6 +112,8 @@ class Loader:
                 style_masks=tuple(map(partial(load_mask, "style_mask"), pair.style_masks, masked)),
                 start=load_start(recipe, content),
             )
+        except StorageError:
+            raise
         except Exception as error:
             # Whatever a decoder does with a file from outside, it is that pair's failure and nobody else's.
             return Unloadable(job, error)

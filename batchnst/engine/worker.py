@@ -177,7 +177,8 @@ class _Painter:
         if len(group) == 1:
             yield self._commit_failure(group[0].job, error, started, group[0])
         else:
-            log.warning("%d pairs failed together, each half is tried by itself: %s", len(group), error)
+            for item in group:
+                self._log(logging.WARNING, item.job, f"failed with {len(group) - 1} others, halved: {error}")
             yield from self._paint_or_halve(group[: len(group) // 2])
             yield from self._paint_or_halve(group[len(group) // 2 :])
 
@@ -257,6 +258,9 @@ class _Painter:
                 columns |= rows.failure(Diverged(RESCUED)) | {"precision": "fp32"}
             pair_rows.append(self._row(item.job, started, "ok", **columns))
         self.out.append(self.lease, pair_rows, [row for of_one in loss_rows for row in of_one])
+        for item, row in zip(group, pair_rows, strict=True):
+            said = row.error_message or f"loss {row.total_loss:.4g} after {row.steps} steps"
+            self._log(logging.INFO, item.job, f"{row.status}: {said}")
         return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
 
     @staticmethod
@@ -271,7 +275,11 @@ class _Painter:
         read = rows.inputs(loaded) if loaded else {}
         row = self._row(job, started, "failed", **rows.failure(error), **read)
         self.out.append(self.lease, [row], [])
+        self._log(logging.WARNING, job, f"failed: {error}")
         return Finished(job.pair.id, str(error))
+
+    def _log(self, level: int, job: Job, text: str) -> None:
+        log.log(level, "run %s, pair %s, attempt %d: %s", self.lease.run_id, job.pair.id, job.attempt, text)
 
     def _row(self, job: Job, started: datetime, status: str, **columns: object) -> PairRow:
         columns = rows.device(self.device, network_dtype(self.recipe.precision, self.device)) | columns

@@ -72,3 +72,16 @@ def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert storage.read("s3://bucket/run/a/x.bin") == b"data"
     assert [info.path for info in folder.files("a")] == ["bucket/run/a/x.bin"]
     assert folder.read("a/none") is None
+
+
+def test_a_store_that_does_not_answer_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(StorageError, match=r"^s3://nowhere/a.png: its storage does not answer: .*NETWORK_CONNECTION"):
+        storage.read("s3://nowhere/a.png")
+    with pytest.raises(StorageError, match="out/x: cannot be read: "):
+        storage.Folder("s3://nowhere/out").read("x")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        storage.read(str(tmp_path))
