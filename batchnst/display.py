@@ -11,9 +11,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from batchnst.engine.events import Event, Notice
+from batchnst.engine.events import Progress as Work
 from batchnst.engine.run import Planned
-from batchnst.engine.worker import Event, Notice
-from batchnst.engine.worker import Progress as Work
 from batchnst.transfer.stylize import Step
 
 PLAIN_EVERY = 10.0

@@ -63,7 +63,7 @@ finish() { # NAME JOB
 }
 
 manifest 4 whole
-manifest 16 late
+manifest 28 late
 finish whole "$(submit whole)"
 finish late "$(submit late --time=2 --signal=B:TERM@60)"
 python - "$folder" <<'END'
@@ -72,7 +72,7 @@ from collections import Counter
 
 from batchnst import read_ledger
 
-for name, pairs in (("whole", 4), ("late", 16)):
+for name, pairs in (("whole", 4), ("late", 28)):
     rows = read_ledger(f"{sys.argv[1]}/{name}", "pairs").to_table().to_pylist()
     done = Counter(row["pair_id"] for row in rows if row["status"] == "ok")
     runs = len({row["run_id"] for row in rows})

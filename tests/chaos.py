@@ -140,7 +140,7 @@ def storm(raylets: Raylets, manifest: Path, out: Path, kills: int, chance: rando
 def _kill(kind: str, raylets: Raylets, driver: subprocess.Popen[bytes], chance: random.Random) -> bool:
     """Kill something of that kind, if there is one."""
     if kind == "worker":
-        pids = worker_pids()
+        pids = task_pids()
         if pids:
             os.kill(chance.choice(pids), signal.SIGKILL)
         return bool(pids)
@@ -152,12 +152,12 @@ def _kill(kind: str, raylets: Raylets, driver: subprocess.Popen[bytes], chance: 
     return True
 
 
-def worker_pids() -> list[int]:
-    """Processes that Ray has at a painting task at this moment."""
+def task_pids(task: str = "_paint_task") -> list[int]:
+    """Processes that Ray has at such a task at this moment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().startswith(b"ray::_paint_task"):
+            if path.read_bytes().startswith(f"ray::{task}".encode()):
                 found.append(int(path.parent.name))
         except OSError:
             continue

@@ -24,10 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from batchnst.collection.manifest import read_manifest
+from batchnst.engine.events import Finished, Progress
 from batchnst.engine.loading import load_picture, to_tensors
 from batchnst.engine.run import Options, Planned, run
 from batchnst.engine.speed import Painting, remember_speed, seconds_a_call
-from batchnst.engine.worker import Finished, Progress
 from batchnst.errors import EngineError
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import (

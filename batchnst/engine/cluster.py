@@ -23,9 +23,10 @@ from ray.util import metrics
 
 from batchnst.engine import rows
 from batchnst.engine.address import OWN
+from batchnst.engine.events import Event, Finished, Notice, Progress
 from batchnst.engine.loading import Style, StyleFile, load_style
 from batchnst.engine.plan import Batch, Job
-from batchnst.engine.worker import Chunk, Event, Finished, Notice, Progress, paint_chunk
+from batchnst.engine.worker import REPORT_EVERY, Chunk, paint_chunk
 from batchnst.errors import EngineError, OutOfMemory, PairError, WorkerLost
 from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.store import Out
@@ -44,10 +45,13 @@ TOUCHED = 3
 REFRESH_SECONDS = 5.0
 """How old the number of workers may be."""
 
+MOST_REPORTS = 50
+"""Reports a second that the driver hears, from all workers together: each takes it a millisecond or two."""
+
 GRACE_SECONDS = 20.0
 """What cancelled tasks have to commit what is painted."""
 
-UNKNOWN_MEMORY = 2.0**50
+UNKNOWN_MEMORY = 1e13
 """Bytes that a node is taken to have which nobody has seen yet."""
 
 KEPT_STYLES = 64
@@ -58,15 +62,26 @@ KEPT_STYLES = 64
 # network in it, would be thrown away after one task.
 @ray.remote(max_retries=0, max_calls=1000, num_returns="streaming")
 def _paint_task(
-    chunk: Chunk, weights: Weights, out: str, lease: Lease, threads: int, files: list[StyleFile], *styles: Style
-) -> Iterator[Event]:
+    chunk: Chunk,
+    weights: Weights,
+    out: str,
+    lease: Lease,
+    threads: int,
+    interval: float,
+    files: list[StyleFile],
+    *styles: Style,
+) -> Iterator[list[Event]]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(threads)
     tune_process()
     loaded = dict(zip(files, styles, strict=True))
-    # Ray sends values into this generator, which `yield from` would pass on to one that does not expect them.
-    for event in paint_chunk(chunk, weights, out, lease, best_device(), loaded.__getitem__):  # noqa: UP028
-        yield event
+    told, events = time.monotonic(), []
+    for event in paint_chunk(chunk, weights, out, lease, best_device(), loaded.__getitem__):
+        events.append(event)
+        if time.monotonic() - told >= interval:
+            yield events
+            told, events = time.monotonic(), []
+    yield events
 
 
 @ray.remote(max_retries=3, max_calls=1000)
@@ -221,19 +236,24 @@ class _Window:
 
     def _submit(self, chunk: Chunk) -> None:
         self.submitted += 1
-        resources = self.cluster.resources(chunk, self.tasks)
+        interval = max(REPORT_EVERY, self.cluster.workers / MOST_REPORTS)
         lease = Lease(self.claim.run_id, self.submitted)
+        stream = self._start(chunk, lease, self.cluster.resources(chunk, self.tasks), interval)
+        self.running[stream] = _Task(chunk, self.submitted)
+
+    def _start(self, chunk: Chunk, lease: Lease, resources: dict[str, float], interval: float) -> Any:
+        """A task that paints a chunk, as the stream of what it reports."""
         files = chunk.style_files
-        stream = _paint_task.options(**resources).remote(
+        return _paint_task.options(**resources).remote(
             chunk,
             self.references[chunk.network],
             self.out.address,
             lease,
             int(resources["num_cpus"]),
+            interval,
             files,
             *map(self._style, files),
         )
-        self.running[stream] = _Task(chunk, self.submitted)
 
     def _style(self, file: StyleFile) -> Any:
         """Where the object store has, or will have, a style; read once, however many tasks want it."""
@@ -248,10 +268,9 @@ class _Window:
         """What a task that has something to say says."""
         task = self.running[stream]
         try:
-            event = ray.get(next(stream))
-            if isinstance(event, Finished):
-                task.finished.add(event.pair_id)
-            yield event
+            events: list[Event] = ray.get(next(stream))
+            task.finished.update(event.pair_id for event in events if isinstance(event, Finished))
+            yield from events
         except StopIteration:
             del self.running[stream]
         except LOST as error:

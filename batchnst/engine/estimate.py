@@ -80,12 +80,13 @@ def _cost_lines(batches: Sequence[Batch], of_each: float, workers: int, machine:
     seconds = of_each * sum(batch.work for batch in readable) / speed / min(workers, len(readable))
     pixels = [len(batch.jobs) * math.prod(batch.size or ()) for batch in readable]
     memory = PROCESS_BYTES + BYTES_A_PIXEL * max(pixels)
+    too_much = max(pixels) > room(device)
     steps = sum(
         len(batch.jobs) * sum(s.steps for s in scales(batch.recipe, min(batch.size or (1,)))) for batch in readable
     )
     disk = of_each * (PICTURE_BYTES_A_PIXEL * sum(pixels) + LEDGER_BYTES_A_STEP * steps)
     return [
         f"time     about {timedelta(seconds=round(seconds))} on this machine's {machine} ({source})",
-        f"memory   about {memory / 1e9:.1f} GB a worker",
+        f"memory   about {memory / 1e9:.1f} GB a worker" + (", more than this machine has" if too_much else ""),
         f"disk     about {disk / 1e6:.1f} MB" if disk < 1e9 else f"disk     about {disk / 1e9:.1f} GB",
     ]

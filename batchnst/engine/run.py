@@ -13,9 +13,10 @@ from typing import Literal, Protocol
 
 from batchnst.collection.manifest import Manifest
 from batchnst.engine.address import choose
+from batchnst.engine.events import Event, Notice, Progress
 from batchnst.engine.loading import ahead
 from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
-from batchnst.engine.worker import Chunk, Event, Notice, Progress, paint_chunk
+from batchnst.engine.worker import Chunk, paint_chunk
 from batchnst.errors import EngineError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
 from batchnst.ledger.store import Out, Outcomes
@@ -139,13 +140,13 @@ def _paint(
             yield Notice("waiting for the cluster to start a node")
         room = engine.room()
         blocks = _blocks(plan, options.batch_size, engine, room)
-        first = next(blocks)
+        first, last = next(blocks)
         _check_room(first, room)
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         tasks = min(engine.workers, len(first))
         yield Planned(plan, sum(batch.work for batch in first) / share, tasks)
         pace = _Pace()
-        chunks = make_chunks(chain([first], blocks), engine, pace.work_in)
+        chunks = make_chunks(chain([(first, last)], blocks), engine, pace.work_in)
         for event in engine.paint(chunks, weights, claim, tasks):
             pace.note(event)
             yield event
@@ -171,12 +172,12 @@ def load_all_weights(pairs: Manifest) -> dict[tuple[str, str], Weights]:
     return {network: load_weights(*network) for network in pairs.networks}
 
 
-def _blocks(plan: Plan, batch_size: int | None, engine: Engine, room: int) -> Iterator[list[Batch]]:
-    """The plan's batches, a block at a time; headers of the next block's pictures are read in a thread."""
+def _blocks(plan: Plan, batch_size: int | None, engine: Engine, room: int) -> Iterator[tuple[list[Batch], bool]]:
+    """The plan's batches, a block at a time, and whether it is the last; each is made in a thread, ahead of its use."""
     largest = largest_batch(engine.device_type, room)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
-    for _, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
-        yield batches
+    for part, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
+        yield batches, part is parts[-1]
 
 
 def _check_room(batches: Sequence[Batch], room: int) -> None:
@@ -192,15 +193,15 @@ def _check_room(batches: Sequence[Batch], room: int) -> None:
 
 
 def make_chunks(
-    blocks: Iterable[Sequence[Batch]], engine: Engine, work_in: Callable[[float], float]
+    blocks: Iterable[tuple[Sequence[Batch], bool]], engine: Engine, work_in: Callable[[float], float]
 ) -> Iterator[Chunk]:
     """Batches of one network together, so that a worker loads the next while it paints.
 
-    As many as take CHUNK_SECONDS, `work_in` being the pixel-steps a worker does in so many seconds, but smaller ones
-    towards the end of a block, so that all workers end together.
+    As many as take CHUNK_SECONDS, `work_in` being the pixel-steps a worker does in so many seconds, but fewer and fewer
+    in the last block, so that all workers end together.
     """
-    for block in blocks:
-        left = sum(batch.work for batch in block)
+    for block, last in blocks:
+        left = sum(batch.work for batch in block) if last else math.inf
         for network in dict.fromkeys(batch.recipe.network for batch in block):
             members: list[Batch] = []
             work = 0

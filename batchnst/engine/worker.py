@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import TracebackType
@@ -19,6 +18,7 @@ import torch
 from batchnst.collection import images
 from batchnst.collection.images import Pixels
 from batchnst.engine import rows
+from batchnst.engine.events import Event, Finished, Progress
 from batchnst.engine.loading import Loaded, Loader, Style, StyleFile, Tensors, Unloadable, ahead, style_files, to_pixels
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import Diverged, OutOfMemory, PairError, StorageError
@@ -56,34 +56,6 @@ class Chunk:
         """The style pictures that its jobs need, each once."""
         jobs = (job for batch in self.batches for job in batch.jobs)
         return list(dict.fromkeys(file for job in jobs for file in style_files(job.pair)))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Work done on a host since the last event, in steps of one picture and in pixel-steps, and the seconds it took."""
-
-    steps: int
-    work: int
-    seconds: float
-    host: str = field(default_factory=socket.gethostname)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A pair's attempt has ended and its row is in the ledger; `error` is None if that says `ok`."""
-
-    pair_id: str
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that whoever watches the run should know."""
-
-    text: str
-
-
-Event = Progress | Finished | Notice
 
 
 def paint_chunk(

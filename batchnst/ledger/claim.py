@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -76,7 +77,8 @@ class Claim:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        self.folder.remove(_beat_name(self.run_id))
+        with suppress(StorageError):  # a store that is gone has been told of already
+            self.folder.remove(_beat_name(self.run_id))
 
     def revoke(self, task: int) -> None:
         """From now on a task that was lost cannot write, should it live on somewhere."""

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from batchnst import read_ledger
-from tests.chaos import weather, worker_pids
+from tests.chaos import task_pids, weather
 from tests.conftest import size_of
 
 BATCHNST = Path(sys.executable).with_name("batchnst")
@@ -111,8 +111,8 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
 def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     driver = start(command(manifest, out), tmp_path / "log")
-    wait_for(lambda: finished_rows(out) >= 1 and worker_pids())
-    os.kill(worker_pids()[0], signal.SIGKILL)
+    wait_for(lambda: finished_rows(out) >= 1 and task_pids())
+    os.kill(task_pids()[0], signal.SIGKILL)
     assert driver.wait(240) == 0, (tmp_path / "log").read_text()
     check_complete(out)
     attempts = read_ledger(str(out), "pairs").to_table()["attempt"].to_pylist()
@@ -184,7 +184,20 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     assert "what was finished is kept. Go on with: batchnst run" in last
     assert str(out) in last
     assert 1 <= finished_rows(out) < PAIRS
-    wait_for(lambda: not worker_pids(), 30)
+    wait_for(lambda: not task_pids(), 30)
+
+
+def test_the_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1)
+    os.kill(driver.pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.kill(driver.pid, signal.SIGTERM)
+    assert driver.wait(2) == 130
+    wait_for(lambda: not task_pids(), 30)
+    assert finish(command(manifest, out)).returncode == 0
+    assert set(check_complete(out).values()) == {1}
 
 
 def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(manifest: Path, tmp_path: Path) -> None:
@@ -192,6 +205,12 @@ def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(man
     no_gpu = finish([*command(manifest, out), "--gpus-per-task", "1000"])
     assert no_gpu.returncode == 2
     assert "no node has 1000 GPU for a task" in no_gpu.stderr
+    no_room = finish([*command(manifest, out), "--size", "60000"])
+    assert no_room.returncode == 2
+    line = no_room.stderr.splitlines()[-1]
+    assert line.startswith("batchnst: pair-")
+    assert "60000×60000 pixels take about 12600 GB, more than the " in line
+    assert line.endswith(" GB that a worker has; lower its size")
     nobody = finish([*command(manifest, out), "--address", "127.0.0.1:9"])
     assert nobody.returncode == 2
     assert nobody.stderr.splitlines()[-1] == "batchnst: Ray at 127.0.0.1:9: cannot be reached: Connection refused"

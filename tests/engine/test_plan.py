@@ -117,7 +117,7 @@ class Workers:
 
 def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list[Job]) -> None:
     batches = make_batches(jobs[1:6], 1, workers=1, largest=10**9)
-    blocks = [batches[:4], batches[4:]]
+    blocks = [(batches[:1], False), (batches[1:], True)]
 
     def lengths(workers: int, batches_a_minute: float) -> list[int]:
         speed = batches_a_minute * batches[0].work / 60
@@ -127,13 +127,16 @@ def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list
 
     assert lengths(1, 0) == [1] * 5
     assert lengths(1, 1) == [1] * 5
-    assert lengths(1, 100) == [2, 1, 1, 1]
+    assert lengths(1, 100) == [1, 2, 1, 1]
     assert lengths(100, 100) == [1] * 5
+    blocks = [(batches, False)]
+    assert lengths(100, 100) == [5]
+    assert lengths(100, 2) == [2, 2, 1]
 
 
 def test_a_batch_that_takes_no_time_is_in_a_chunk_too(jobs: list[Job]) -> None:
     batches = make_batches(jobs, 4, workers=1, largest=10**9)
-    chunks = list(make_chunks([batches], Workers(1), (1e9).__mul__))
+    chunks = list(make_chunks([(batches, True)], Workers(1), (1e9).__mul__))
     assert sorted(job.pair.id for chunk in chunks for batch in chunk.batches for job in batch.jobs) == list(
         "0123456789"
     )

@@ -14,9 +14,10 @@ from PIL import Image
 from batchnst import read_ledger
 from batchnst.collection.manifest import Pair
 from batchnst.engine import loading, worker
+from batchnst.engine.events import Finished, Progress
 from batchnst.engine.loading import Loader, Pictures, Tensors, ahead
 from batchnst.engine.plan import Batch, Job
-from batchnst.engine.worker import Chunk, Finished, Progress, paint_chunk
+from batchnst.engine.worker import Chunk, paint_chunk
 from batchnst.errors import StorageError, Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.store import Out
