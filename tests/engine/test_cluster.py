@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from ray.cluster_utils import AutoscalingCluster
 
 from batchnst import read_ledger
 from tests.chaos import task_pids, weather
@@ -169,6 +170,25 @@ def test_a_small_storm_on_real_raylets_loses_nothing(images: Path, tmp_path: Pat
     outcome = weather(images, tmp_path, pairs=24, kills=4, seed=0)
     assert outcome.kills == {"worker": 1, "node": 1, "driver": 1, "term": 1}
     assert outcome.clean, str(outcome)
+
+
+@pytest.mark.slow
+def test_a_cluster_without_nodes_starts_some_and_the_run_uses_them(manifest: Path, tmp_path: Path) -> None:
+    worker = {"resources": {"CPU": 1, "memory": 4 << 30, "object_store_memory": 1 << 30}, "node_config": {}}
+    types = {"worker": worker | {"min_workers": 0, "max_workers": 2}}
+    cluster = AutoscalingCluster({"CPU": 0}, types, autoscaler_v2=True, idle_timeout_minutes=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{BATCHNST.parent}:{os.environ['PATH']}")
+        cluster.start()
+        try:
+            run = finish([*command(manifest, tmp_path / "out"), "--address", "auto"])
+        finally:
+            cluster.shutdown()
+    assert run.returncode == 0, run.stderr
+    assert "waiting for the cluster to start a node" in run.stderr
+    check_complete(tmp_path / "out")
+    rows = read_ledger(str(tmp_path / "out"), "pairs").to_table().to_pylist()
+    assert len({row["pid"] for row in rows}) == 2
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
