@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from datetime import timedelta
@@ -127,8 +128,8 @@ class RunDisplay(Bar):
     def summary(self) -> str:
         """The run's last line, once it has begun."""
         assert self.planned
-        plan, workers = self.planned.plan, self.planned.workers
-        seconds = time.monotonic() - self.started
+        plan, seconds = self.planned.plan, time.monotonic() - self.started
+        workers = max(self.planned.workers, math.ceil(self.busy / seconds))  # more may have joined
         left = plan.left - self.done - self.failed_now
         text = (
             f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done"

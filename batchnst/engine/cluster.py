@@ -137,11 +137,11 @@ class Cluster:
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
-        """Paint all chunks, so many at once; yields events as they come, from all workers."""
+        """Paint all chunks, at most so many at once; yields events as they come, from all workers."""
         return _Window(self, chunks, weights, claim, tasks).events()
 
     def resources(self, chunk: Chunk, tasks: int) -> dict[str, float]:
-        """What a task is to ask Ray for, where so many run at once.
+        """What a task is to ask Ray for, where there are at most so many at once.
 
         CPUs, and so threads: one, which wastes least, unless there are fewer tasks than CPUs.
         """

@@ -75,7 +75,10 @@ class Engine(Protocol):
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
-        """Paint all chunks, so many at once, each with the weights of its network; yields events as they come."""
+        """Paint all chunks, each with the weights of its network; yields events as they come.
+
+        tasks: how many there can be at once, at the most.
+        """
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -143,11 +146,10 @@ def _paint(
         first, last = next(blocks)
         _check_room(first, room)
         share = sum(len(batch.jobs) for batch in first) / len(plan)
-        tasks = min(engine.workers, len(first))
-        yield Planned(plan, sum(batch.work for batch in first) / share, tasks)
+        yield Planned(plan, sum(batch.work for batch in first) / share, min(engine.workers, len(first)))
         pace = _Pace()
         chunks = make_chunks(chain([(first, last)], blocks), engine, pace.work_in)
-        for event in engine.paint(chunks, weights, claim, tasks):
+        for event in engine.paint(chunks, weights, claim, len(first)):
             pace.note(event)
             yield event
     finally:
