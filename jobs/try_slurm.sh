@@ -44,10 +44,10 @@ munged --force --key-file "$folder/munge.key" --socket "$folder/munge.socket" --
 slurmctld
 slurmd
 
-manifest() { # ROWS NAME
+manifest() { # ROWS NAME: of many sizes, and so in many batches, some of which are done when the time is up
     echo content,style,id,size >"$folder/$2.csv"
     for ((i = 0; i < $1; i++)); do
-        echo "$PWD/manifests/images/coffee.png,$PWD/manifests/images/swirls.png,pair-$i,128" >>"$folder/$2.csv"
+        echo "$PWD/manifests/images/coffee.png,$PWD/manifests/images/swirls.png,pair-$i,$((96 + 4 * (i % 10)))" >>"$folder/$2.csv"
     done
 }
 
@@ -63,16 +63,16 @@ finish() { # NAME JOB
 }
 
 manifest 4 whole
-manifest 28 late
+manifest 30 late
 finish whole "$(submit whole)"
-finish late "$(submit late --time=2 --signal=B:TERM@60)"
+finish late "$(submit late --time=3 --signal=B:TERM@90)"
 python - "$folder" <<'END'
 import sys
 from collections import Counter
 
 from batchnst import read_ledger
 
-for name, pairs in (("whole", 4), ("late", 28)):
+for name, pairs in (("whole", 4), ("late", 30)):
     rows = read_ledger(f"{sys.argv[1]}/{name}", "pairs").to_table().to_pylist()
     done = Counter(row["pair_id"] for row in rows if row["status"] == "ok")
     runs = len({row["run_id"] for row in rows})

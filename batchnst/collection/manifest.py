@@ -34,6 +34,8 @@ _RECIPE_KEYS = frozenset(recipe_keys())
 _KNOWN = frozenset(_OWN_COLUMNS) | _RECIPE_KEYS
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
+_NETWORK = '"(backbone|weights)":'
+
 BLOCK = 1 << 14
 """Rows that are Python objects at the same time, while a manifest is read or walked through."""
 
@@ -92,8 +94,10 @@ class Manifest:
     @property
     def networks(self) -> set[tuple[str, str]]:
         """Backbone and weights of every recipe."""
-        settings = {own for block in self._blocks for own in pc.unique(block["settings"]).to_pylist()}
-        return {self._recipe(own).network for own in settings}
+        # Where every row has a seed of its own there are as many recipes as rows, but few that name a network.
+        naming = (block.filter(pc.match_substring_regex(block["settings"], _NETWORK)) for block in self._blocks)
+        settings = {own for block in naming for own in pc.unique(block["settings"]).to_pylist()}
+        return {self._recipe(own).network for own in settings | {"{}"}}
 
     def __len__(self) -> int:
         return sum(block.num_rows for block in self._blocks)
