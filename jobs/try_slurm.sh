@@ -57,13 +57,18 @@ submit() { # NAME OPTIONS…
 }
 
 finish() { # NAME JOB
-    while [[ $(squeue --noheader --jobs "$2" 2>/dev/null) ]]; do sleep 2; done
+    while [[ $(squeue --noheader --jobs "$2" 2>/dev/null) ]]; do
+        sleep 2
+        if scontrol show job "$2" | grep -q "JobState=PENDING.*Reason=BeginTime"; then
+            scontrol update JobId="$2" StartTime=now TimeLimit=20 # as the next night would
+        fi
+    done
     echo "== $1: $(scontrol show job "$2" | grep -oE 'JobState=\w+|Restarts=\w+|ExitCode=\S+' | tr '\n' ' ')"
     grep -v scripts.py "$folder/$1.log" # what `ray stop` says of every process
 }
 
 manifest 4 whole
-manifest 30 late
+manifest 60 late
 finish whole "$(submit whole)"
 finish late "$(submit late --time=3 --signal=B:TERM@90)"
 python - "$folder" <<'END'
@@ -72,7 +77,7 @@ from collections import Counter
 
 from batchnst import read_ledger
 
-for name, pairs in (("whole", 4), ("late", 30)):
+for name, pairs in (("whole", 4), ("late", 60)):
     rows = read_ledger(f"{sys.argv[1]}/{name}", "pairs").to_table().to_pylist()
     done = Counter(row["pair_id"] for row in rows if row["status"] == "ok")
     runs = len({row["run_id"] for row in rows})
