@@ -6,6 +6,10 @@ set -euo pipefail
 : "${MANIFEST:?the manifest, as the nodes see it}" "${OUT:?the folder to paint into, as the nodes see it}"
 export RAY_API_SERVER_ADDRESS="${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}"
 
+# Ray shows a token, where there is one, only if it is told to.
+if [[ -e ~/.ray/auth_token || ${RAY_AUTH_TOKEN:-} ]]; then
+    export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+fi
 # `ray job stop` then leaves time to commit what is painted.
 stop='{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}'
 

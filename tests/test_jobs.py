@@ -83,7 +83,7 @@ def test_a_submitted_job_paints_on_a_cluster_that_runs(images: Path, tmp_path: P
     port, dashboard = _free_port(), _free_port()
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     ray = [str(BIN / "ray"), "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    subprocess.run([*ray, f"--temp-dir={tmp_path / 'ray'}"], check=True, env=environment)
+    subprocess.run(ray, check=True, env=environment)
     try:
         address = {
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",

@@ -42,6 +42,9 @@ WINDOW = 2
 TOUCHED = 3
 """Batches that a worker has in hand: one is committed, one painted, one loaded."""
 
+PATIENCE_SECONDS = 10.0
+"""What a cluster that was just started has to say what it has."""
+
 REFRESH_SECONDS = 5.0
 """How old the number of workers may be."""
 
@@ -101,17 +104,23 @@ class Cluster:
         """The address is one that `address.choose` returns."""
         self.max_attempts = max_attempts
         self._connect(address)
-        # Beside the nodes that are there, those that the cluster's autoscaler would start.
-        everything = _nodes() + _node_groups()
-        gpus = sum(node.get("GPU", 0.0) for node in everything)
-        self.gpus_per_task = (1.0 if gpus else 0.0) if gpus_per_task is None else gpus_per_task
-        self.device_type = "cuda" if self.gpus_per_task else "cpu"
         self._refreshed, self._workers = 0.0, 0
-        if not any(self._tasks_on(node) for node in everything):
+        patience = time.monotonic() + (0 if address == OWN else PATIENCE_SECONDS)
+        while True:
+            # Beside the nodes that are there, those that the cluster's autoscaler would start.
+            nodes = _nodes() + _node_groups()
+            gpus = sum(node.get("GPU", 0.0) for node in nodes)
+            self.gpus_per_task = (1.0 if gpus else 0.0) if gpus_per_task is None else gpus_per_task
+            fitting = [node for node in nodes if self._tasks_on(node)]
+            if fitting or time.monotonic() > patience:
+                break
+            time.sleep(0.5)
+        if not fitting:
             wanted = f"{self.gpus_per_task:g} GPU for a task" if self.gpus_per_task else "a CPU"
-            cpus = sum(node.get("CPU", 0.0) for node in everything)
+            cpus = sum(node.get("CPU", 0.0) for node in nodes)
             raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {wanted}")
-        self._memory = max(node.get("memory", UNKNOWN_MEMORY) for node in everything if self._tasks_on(node))
+        self.device_type = "cuda" if self.gpus_per_task else "cpu"
+        self._memory = max(node.get("memory", UNKNOWN_MEMORY) for node in fitting)
 
     @property
     def ready(self) -> bool:
