@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def load(path: Path, recipe: Recipe) -> Tensor:
-    return to_tensors([load_picture(str(path), recipe.size, recipe)[0]], CPU)
+    return to_tensors([load_picture(str(path), recipe.size, recipe.resample)[0]], CPU)
 
 
 def paint(
