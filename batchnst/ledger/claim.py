@@ -78,6 +78,7 @@ class Claim:
         self._ended.set()
         self._thread.join()
         with suppress(StorageError):  # a store that is gone has been told of already
+            self.folder.clear_temporary()  # of workers that were killed
             self.folder.remove(_beat_name(self.run_id))
 
     def revoke(self, task: int) -> None:

@@ -114,12 +114,20 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
 def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     driver = start(command(manifest, out), tmp_path / "log")
-    wait_for(lambda: finished_rows(out) >= 1 and task_pids())
-    os.kill(task_pids()[0], signal.SIGKILL)
+    wait_for(lambda: finished_rows(out) >= 1)
+
+    def is_lost() -> bool:
+        # One that has just committed all it had leaves nothing to be tried again.
+        for pid in task_pids()[:1]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(2)
+        return "of its pairs are tried again" in (tmp_path / "log").read_text()
+
+    wait_for(is_lost)
     assert driver.wait(240) == 0, (tmp_path / "log").read_text()
     check_complete(out)
     attempts = read_ledger(str(out), "pairs").to_table()["attempt"].to_pylist()
-    assert max(attempts) == 2
+    assert max(attempts) >= 2
 
 
 def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
