@@ -46,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Planned:
-    """What the run is about to do: the first event of every run.
+    """What the run is about to do: the first event of every run, but for notices.
 
     work: pixel-steps of all jobs, beyond the first block guessed from that. workers: how many will be busy.
     """

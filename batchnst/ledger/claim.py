@@ -78,8 +78,9 @@ class Claim:
         self._ended.set()
         self._thread.join()
         with suppress(StorageError):  # a store that is gone has been told of already
-            self.folder.clear_temporary()  # of workers that were killed
             self.folder.remove(_beat_name(self.run_id))
+            check(self.folder, Lease(self.run_id))  # a run that has taken over is writing there
+            self.folder.clear_temporary()  # what workers that were killed left
 
     def revoke(self, task: int) -> None:
         """From now on a task that was lost cannot write, should it live on somewhere."""

@@ -81,3 +81,14 @@ def test_a_task_taken_for_lost_may_not_write_the_others_may(folder: Folder) -> N
         left_by(folder, "elsewhere", 1)
         with pytest.raises(Superseded, match="another run"):
             claim.revoke(4)
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_run_that_ends_clears_what_is_unfinished_unless_another_has_taken_over(
+    folder: Folder, taken_over: bool
+) -> None:
+    with Claim(folder, "run"):
+        folder.write(f"{Folder.TEMPORARY}/unfinished", b"half")
+        if taken_over:
+            left_by(folder, "elsewhere", 1)
+    assert len(folder.files(Folder.TEMPORARY)) == taken_over
