@@ -78,12 +78,12 @@ _NAMES = pa.schema({"line": pa.int64(), "id": pa.string(), "output": pa.string()
 class Manifest:
     """The pairs of a manifest, in columns: a million of them take some hundred megabytes.
 
-    A Pair is made when it is asked for; in a loop, a block of rows at a time.
+    A Pair is made when it is asked for; in a loop, a block of rows at a time. `address` says where it came from.
     """
 
-    def __init__(self, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any]) -> None:
+    def __init__(self, address: str, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any]) -> None:
         """Blocks of BLOCK rows, the last one of what is left."""
-        self._blocks = blocks
+        self.address, self._blocks = address, blocks
         self._recipe = lru_cache(maxsize=1024)(lambda own: Recipe.from_settings({**settings, **json.loads(own)}))
 
     @property
@@ -280,7 +280,7 @@ class _Builder:
             problems.append("has no rows; expected at least one pair of content and style")
         if problems:
             raise ManifestError(address, problems)
-        return Manifest(pairs, self.settings)
+        return Manifest(address, pairs, self.settings)
 
     def _resolve_all(self, addresses: tuple[str, ...]) -> list[str]:
         return [resolve(address, self.base) for address in addresses]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from itertools import chain
 from typing import Literal, Protocol
 
 from batchnst.collection.manifest import Manifest
+from batchnst.collection.storage import resolve
 from batchnst.engine.address import choose
 from batchnst.engine.events import Event, Notice, Progress
 from batchnst.engine.loading import ahead
@@ -19,6 +22,7 @@ from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
 from batchnst.engine.worker import Chunk, paint_chunk
 from batchnst.errors import EngineError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
+from batchnst.ledger.schema import RunRow
 from batchnst.ledger.store import Out, Outcomes
 from batchnst.transfer.device import BYTES_A_PIXEL, best_device, largest_batch, room, tune_process
 from batchnst.transfer.weights import Weights, load_weights
@@ -127,10 +131,26 @@ def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
             raise RequestError(f"--out {error}") from None
         # What is done is read under the claim: nobody else can add to it now.
         plan = plan_run(pairs, out, weights, retry_failed=options.retry_failed, limit=options.limit)
+        out.begin(_run_row(plan, claim.run_id, options.engine))
         if len(plan):
             yield from _paint(plan, claim, weights, options)
         else:
             yield Planned(plan, 0, 0)
+
+
+def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:
+    return RunRow(
+        run_id=run_id,
+        started_at=datetime.now(UTC),
+        manifest=resolve(plan.manifest.address, "."),
+        pairs=plan.pairs,
+        done=plan.done,
+        given_up=plan.failed,
+        to_paint=len(plan),
+        engine=engine,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
 
 
 def _paint(

@@ -1,4 +1,4 @@
-"""The ledger's two tables: one dataclass each, their Arrow schemas derived from it."""
+"""The ledger's tables: one dataclass each, their Arrow schemas derived from it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ class Versions:
     pillow: str
     pyarrow: str
     cuda: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One run, as it began: what it was asked for, and what of that was done already."""
+
+    run_id: str
+    started_at: datetime
+    manifest: str  # its address
+    pairs: int  # of the manifest
+    done: int  # by earlier runs
+    given_up: int  # failed in earlier runs, and left alone
+    to_paint: int
+    engine: str  # ray, inline
+    host: str
+    pid: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +133,10 @@ def _schema(row: type) -> pa.Schema:
     return pa.schema(_arrow_fields(row), metadata={VERSION_KEY: str(VERSION).encode()})
 
 
-SCHEMAS = {"pairs": _schema(PairRow), "losses": _schema(LossRow)}
+SCHEMAS = {"pairs": _schema(PairRow), "losses": _schema(LossRow), "runs": _schema(RunRow)}
 """Arrow schema of each table."""
 
 
-def to_table(rows: list[PairRow] | list[LossRow], table: str) -> pa.Table:
+def to_table(rows: list[PairRow] | list[LossRow] | list[RunRow], table: str) -> pa.Table:
     """The rows as an Arrow table of that schema."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMAS[table])

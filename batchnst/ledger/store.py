@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from batchnst.collection.storage import Folder
 from batchnst.errors import LedgerError
 from batchnst.ledger.claim import Claim, Lease, check
-from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY, LossRow, PairRow, to_table
+from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY, LossRow, PairRow, RunRow, to_table
 
 BLOCK = 1 << 14
 """Outcomes that are Python objects at the same time."""
@@ -72,7 +72,7 @@ class Outcomes:
 
 
 class Out:
-    """A run's folder, local or in an object store: `images/`, `ledger/pairs/`, `ledger/losses/`."""
+    """A run's folder, local or in an object store: `images/`, and the ledger's tables under `ledger/`."""
 
     def __init__(self, address: str) -> None:
         self.folder = Folder(address)
@@ -102,6 +102,10 @@ class Out:
         self.check(lease)
         self.folder.write(f"ledger/pairs/{name}", _parquet(to_table(pairs, "pairs")))
 
+    def begin(self, run: RunRow) -> None:
+        """Add the row of a run that begins."""
+        self.folder.write(f"ledger/runs/{run.run_id}.parquet", _parquet(to_table([run], "runs")))
+
     def newest(self, lease: Lease | None = None) -> Outcomes:
         """The newest outcome of every pair in the ledger; or only of those that one task has written."""
         files = self.folder.files("ledger/pairs", _prefix(lease) if lease else "", ".parquet")
@@ -111,7 +115,7 @@ class Out:
         return Outcomes(pa.concat_tables([_OUTCOME_COLUMNS.empty_table(), *tables]))
 
     def dataset(self, table: str) -> ds.Dataset:
-        """One table, `pairs` or `losses`, as a dataset; raises LedgerError for files this version cannot read."""
+        """A table as a dataset; raises LedgerError for files this version cannot read."""
         folder, schema = self.folder, SCHEMAS[table]
         paths = [info.path for info in folder.files(f"ledger/{table}", ending=".parquet")]
         dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=folder.filesystem)
@@ -122,7 +126,7 @@ class Out:
 
 
 def read_ledger(out: str, table: str) -> ds.Dataset:
-    """The table `pairs` or `losses` of OUT, a folder or URI, as a pyarrow Dataset.
+    """The table `pairs`, `losses` or `runs` of OUT, a folder or URI, as a pyarrow Dataset.
 
     Raises ValueError for another table and LedgerError for a ledger written by a newer batchnst.
     """

@@ -94,7 +94,7 @@ def test_what_is_written_can_be_read_here_and_by_duckdb(out: Out) -> None:
 def test_an_empty_ledger_has_its_columns(out: Out) -> None:
     assert read_ledger(out.address, "pairs").to_table().num_rows == 0
     assert read_ledger(out.address, "losses").schema.names[0] == "run_id"
-    with pytest.raises(ValueError, match="no ledger table 'images'; one of pairs, losses"):
+    with pytest.raises(ValueError, match="no ledger table 'images'; one of pairs, losses, runs"):
         read_ledger(out.address, "images")
 
 
