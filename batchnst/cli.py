@@ -132,6 +132,9 @@ def _settings(recipe: str | None, set_: list[str] | None, **options: str | None)
 Manifest = Annotated[str, typer.Argument(help="CSV, JSON Lines or Parquet; a path or URI.", show_default=False)]
 
 
+OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="A run's folder or URI.", show_default=False)]
+
+
 @app.command()
 @_edge
 @_takes_recipe
@@ -289,6 +292,22 @@ def bench(
         storage.write(f"{out}/curves.svg", draw(outcome))
     storage.write(f"{out}/bench.json", json.dumps(results, indent=1).encode())
     print(f"{out}/bench.json" + (f" {out}/curves.svg" if against else ""))
+
+
+ledger = typer.Typer(no_args_is_help=True, help="Look after a run's ledger.")
+app.add_typer(ledger, name="ledger")
+
+
+@ledger.command()
+@_edge
+def compact(out: OutFolder) -> None:
+    """Merge the ledger's many small files into few, sorted ones; no row is lost, wherever it is cut off."""
+    from batchnst.ledger.store import open_out
+
+    folder = open_out(out)
+    with folder.claim("compaction"):
+        before, after = folder.compact()
+    print(f"{out}: {before} ledger files, now {after}")
 
 
 def main() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from batchnst.collection.storage import open_file
 from batchnst.errors import InputError
@@ -31,7 +33,6 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 
-_EXIF_ORIENTATION = 0x0112
 _TURNED = range(5, 9)  # EXIF orientations that swap width and height
 
 
@@ -72,19 +73,57 @@ def probe(address: str) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
     try:
         with open_file(address, buffer=1 << 14) as file, Image.open(file) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
             return (image.height, image.width) if turned else image.size
     except Exception:
         # Whatever is wrong, the worker that decodes the picture finds it again and writes it in a row.
         return None
 
 
-def encode(pixels: Pixels, name: str) -> bytes:
-    """The picture as the ending of `name` asks; raises InputError for one that the format cannot hold."""
+@dataclass(frozen=True)
+class Provenance:
+    """Where a painted picture comes from; the ledger has the row."""
+
+    pair_id: str
+    run_id: str
+    attempt: int
+    fingerprint: str
+    batchnst: str
+
+
+def encode(pixels: Pixels, name: str, provenance: Provenance | None = None) -> bytes:
+    """The picture as the ending of `name` asks, its provenance in the EXIF, the one place that every format has.
+
+    Raises InputError for a picture that the format cannot hold.
+    """
     buffer = io.BytesIO()
+    exif = _to_exif(provenance) if provenance else Image.Exif()
     try:
-        Image.fromarray(pixels).save(buffer, **ENCODERS[PurePosixPath(name).suffix.lower()])
+        Image.fromarray(pixels).save(buffer, exif=exif, **ENCODERS[PurePosixPath(name).suffix.lower()])
     except (OSError, ValueError) as error:
         height, width = pixels.shape[:2]
         raise InputError(f"{name}: {width}×{height} pixels cannot be written so: {error}; choose .png") from None
     return buffer.getvalue()
+
+
+def provenance(data: bytes, name: str) -> Provenance:
+    """What `encode` has put into a picture; raises InputError, naming it, for one without."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+        return Provenance(**json.loads(comment[len(_ASCII) :]))
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not a picture that Pillow can read") from None
+    except (KeyError, ValueError, TypeError, OSError, SyntaxError):
+        raise InputError(f"{name}: nothing in it says that batchnst painted it") from None
+
+
+_ASCII = b"ASCII\0\0\0"
+"""How a comment in EXIF begins."""
+
+
+def _to_exif(provenance: Provenance) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = f"batchnst {provenance.batchnst}"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + json.dumps(asdict(provenance)).encode()
+    return exif

@@ -120,9 +120,18 @@ class Folder:
         self.filesystem, self.root = _filesystem(self.address)
         self.local = not is_uri(self.address)
 
+    @property
+    def streams(self) -> int:
+        """Files that are worth reading at the same time."""
+        return 4 if self.local else 32
+
     def path(self, relative: str) -> str:
         """The path on `filesystem` of a file under this folder."""
         return str(PurePosixPath(self.root) / relative)
+
+    def relative(self, path: str) -> str:
+        """What `path` was made from."""
+        return str(PurePosixPath(path).relative_to(self.root))
 
     def write(self, relative: str, data: bytes) -> None:
         """Put a file in place, whole or not at all, and on disk when this returns; raises StorageError."""
@@ -137,6 +146,17 @@ class Folder:
                 return None
             with self.filesystem.open_input_stream(path) as stream:
                 return bytes(stream.read())
+
+    def move(self, source: str, target: str) -> None:
+        """Move a file, if it was not moved already; on disk when this returns. Raises StorageError."""
+        path = self.path(target)
+        with _as_storage_error(path, "written"):
+            if self.local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self.filesystem.move(self.path(source), path)
+            if self.local:
+                _sync_folder(Path(path).parent)
 
     def remove(self, relative: str) -> None:
         """Remove a file, if it is there; raises StorageError."""

@@ -45,7 +45,8 @@ class History:
 
     def add(self, step: Step) -> None:
         """Take note of a step."""
-        seconds = time.perf_counter() - self._start
+        # To a thousandth or so, and no bits beyond that for the ledger to keep.
+        seconds = round((time.perf_counter() - self._start) * 1024) / 1024
         for picture in step.active:
             self.steps[picture] += 1
         self._moments.append(_Moment(seconds, step.scale, step.active, step.losses))

@@ -20,7 +20,7 @@ from batchnst.engine.events import Event, Notice, Progress
 from batchnst.engine.loading import ahead
 from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
 from batchnst.engine.worker import Chunk, paint_chunk
-from batchnst.errors import EngineError, RequestError, StorageError
+from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
 from batchnst.ledger.schema import RunRow
 from batchnst.ledger.store import Out, Outcomes
@@ -29,6 +29,9 @@ from batchnst.transfer.weights import Weights, load_weights
 
 BLOCK = 10_000
 """Jobs that are put into batches together, while those before them are painted."""
+
+MANY_FILES = 100
+"""Ledger files that are worth merging when a run ends."""
 
 CHUNK_SECONDS = 60.0
 """What a chunk takes: long beside what starting a task costs, short beside the night."""
@@ -117,6 +120,8 @@ class Inline:
 def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
     """Paint every pair that OUT does not hold yet; yields Planned, then what happens, as it happens.
 
+    In the end the ledger's small files are merged, if there are many.
+
     Raises RequestError before anything is painted, StorageError if OUT is lost meanwhile.
     """
     out = Out(options.out)
@@ -129,13 +134,18 @@ def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
             stack.enter_context(claim)
         except StorageError as error:
             raise RequestError(f"--out {error}") from None
+        out.recover()
         # What is done is read under the claim: nobody else can add to it now.
         plan = plan_run(pairs, out, weights, retry_failed=options.retry_failed, limit=options.limit)
-        out.begin(_run_row(plan, claim.run_id, options.engine))
-        if len(plan):
-            yield from _paint(plan, claim, weights, options)
-        else:
+        if not len(plan):
             yield Planned(plan, 0, 0)
+            return
+        out.begin(_run_row(plan, claim.run_id, options.engine))
+        yield from _paint(plan, claim, weights, options)
+        try:
+            out.compact(at_least=MANY_FILES)
+        except (LedgerError, StorageError) as error:
+            yield Notice(f"the ledger's small files are left as they are: {error}")
 
 
 def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
@@ -235,12 +236,14 @@ class _Painter:
             self._log(logging.INFO, item.job, f"{row.status}: {said}")
         return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
 
-    @staticmethod
-    def _encode(pixels: Pixels, job: Job, loss: float) -> bytes:
+    def _encode(self, pixels: Pixels, job: Job, loss: float) -> bytes:
         """The picture's file; raises Diverged for one that never had a finite loss."""
         if not math.isfinite(loss):
             raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
-        return images.encode(pixels, job.pair.output)
+        provenance = images.Provenance(
+            job.pair.id, self.lease.run_id, job.attempt, job.fingerprint, version("batchnst")
+        )
+        return images.encode(pixels, job.pair.output, provenance)
 
     def _commit_failure(self, job: Job, error: Exception, started: datetime, loaded: Loaded | None = None) -> Finished:
         error = as_pair_error(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,19 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchnst.collection.storage import Folder
 from batchnst.errors import LedgerError
+from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Lease, check
-from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY, LossRow, PairRow, RunRow, to_table
+from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, RunRow, to_table
 
 BLOCK = 1 << 14
 """Outcomes that are Python objects at the same time."""
 
-GROUP, SMALL = 256, 1 << 20
-"""So many files are read by a thread at a time, and at once those of fewer bytes than this."""
+GROUP = 256
+"""Files that a thread reads at a time."""
+
+TRIES = 3
+"""Times that files are listed and read, where some of them vanish between: a compaction has merged them."""
 
 _OUTCOMES = ("pair_id", "status", "fingerprint", "attempt", "finished_at")
 _OUTCOME_COLUMNS = pa.schema([SCHEMAS["pairs"].field(name) for name in _OUTCOMES])
@@ -86,6 +89,17 @@ class Out:
         """Raise Superseded for one that may not write any more."""
         check(self.folder, lease)
 
+    def compact(self, at_least: int = 2) -> tuple[int, int]:
+        """Merge the ledger's small files, of tables with so many; under a claim. Returns the files before and after.
+
+        Raises LedgerError, and leaves everything as it was, for a file that cannot be read.
+        """
+        return compaction.compact(self.folder, at_least)
+
+    def recover(self) -> None:
+        """End a compaction that was cut off; under a claim."""
+        compaction.recover(self.folder)
+
     def write_picture(self, output: str, data: bytes) -> None:
         """Put a picture in place under `images/`."""
         self.folder.write(f"images/{output}", data)
@@ -98,31 +112,59 @@ class Out:
         """Add the rows of finished attempts: losses first, so that a row in `pairs` never lacks its losses."""
         name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}.parquet"
         if losses:
-            self.folder.write(f"ledger/losses/{name}", _parquet(to_table(losses, "losses")))
+            self.folder.write(f"ledger/losses/{name}", _encode(losses, "losses"))
         self.check(lease)
-        self.folder.write(f"ledger/pairs/{name}", _parquet(to_table(pairs, "pairs")))
+        self.folder.write(f"ledger/pairs/{name}", _encode(pairs, "pairs"))
 
     def begin(self, run: RunRow) -> None:
         """Add the row of a run that begins."""
-        self.folder.write(f"ledger/runs/{run.run_id}.parquet", _parquet(to_table([run], "runs")))
+        self.folder.write(f"ledger/runs/{run.run_id}.parquet", _encode([run], "runs"))
 
     def newest(self, lease: Lease | None = None) -> Outcomes:
         """The newest outcome of every pair in the ledger; or only of those that one task has written."""
-        files = self.folder.files("ledger/pairs", _prefix(lease) if lease else "", ".parquet")
+        return Outcomes(self.rows("pairs", _OUTCOMES, _prefix(lease) if lease else ""))
+
+    def rows(self, table: str, columns: Sequence[str] | None = None, prefix: str = "") -> pa.Table:
+        """A table's rows, or some of their columns, from all files or those whose names begin so.
+
+        Raises LedgerError for a file that this version cannot read.
+        """
+        for _ in range(TRIES - 1):
+            with suppress(FileNotFoundError):
+                return self._rows(table, columns, prefix)
+        return self._rows(table, columns, prefix)
+
+    def _rows(self, table: str, columns: Sequence[str] | None, prefix: str) -> pa.Table:
+        files = self.files(table, prefix)
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
-        with ThreadPoolExecutor(4 if self.folder.local else 32) as pool:
-            tables = list(pool.map(partial(_read_outcomes, self.folder.filesystem), groups))
-        return Outcomes(pa.concat_tables([_OUTCOME_COLUMNS.empty_table(), *tables]))
+        with ThreadPoolExecutor(self.folder.streams) as pool:
+            tables = list(pool.map(partial(self._read, columns), groups))
+        return pa.concat_tables([parquet.empty(table, columns), *tables], promote_options="default")
+
+    def _read(self, columns: Sequence[str] | None, files: Sequence[pafs.FileInfo]) -> pa.Table:
+        tables = [parquet.read(self.folder.filesystem, info, columns) for info in files]
+        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+    def files(self, table: str, prefix: str = "") -> list[pafs.FileInfo]:
+        """The files of a table, each row in one of them, also while they are being merged."""
+        return compaction.without_doubles(self.folder, table, self.folder.files(f"ledger/{table}", prefix, ".parquet"))
 
     def dataset(self, table: str) -> ds.Dataset:
         """A table as a dataset; raises LedgerError for files this version cannot read."""
-        folder, schema = self.folder, SCHEMAS[table]
-        paths = [info.path for info in folder.files(f"ledger/{table}", ending=".parquet")]
-        dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=folder.filesystem)
+        paths = [info.path for info in self.files(table)]
+        dataset = ds.dataset(paths, schema=SCHEMAS[table], format="parquet", filesystem=self.folder.filesystem)
         for fragment in dataset.get_fragments():
-            with _readable(fragment.path):
-                _check_version(fragment.path, fragment.physical_schema)
+            with parquet.readable(fragment.path):
+                parquet.check_version(fragment.path, fragment.physical_schema)
         return dataset
+
+
+def open_out(address: str) -> Out:
+    """The folder of an earlier run; raises LedgerError where there is no ledger."""
+    out = Out(address)
+    if not any(out.files(table) for table in SCHEMAS):
+        raise LedgerError(f"{address}: has no ledger; expected the --out of an earlier `batchnst run`")
+    return out
 
 
 def read_ledger(out: str, table: str) -> ds.Dataset:
@@ -139,36 +181,5 @@ def _prefix(lease: Lease) -> str:
     return f"{lease.run_id}-{lease.task}-"
 
 
-def _read_outcomes(filesystem: pafs.FileSystem, files: Sequence[pafs.FileInfo]) -> pa.Table:
-    """What `Outcomes` is made of, from some files."""
-    tables = []
-    for info in files:
-        with _readable(info.path), filesystem.open_input_file(info.path) as source:
-            # One request for a small file, not one a column.
-            file = pq.ParquetFile(pa.BufferReader(source.read()) if info.size < SMALL else source)
-            _check_version(info.path, file.schema_arrow)
-            tables.append(file.read(columns=_OUTCOME_COLUMNS.names, use_threads=False))
-    return pa.concat_tables(tables).combine_chunks().replace_schema_metadata()
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise LedgerError(f"{path}: not a readable Parquet file: {error}") from None
-
-
-def _check_version(path: str, schema: pa.Schema) -> None:
-    version = int((schema.metadata or {}).get(VERSION_KEY, b"0"))
-    if version == 0:
-        raise LedgerError(f"{path}: not a file of a batchnst ledger; move it out of OUT/ledger")
-    if version > VERSION:
-        raise LedgerError(f"{path}: written by a newer batchnst (schema {version}); this one reads {VERSION}")
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    # Of no use in so small a file, and half of what it takes to open one.
-    pq.write_table(table, sink, compression="zstd", write_statistics=False)
-    return bytes(sink.getvalue())
+def _encode(rows: list[PairRow] | list[LossRow] | list[RunRow], table: str) -> bytes:
+    return parquet.encode(to_table(rows, table), table, statistics=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from batchnst.collection import images as im
 from batchnst.errors import InputError
@@ -76,6 +76,23 @@ def test_what_is_encoded_can_be_read_back(images: Path, name: str) -> None:
     back = np.asarray(im.decode(im.encode(pixels, name), name))
     assert back.shape == pixels.shape
     assert np.abs(back.astype(int) - pixels).mean() < (0.001 if name == "x.png" else 6)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp"])
+def test_a_picture_says_where_it_comes_from(name: str) -> None:
+    said = im.Provenance("pair-ü", "r1", 2, "f" * 64, "0.1.0")
+    pixels = np.full((8, 9, 3), 77, np.uint8)
+    data = im.encode(pixels, name, said)
+    assert im.provenance(data, name) == said
+    assert (np.asarray(im.decode(data, name)) == im.decode(im.encode(pixels, name), name)).all()
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif()[ExifTags.Base.Software] == "batchnst 0.1.0"
+
+
+@pytest.mark.parametrize("data", [im.encode(np.zeros((4, 4, 3), np.uint8), "x.png"), b"no picture"])
+def test_a_picture_that_does_not_say_is_named(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^x.png: n"):
+        im.provenance(data, "x.png")
 
 
 def test_a_picture_that_its_format_cannot_hold_is_refused_with_a_way_out() -> None:

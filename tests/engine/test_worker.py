@@ -199,10 +199,10 @@ def test_a_batch_is_committed_while_the_next_is_painted(
 def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_on(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def encode(pixels: Any, name: str) -> bytes:
+    def encode(pixels: Any, name: str, provenance: Any) -> bytes:
         if name == "a.png":
             raise RuntimeError("no such encoder")
-        return real(pixels, name)
+        return real(pixels, name, provenance)
 
     real = worker.images.encode
     monkeypatch.setattr(worker.images, "encode", encode)

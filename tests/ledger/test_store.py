@@ -47,10 +47,10 @@ def row(pair_id: str = "a", **more: object) -> PairRow:
     return replace(row, **more)  # type: ignore[arg-type]
 
 
-def loss(step: int) -> LossRow:
+def loss(step: int, pair_id: str = "a") -> LossRow:
     return LossRow(
         run_id="r1",
-        pair_id="a",
+        pair_id=pair_id,
         attempt=1,
         step=step,
         scale=64,
