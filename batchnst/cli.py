@@ -240,6 +240,80 @@ def stylize(
     print(out)
 
 
+@app.command()
+@_edge
+def status(
+    out: OutFolder,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, as long as a run goes on.")] = False,
+) -> None:
+    """Say how far a run is, from its ledger alone: done, failed, left, rate, time to go."""
+    from batchnst.display import show_while
+    from batchnst.ledger.status import Watch, describe
+    from batchnst.ledger.store import open_out
+
+    ledger = Watch(open_out(out))
+    now = ledger.look()
+    if watch:
+        now = show_while(ledger.look, describe, lambda now: now.holder is not None)
+    print(describe(now))
+
+
+@app.command()
+@_edge
+def audit(
+    out: Annotated[str | None, typer.Argument(metavar="OUT", help="A run's folder or URI.", show_default=False)] = None,
+    manifest: Annotated[str | None, typer.Option(help="What there should be, as the newest run read it.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read contents and styles too: have they changed?")] = False,
+    picture: Annotated[str | None, typer.Option(help="One painted picture: where does it come from?")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Prove that ledger, pictures and manifest agree, or say where they do not."""
+    from batchnst.display import Bar
+    from batchnst.engine.asked import asked
+    from batchnst.ledger.audit import audit as look
+    from batchnst.ledger.audit import describe, describe_picture, trace
+    from batchnst.ledger.store import open_out
+
+    if out is None and picture is None:
+        raise RequestError("expected OUT, or --picture FILE")
+    if picture:
+        said, finding = trace(picture, open_out(out) if out else None)
+        machine = {**asdict(said), "finding": asdict(finding) if finding else None}
+        print(json.dumps(machine) if as_json else describe_picture(said, finding))
+        raise typer.Exit(FAILED if finding else 0)
+    folder = open_out(out or "")
+    if (holder := folder.holder()) and holder.alive:
+        _error(f"run {holder.run_id} is painting into {out}: what it has in hand may be found as missing or unknown")
+    with Bar() as bar:
+        result = look(folder, asked(manifest, folder) if manifest else None, deep=deep, note=bar.count)
+    print(json.dumps(asdict(result)) if as_json else describe(result))
+    if result.findings:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_edge
+def replay(
+    out: OutFolder,
+    pair_id: Annotated[str, typer.Argument(metavar="PAIR_ID", help="As in the ledger.", show_default=False)],
+) -> None:
+    """Paint one pair again from its ledger row alone, and say what comes out otherwise."""
+    from batchnst.display import StepBar
+    from batchnst.engine.replay import CLOSE
+    from batchnst.engine.replay import replay as paint_again
+    from batchnst.ledger.store import open_out
+    from batchnst.transfer.device import tune_process
+
+    tune_process()
+    with StepBar() as bar:
+        compared = list(paint_again(open_out(out), pair_id, bar.show))
+    print("\n".join(f"{item.what:8} {item.text}" for item in compared))
+    wrong = [item.what for item in compared if not item.holds]
+    print(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
 class Opponent(StrEnum):
     """What `bench` compares with."""
 

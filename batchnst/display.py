@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from batchnst.engine.events import Event, Notice
 from batchnst.engine.events import Progress as Work
 from batchnst.engine.run import Planned
 from batchnst.transfer.stylize import Step
+
+T = TypeVar("T")
+
+WATCH_EVERY = 2.0
+"""Seconds between two looks at a run."""
 
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines."""
@@ -41,7 +49,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:  # elsewhere it would leave an empty line
+            self._progress.stop()
 
     def update(self, text: str, completed: float, total: float) -> None:
         """Show `text`, and the share that is completed."""
@@ -51,6 +60,10 @@ class Bar:
         elif now - self._shown >= PLAIN_EVERY:
             self.say(text)
             self._shown = now
+
+    def count(self, what: str, done: int, of: int) -> None:
+        """Show how many of something are done."""
+        self.update(f"{what} {done}/{of}", done, of)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -148,6 +161,21 @@ class StepBar(Bar):
         """Show how far the picture is."""
         text = f"step {step.index + 1} · {step.scale} pixels · loss {step.losses.total.item():.4g}"
         self.update(text, step.share, 1.0)
+
+
+def show_while(look: Callable[[], T], describe: Callable[[T], str], goes_on: Callable[[T], bool]) -> T:
+    """Look every few seconds as long as something goes on, showing what is seen; returns the last of it."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    seen = look()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while goes_on(seen):
+            if console.is_terminal:
+                live.update(Text(describe(seen)), refresh=True)
+            else:
+                console.print(describe(seen), markup=False)
+            time.sleep(WATCH_EVERY if console.is_terminal else PLAIN_EVERY)
+            seen = look()
+    return seen
 
 
 def _duration(seconds: float) -> str:

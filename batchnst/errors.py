@@ -41,7 +41,11 @@ class ManifestError(RequestError):
 
 
 class LedgerError(RequestError):
-    """The ledger cannot be read by this version."""
+    """The ledger cannot be read by this version; `kind` is what an audit calls that."""
+
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class EngineError(RequestError):

@@ -78,12 +78,14 @@ _NAMES = pa.schema({"line": pa.int64(), "id": pa.string(), "output": pa.string()
 class Manifest:
     """The pairs of a manifest, in columns: a million of them take some hundred megabytes.
 
-    A Pair is made when it is asked for; in a loop, a block of rows at a time. `address` says where it came from.
+    A Pair is made when it is asked for; in a loop, a block of rows at a time. `address` says where it came from,
+    `settings` what goes under each row's own.
     """
 
     def __init__(self, address: str, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any]) -> None:
         """Blocks of BLOCK rows, the last one of what is left."""
-        self.address, self._blocks = address, blocks
+        self.address, self.settings = address, dict(settings)
+        self._blocks = blocks
         self._recipe = lru_cache(maxsize=1024)(lambda own: Recipe.from_settings({**settings, **json.loads(own)}))
 
     @property

@@ -105,7 +105,7 @@ def pair_row(job: Job, run_id: str, weights_sha256: str, started: datetime, stat
         started_at=started,
         finished_at=finished,
         seconds=(finished - started).total_seconds(),
-        versions=_versions(),
+        versions=versions(),
         extra=job.pair.extra,
         **more,
     )
@@ -149,7 +149,8 @@ def device(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @cache
-def _versions() -> Versions:
+def versions() -> Versions:
+    """What paints, here and now."""
     return Versions(
         batchnst=version("batchnst"),
         python=platform.python_version(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import secrets
@@ -153,6 +154,7 @@ def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:
         run_id=run_id,
         started_at=datetime.now(UTC),
         manifest=resolve(plan.manifest.address, "."),
+        settings=json.dumps(plan.manifest.settings, sort_keys=True),
         pairs=plan.pairs,
         done=plan.done,
         given_up=plan.failed,

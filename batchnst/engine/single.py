@@ -32,10 +32,11 @@ Source = str | PathLike[str] | Image.Image
 
 @dataclass(frozen=True)
 class Painting:
-    """A painted picture, and the losses of each step, every term (T,), weighted as in the total."""
+    """A painted picture, the losses of each step, every term (T,), weighted as in the total, and its own (1,)."""
 
     picture: Image.Image
     losses: Losses
+    final: Losses
 
 
 def stylize(
@@ -79,7 +80,7 @@ def stylize(
             on_step(step)
     if not result.losses.total.isfinite().all():
         raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
-    return Painting(Image.fromarray(to_pixels(result.pictures)[0]), Losses.cat(history))
+    return Painting(Image.fromarray(to_pixels(result.pictures)[0]), Losses.cat(history), Losses.cat([result.losses]))
 
 
 def _gather(

@@ -39,6 +39,30 @@ class Lease:
     task: int = 0
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A run that has OUT, and for how many seconds it gave no sign of life, by its own clock and this one."""
+
+    run_id: str
+    host: str
+    pid: int
+    silent: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it gave one lately."""
+        return self.silent < SILENCE_SECONDS
+
+
+def holder(folder: Folder) -> Holder | None:
+    """The run that has OUT, unless it has ended or is known to be dead."""
+    claim = _read(folder)
+    beat = folder.read(_beat_name(claim["run_id"])) if claim else None
+    if claim is None or beat is None or _is_dead(claim):
+        return None
+    return Holder(claim["run_id"], claim["host"], claim["pid"], (time.time_ns() - int(beat)) / 1e9)
+
+
 class Claim:
     """A run's hold on OUT, from `with` to the end of it."""
 
@@ -50,10 +74,8 @@ class Claim:
 
     def rival(self) -> str | None:
         """The run that holds OUT and may be alive, in words."""
-        other = _read(self.folder)
-        if other is None or self.folder.read(_beat_name(other["run_id"])) is None or _is_dead(other):
-            return None
-        return f"run {other['run_id']} on {other['host']} (process {other['pid']})"
+        other = holder(self.folder)
+        return f"run {other.run_id} on {other.host} (process {other.pid})" if other else None
 
     def __enter__(self) -> Self:
         rival = self.rival()

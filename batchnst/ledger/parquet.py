@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -47,12 +48,23 @@ def encode(rows: pa.Table, table: str, *, statistics: bool) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file's rows, or some of their columns; raises LedgerError for a file that this version cannot read."""
+def read(
+    filesystem: pafs.FileSystem,
+    info: pafs.FileInfo,
+    columns: Sequence[str] | None = None,
+    matching: pc.Expression | None = None,
+) -> pa.Table:
+    """A file's rows, or some of their columns, or those rows alone for which something holds.
+
+    Raises LedgerError for a file that this version cannot read.
+    """
     with readable(info.path), filesystem.open_input_file(info.path) as source:
-        file = pq.ParquetFile(pa.BufferReader(source.read()) if info.size < SMALL else source)
+        held = pa.BufferReader(source.read()) if info.size < SMALL else source
+        file = pq.ParquetFile(held)
         check_version(info.path, file.schema_arrow)
-        return file.read(columns=columns, use_threads=False)
+        if matching is None:
+            return file.read(columns=columns, use_threads=False)
+        return pq.read_table(held, columns=columns, filters=matching, use_threads=False)
 
 
 @contextmanager
@@ -70,9 +82,9 @@ def check_version(path: str, schema: pa.Schema) -> None:
     """Raise LedgerError for a file of another program, or of a later version of this one."""
     version = int((schema.metadata or {}).get(VERSION_KEY, b"0"))
     if version == 0:
-        raise LedgerError(f"{path}: not a file of a batchnst ledger; move it out of OUT/ledger")
+        raise LedgerError(f"{path}: not a file of a batchnst ledger; move it out of OUT/ledger", "foreign")
     if version > VERSION:
-        raise LedgerError(f"{path}: written by a newer batchnst (schema {version}); this one reads {VERSION}")
+        raise LedgerError(f"{path}: written by a newer batchnst (schema {version}); this one reads {VERSION}", "schema")
 
 
 def empty(table: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -35,6 +35,7 @@ class RunRow:
     run_id: str
     started_at: datetime
     manifest: str  # its address
+    settings: str  # JSON: what recipe file and options say for every row
     pairs: int  # of the manifest
     done: int  # by earlier runs
     given_up: int  # failed in earlier runs, and left alone

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from batchnst.collection.storage import Folder
 from batchnst.errors import LedgerError
 from batchnst.ledger import compaction, parquet
-from batchnst.ledger.claim import Claim, Lease, check
+from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
 from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, RunRow, to_table
 
 BLOCK = 1 << 14
@@ -32,7 +33,6 @@ TRIES = 3
 """Times that files are listed and read, where some of them vanish between: a compaction has merged them."""
 
 _OUTCOMES = ("pair_id", "status", "fingerprint", "attempt", "finished_at")
-_OUTCOME_COLUMNS = pa.schema([SCHEMAS["pairs"].field(name) for name in _OUTCOMES])
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,9 @@ class Outcomes:
 
     def __init__(self, rows: pa.Table | None = None) -> None:
         """From rows of `pairs`, all attempts of each pair; None: from none."""
-        rows = _OUTCOME_COLUMNS.empty_table() if rows is None else rows
-        pairs = rows["pair_id"].combine_chunks().dictionary_encode()
-        in_order = np.argsort(rows["finished_at"].cast(pa.int64()).to_numpy(), kind="stable")
-        newest = np.zeros(len(pairs.dictionary), np.int64)
-        newest[pairs.indices.to_numpy()[in_order]] = in_order  # the last one stays
-        self._ids = pairs.dictionary
-        self._columns = [rows[name].take(pa.array(newest)) for name in ("status", "fingerprint", "attempt")]
+        newest = newest_rows(parquet.empty("pairs", _OUTCOMES) if rows is None else rows)
+        self._ids = newest["pair_id"].combine_chunks()
+        self._columns = [newest[name] for name in ("status", "fingerprint", "attempt")]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -122,28 +118,47 @@ class Out:
 
     def newest(self, lease: Lease | None = None) -> Outcomes:
         """The newest outcome of every pair in the ledger; or only of those that one task has written."""
-        return Outcomes(self.rows("pairs", _OUTCOMES, _prefix(lease) if lease else ""))
+        return Outcomes(self.rows("pairs", _OUTCOMES, prefix=_prefix(lease) if lease else ""))
 
-    def rows(self, table: str, columns: Sequence[str] | None = None, prefix: str = "") -> pa.Table:
+    def runs(self) -> list[dict[str, Any]]:
+        """The rows of all runs, the newest one last."""
+        rows: list[dict[str, Any]] = self.rows("runs").sort_by("started_at").to_pylist()
+        return rows
+
+    def holder(self) -> Holder | None:
+        """The run that has this folder."""
+        return holder(self.folder)
+
+    def rows(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        *,
+        prefix: str = "",
+        matching: pc.Expression | None = None,
+    ) -> pa.Table:
         """A table's rows, or some of their columns, from all files or those whose names begin so.
 
-        Raises LedgerError for a file that this version cannot read.
+        matching: only the rows where this holds. Raises LedgerError for a file that this version cannot read.
         """
         for _ in range(TRIES - 1):
             with suppress(FileNotFoundError):
-                return self._rows(table, columns, prefix)
-        return self._rows(table, columns, prefix)
+                return self.rows_of(self.files(table, prefix), table, columns, matching)
+        return self.rows_of(self.files(table, prefix), table, columns, matching)
 
-    def _rows(self, table: str, columns: Sequence[str] | None, prefix: str) -> pa.Table:
-        files = self.files(table, prefix)
+    def rows_of(
+        self,
+        files: Sequence[pafs.FileInfo],
+        table: str,
+        columns: Sequence[str] | None = None,
+        matching: pc.Expression | None = None,
+    ) -> pa.Table:
+        """The rows in some of a table's files."""
+        read = partial(parquet.read, self.folder.filesystem, columns=columns, matching=matching)
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
         with ThreadPoolExecutor(self.folder.streams) as pool:
-            tables = list(pool.map(partial(self._read, columns), groups))
-        return pa.concat_tables([parquet.empty(table, columns), *tables], promote_options="default")
-
-    def _read(self, columns: Sequence[str] | None, files: Sequence[pafs.FileInfo]) -> pa.Table:
-        tables = [parquet.read(self.folder.filesystem, info, columns) for info in files]
-        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+            tables = list(pool.map(lambda group: _concat(map(read, group)), groups))
+        return _concat([parquet.empty(table, columns), *tables])
 
     def files(self, table: str, prefix: str = "") -> list[pafs.FileInfo]:
         """The files of a table, each row in one of them, also while they are being merged."""
@@ -157,6 +172,20 @@ class Out:
             with parquet.readable(fragment.path):
                 parquet.check_version(fragment.path, fragment.physical_schema)
         return dataset
+
+
+def _concat(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table, in one piece; columns that a file of an earlier version lacks are null."""
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
+def newest_rows(rows: pa.Table) -> pa.Table:
+    """The newest of each pair's rows, of `pairs` or some of its columns."""
+    pairs = rows["pair_id"].combine_chunks().dictionary_encode()
+    in_order = np.argsort(rows["finished_at"].cast(pa.int64()).to_numpy(), kind="stable")
+    newest = np.zeros(len(pairs.dictionary), np.int64)
+    newest[pairs.indices.to_numpy()[in_order]] = in_order  # the last one stays
+    return rows.take(pa.array(newest))
 
 
 def open_out(address: str) -> Out:
