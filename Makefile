@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 IMAGES := manifests/images/.made
 
-.PHONY: setup demo test slow chaos scheduling clean
+.PHONY: setup demo test slow chaos scheduling volume clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,9 @@ slow: .venv/.ready $(IMAGES)
 
 chaos: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.chaos
+
+volume: .venv/.ready
+	$(BIN)/python -m tests.volume
 
 scheduling: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.scheduling
