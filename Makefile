@@ -23,7 +23,11 @@ demo: .venv/.ready $(IMAGES)
 	$(BIN)/batchnst run manifests/demo.csv --out out/demo --size 256
 	@echo "Look at $$($(BIN)/python manifests/contact_sheet.py out/demo)"
 
-test: .venv/.ready $(IMAGES)
+.venv/.chromium: tests/chromium.sh | .venv/.ready
+	tests/chromium.sh
+	touch $@
+
+test: .venv/.ready $(IMAGES) .venv/.chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

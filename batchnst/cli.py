@@ -270,16 +270,20 @@ def audit(
     """Prove that ledger, pictures and manifest agree, or say where they do not."""
     from batchnst.display import Bar
     from batchnst.engine.asked import asked
-    from batchnst.ledger.audit import audit as look
-    from batchnst.ledger.audit import describe, describe_picture, trace
+    from batchnst.ledger.audit.audit import audit as look
+    from batchnst.ledger.audit.files import trace
+    from batchnst.ledger.audit.findings import describe, line
     from batchnst.ledger.store import open_out
 
     if out is None and picture is None:
         raise RequestError("expected OUT, or --picture FILE")
     if picture:
         said, finding = trace(picture, open_out(out) if out else None)
-        machine = {**asdict(said), "finding": asdict(finding) if finding else None}
-        print(json.dumps(machine) if as_json else describe_picture(said, finding))
+        if as_json:
+            print(json.dumps({**asdict(said), "finding": asdict(finding) if finding else None}))
+        else:
+            print("\n".join([f"{name:12} {value}" for name, value in asdict(said).items()]))
+            print(line(finding) if finding else "", end="\n" if finding else "")
         raise typer.Exit(FAILED if finding else 0)
     folder = open_out(out or "")
     if (holder := folder.holder()) and holder.alive:

@@ -17,7 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchnst import read_ledger
-from batchnst.ledger import attempts, parquet
+from batchnst.ledger import parquet
+from batchnst.ledger.audit.losses import summarize
 from batchnst.ledger.schema import SCHEMAS, to_table
 from batchnst.ledger.store import Out
 from tests.ledger.test_store import row
@@ -74,7 +75,7 @@ def write(out: Out, pairs: int, steps: int) -> None:
                 steps=steps,
                 output=f"{of['pair_id']}.png",
             )
-            for number, of in enumerate(attempts.summarize(curves).to_pylist(), start)
+            for number, of in enumerate(summarize(curves).to_pylist(), start)
         ]
         table = to_table([replace(one, run_id="20261121T210400-fc513a") for one in rows], "pairs")
         out.folder.write(f"ledger/pairs/{start}.parquet", parquet.encode(table, "pairs", statistics=False))

@@ -17,7 +17,7 @@ from batchnst.engine import rows
 from batchnst.engine.plan import loss_definition
 from batchnst.engine.single import Painting, stylize
 from batchnst.errors import InputError, LedgerError
-from batchnst.ledger.attempts import ATTEMPT, TERMS
+from batchnst.ledger.schema import ATTEMPT, TERMS
 from batchnst.ledger.store import Out, newest_rows
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import best_device, network_dtype

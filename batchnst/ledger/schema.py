@@ -108,6 +108,12 @@ class LossRow:
     seconds: float  # since the pair's start
 
 
+ATTEMPT = ["run_id", "pair_id", "attempt"]
+"""What names an attempt, in `pairs` and in `losses`."""
+
+TERMS = ["total", "content", "style", "tv"]
+"""The losses of a step."""
+
 _SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), datetime: pa.timestamp("us", tz="UTC")}
 
 

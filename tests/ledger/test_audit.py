@@ -17,8 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from batchnst.cli import app
-from batchnst.ledger import audit as audits
-from batchnst.ledger.attempts import summarize
+from batchnst.ledger.audit import rows
+from batchnst.ledger.audit.findings import KINDS
+from batchnst.ledger.audit.losses import summarize
 from batchnst.ledger.schema import SCHEMAS
 from tests.ledger.test_store import loss
 
@@ -222,7 +223,7 @@ def test_few_pairs_say_nothing_of_what_is_usual(folder: Path, monkeypatch: pytes
         ),
     )
     assert [kind for kind, *_ in found(folder)] == ["outlier"]
-    monkeypatch.setattr(audits, "FEWEST", PAIRS + 1)
+    monkeypatch.setattr(rows, "FEWEST", PAIRS + 1)
     assert found(folder) == []
 
 
@@ -306,7 +307,7 @@ def test_rows_made_by_other_software(folder: Path) -> None:
 
 def test_every_kind_is_tested_here() -> None:
     source = Path(__file__).read_text()
-    assert [kind for kind in audits.KINDS if f'"{kind}"' not in source] == []
+    assert [kind for kind in KINDS if f'"{kind}"' not in source] == []
 
 
 def test_a_picture_says_where_it_comes_from(folder: Path) -> None:

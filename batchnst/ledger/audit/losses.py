@@ -1,23 +1,72 @@
-"""Each attempt's losses in a row: how many steps, whether any is missing, where the curve began and ended."""
+"""Whether each attempt's losses are complete, finite, falling, and what its row says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.ledger.schema import SCHEMAS
-
-ATTEMPT = ["run_id", "pair_id", "attempt"]
-"""What names an attempt, in `pairs` and in `losses`."""
-
-TERMS = ["total", "content", "style", "tv"]
+from batchnst.ledger.audit.files import tables
+from batchnst.ledger.audit.findings import Audit, Finding, Note
+from batchnst.ledger.schema import ATTEMPT, SCHEMAS, TERMS
+from batchnst.ledger.store import Out
 
 COLUMNS = [*ATTEMPT, "step", "scale", *TERMS]
 """What `summarize` wants of `losses`."""
+
+
+def losses(out: Out, rows: pa.Table, result: Audit, note: Note) -> Iterator[Finding]:
+    """Attempts whose losses are incomplete, or not what their row says; of each what is worst."""
+    parts = [summarize(part) for part in tables(out, "losses", COLUMNS, result, note)]
+    known = merge(parts)
+    result.attempts, result.steps = len(known), pc.sum(known["rows"]).as_py() or 0
+    result.unfinished = len(known.join(rows.select(ATTEMPT), ATTEMPT, join_type="left anti"))
+    ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, *_OUTCOME])
+    both = ok.join(known, ATTEMPT).sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")])
+    kinds = _kinds(both)
+    wrong = kinds != ""
+    for kind, row in zip(kinds[wrong].tolist(), both.filter(pa.array(wrong)).to_pylist(), strict=True):
+        text = _LOSS_TEXTS[kind].format_map(row)
+        yield Finding(kind, row["pair_id"], f"attempt {row['attempt']} of run {row['run_id']}: {text}")
+
+
+_FINAL = {term: f"{term}_loss" for term in TERMS} | {"initial": "initial_total"}
+"""What of a curve is in `pairs` as well, and under which name."""
+
+_OUTCOME = ["steps", "stopped", *_FINAL.values()]
+
+_LOSS_TEXTS = {
+    "losses-missing": "none of its {steps} steps is there",
+    "losses-gap": "{rows} of its {steps} steps are there, or not each once",
+    "not-finite": "some of its losses are no numbers",
+    "losses-differ": "its row says {initial_total:.6g} to {total_loss:.6g}, its steps {initial:.6g} to {total:.6g}",
+    "rescued": "it diverged, and was painted again from its best picture, in fp32 and by L-BFGS",
+    "rose": "its finest scale ended with a higher loss than it began with",
+}
+
+
+def _kinds(both: pa.Table) -> NDArray[np.str_]:
+    """What is worst about each attempt, "" for nothing."""
+
+    def column(name: str, otherwise: Any) -> NDArray[Any]:
+        return np.asarray(pc.fill_null(both[name], otherwise).to_numpy())
+
+    rows, stopped = column("rows", 0), column("stopped", "")
+    differs = [column(term, np.nan) != column(name, np.nan) for term, name in _FINAL.items()]
+    numbers = column("finite", True) & np.isfinite(column("total_loss", np.nan))
+    conditions = {
+        "losses-missing": rows == 0,
+        "losses-gap": ~column("whole", True) | (rows != column("steps", 0)),
+        "not-finite": ~numbers & (stopped != "diverged"),
+        "losses-differ": np.any(differs, axis=0),
+        "rescued": stopped == "diverged",
+        "rose": column("rose", False),
+    }
+    return np.select(list(conditions.values()), list(conditions), "")
 
 
 def summarize(losses: pa.Table) -> pa.Table:

@@ -1,0 +1,46 @@
+"""All checks, one after the other."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnst.ledger import parquet
+from batchnst.ledger.audit import rows as checks
+from batchnst.ledger.audit.files import inputs, pictures, tables
+from batchnst.ledger.audit.findings import Audit, Note, quiet
+from batchnst.ledger.audit.losses import losses
+from batchnst.ledger.schema import ATTEMPT, SCHEMAS
+from batchnst.ledger.store import Out, newest_rows
+
+_PAIRS = (
+    *ATTEMPT,
+    *("status", "error_type", "error_message", "content", "styles", "output"),
+    *("content_sha256", "style_sha256", "output_sha256", "width", "height", "fingerprint", "recipe"),
+    *("weights_sha256", "steps", "stopped", "initial_total", "finished_at", "versions"),
+    *("total_loss", "content_loss", "style_loss", "tv_loss"),
+)
+
+
+def audit(out: Out, asked: pa.Table | None = None, *, deep: bool = False, note: Note = quiet) -> Audit:
+    """Look at everything in OUT.
+
+    asked: `pair_id` and `fingerprint` of every pair that there should be; deep: read contents and styles as well.
+    """
+    result = Audit()
+    rows = pa.concat_tables([parquet.empty("pairs", _PAIRS), *tables(out, "pairs", _PAIRS, result)])
+    newest = newest_rows(rows)
+    ok = newest.filter(pc.equal(newest["status"], "ok"))
+    result.pairs, result.ok, result.failed = len(newest), len(ok), len(newest) - len(ok)
+    list(tables(out, "runs", SCHEMAS["runs"].names, result))
+    for found in (
+        checks.unlike_manifest(newest, asked) if asked is not None else checks.failed(newest),
+        checks.doubled(rows),
+        losses(out, rows, result, note),
+        checks.outliers(ok),
+        checks.odd_ones(ok, asked),
+        pictures(out, rows, ok, result, note),
+        inputs(ok, result, note) if deep else (),
+    ):
+        result.findings += found
+    return result

@@ -1,0 +1,158 @@
+"""Whether the files of a run can be read, and are what their rows say: ledger, pictures, inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+from PIL import Image
+
+from batchnst.collection import storage
+from batchnst.collection.images import ENCODERS, Provenance, provenance
+from batchnst.errors import BatchNSTError, LedgerError
+from batchnst.ledger import parquet
+from batchnst.ledger.audit.findings import Audit, Finding, Note, quiet
+from batchnst.ledger.schema import ATTEMPT, VERSION
+from batchnst.ledger.store import Out
+
+AT_ONCE = 64
+"""Files that are looked at in threads before what was found is taken up."""
+
+_FORMATS = {ending: options["format"] for ending, options in ENCODERS.items()}
+
+
+def tables(out: Out, table: str, columns: Sequence[str], result: Audit, note: Note = quiet) -> Iterator[pa.Table]:
+    """Some columns of each of a table's files; where one cannot be had, that is a finding."""
+    counted = {info.path for info in out.files(table)}
+    files = []
+    for info in out.folder.files(f"ledger/{table}"):
+        if info.path in counted:
+            files.append(info)
+        elif not info.path.endswith(".parquet"):
+            text = f"{out.folder.relative(info.path)}: not a file of a batchnst ledger; move it out of OUT/ledger"
+            result.findings.append(Finding("foreign", None, text))
+    with ThreadPoolExecutor(out.folder.streams) as pool:
+        for start in range(0, len(files), AT_ONCE):
+            note(f"ledger, {table}", start, len(files))
+            for found in pool.map(partial(_read, out, table, columns), files[start : start + AT_ONCE]):
+                if isinstance(found, Finding):
+                    result.findings.append(found)
+                else:
+                    yield found
+
+
+def _read(out: Out, table: str, columns: Sequence[str], info: pafs.FileInfo) -> pa.Table | Finding:
+    name = out.folder.relative(info.path)
+    schema = parquet.empty(table, columns).schema
+    try:
+        rows = parquet.read(out.folder.filesystem, info)
+        # Columns that came later may be missing.
+        later = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
+        rows = pa.concat_tables([rows, pa.schema(later).empty_table()], promote_options="default")
+        return rows.select(columns).cast(schema)
+    except LedgerError as error:
+        return Finding(error.kind, None, str(error).replace(info.path, name))
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        return Finding("schema", None, f"{name}: its columns are not those of schema {VERSION}: {error}")
+
+
+def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, note: Note) -> Iterator[Finding]:
+    """Pictures that are not as their rows say, then those that no row knows."""
+    there = {out.folder.relative(info.path) for info in out.folder.files("images")}
+    columns = ["pair_id", "output", "output_sha256", "width", "height"]
+    result.pictures = len(ok)
+    yield from _in_threads(partial(_picture, out, there), ok.select(columns).sort_by("pair_id"), "pictures", out, note)
+    painted = pc.unique(rows["output"].filter(pc.equal(rows["status"], "ok"))).to_pylist()
+    for name in sorted(there - {f"images/{output}" for output in painted}):
+        yield Finding("picture-unknown", None, f"{name}: no row says that it was painted")
+
+
+def _picture(out: Out, there: set[str], row: dict[str, Any]) -> Finding | None:
+    name, pair_id = f"images/{row['output']}", row["pair_id"]
+    if name not in there:
+        return Finding("picture-missing", pair_id, f"{name} is not there")
+    data = out.folder.read(name) or b""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            kind, size = image.format, image.size
+    except Exception as error:  # whatever a decoder does with a damaged file
+        return Finding("picture-damaged", pair_id, f"{name} cannot be decoded: {error}")
+    expected = _FORMATS[PurePosixPath(name).suffix.lower()]
+    if kind != expected:
+        return Finding("picture-format", pair_id, f"{name} is {kind}, not {expected}")
+    if size != (row["width"], row["height"]):
+        return Finding(
+            "picture-size", pair_id, f"{name} has {size[0]}×{size[1]} pixels, not {row['width']}×{row['height']}"
+        )
+    found = hashlib.sha256(data).hexdigest()
+    if found != row["output_sha256"]:
+        return Finding(
+            "picture-changed", pair_id, f"{name} has SHA-256 {found[:12]}…, not {row['output_sha256'][:12]}…"
+        )
+    return None
+
+
+def trace(file: str, out: Out | None = None) -> tuple[Provenance, Finding | None]:
+    """What a picture says of itself, and, if its OUT is given, what is wrong about that; raises InputError."""
+    data = storage.read(file)
+    said = provenance(data, file)
+    if out is None:
+        return said, None
+    rows = out.rows("pairs", [*ATTEMPT, "output_sha256"])
+    for name in ATTEMPT:
+        rows = rows.filter(pc.equal(rows[name], getattr(said, name)))
+    found = hashlib.sha256(data).hexdigest()
+    if not len(rows):
+        return said, Finding("picture-unknown", said.pair_id, f"{file}: no row says that it was painted")
+    if found not in rows["output_sha256"].to_pylist():
+        text = f"{file} has SHA-256 {found[:12]}…, not {rows['output_sha256'][0].as_py()[:12]}…"
+        return said, Finding("picture-changed", said.pair_id, text)
+    return said, None
+
+
+def inputs(ok: pa.Table, result: Audit, note: Note) -> Iterator[Finding]:
+    """Contents and styles that are not what they were, each named once, with the first pair it concerns."""
+    uses: dict[tuple[str, str], list[str]] = defaultdict(list)
+    columns = ["pair_id", "content", "content_sha256", "styles", "style_sha256"]
+    for row in ok.select(columns).sort_by("pair_id").to_pylist():
+        inputs = [(row["content"], row["content_sha256"]), *zip(row["styles"], row["style_sha256"], strict=True)]
+        for used in dict.fromkeys(inputs):
+            uses[used].append(row["pair_id"])
+    result.inputs = len(uses)
+    table = pa.Table.from_pylist(
+        [{"address": address, "sha256": sha256, "pairs": pairs} for (address, sha256), pairs in uses.items()]
+    )
+    yield from _in_threads(_input, table, "inputs", None, note)
+
+
+def _input(row: dict[str, Any]) -> Finding | None:
+    first, others = row["pairs"][0], len(row["pairs"]) - 1
+    also = f" (and of {others} more {'pair' if others == 1 else 'pairs'})" if others else ""
+    try:
+        found = hashlib.sha256(storage.read(row["address"])).hexdigest()
+    except BatchNSTError as error:
+        return Finding("input-missing", first, f"{error}{also}")
+    if found != row["sha256"]:
+        text = f"{row['address']} has SHA-256 {found[:12]}…, not {row['sha256'][:12]}…{also}"
+        return Finding("input-changed", first, text)
+    return None
+
+
+def _in_threads(
+    look: Callable[[dict[str, Any]], Finding | None], rows: pa.Table, what: str, out: Out | None, note: Note
+) -> Iterator[Finding]:
+    """What a look at each row finds, a block of rows at a time."""
+    with ThreadPoolExecutor(out.folder.streams if out else 16) as pool:
+        for start in range(0, len(rows), AT_ONCE):
+            note(what, start, len(rows))
+            yield from filter(None, pool.map(look, rows.slice(start, AT_ONCE).to_pylist()))
