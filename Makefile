@@ -21,7 +21,8 @@ $(IMAGES): manifests/make_images.py constraints.txt | .venv/.ready
 
 demo: .venv/.ready $(IMAGES)
 	$(BIN)/batchnst run manifests/demo.csv --out out/demo --size 256
-	@echo "Look at $$($(BIN)/python manifests/contact_sheet.py out/demo)"
+	$(BIN)/batchnst report out/demo
+	@echo "Look at $$($(BIN)/python manifests/contact_sheet.py out/demo), and at out/demo/report.html in a browser"
 
 .venv/.chromium: tests/chromium.sh | .venv/.ready
 	tests/chromium.sh

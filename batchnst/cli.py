@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 import shlex
@@ -17,8 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from batchnst.errors import BatchNSTError, InputError, ManifestError, RecipeError, RequestError
-from batchnst.recipe import Recipe, read_recipe_file
+from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
+from batchnst.options import takes_recipe
+from batchnst.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,23 +32,6 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
 MOST_PROBLEMS = 100
 """Problems of a manifest that are printed one by one."""
-
-RECIPE_OPTIONS = {
-    "size": "Longest side of the picture, in pixels.",
-    "steps": "Steps at the finest scale.",
-    "optimizer": "lbfgs, adam or sgd.",
-    "init": "What to start from: content, noise, style or a picture.",
-    "seed": "Seed of the noise.",
-    "content_weight": "Weight of the content loss.",
-    "style_weight": "Weight of the style loss.",
-    "tv_weight": "Weight of total variation.",
-    "style_scale": "Size of the style's patterns; 1 is as large as in the style picture.",
-    "preserve_color": "none, luminance or histogram.",
-    "backbone": "The network: vgg19.",
-    "weights": "Where its weights come from: bundled.",
-    "precision": "The network's numbers: auto, fp32 or bf16.",
-}
-"""Recipe keys with an option of their own; `--set` reaches the others."""
 
 
 class EngineName(StrEnum):
@@ -86,49 +69,6 @@ def _edge(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the recipe's options; it gets what they and the recipe file say as `settings`."""
-
-    def option(kind: Any, name: str, text: str, default: Any = None) -> Any:
-        shown = str(default) if default is not None else False
-        return Annotated[kind, typer.Option(name, help=text, rich_help_panel="Recipe", show_default=shown)]
-
-    kinds: dict[str, Any] = {"recipe": option(str | None, "--recipe", "A TOML file with recipe keys.")}
-    for key, text in RECIPE_OPTIONS.items():
-        default = Recipe.model_fields[key].default
-        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", text, default)
-    kinds["set_"] = option(list[str] | None, "--set", "KEY=VALUE: any other recipe key; may be repeated.")
-
-    @functools.wraps(command)
-    def wrapper(**kwargs: Any) -> None:
-        given = {key: kwargs.pop(key) for key in kinds}
-        command(**kwargs, settings=_settings(**given))
-
-    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "settings"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    added = [inspect.Parameter(key, keyword, default=None, annotation=kind) for key, kind in kinds.items()]
-    wrapper.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in own] + added)  # type: ignore[attr-defined]
-    return wrapper
-
-
-def _settings(recipe: str | None, set_: list[str] | None, **options: str | None) -> dict[str, Any]:
-    """What recipe file and options say, options last; validated together."""
-    from batchnst.collection.manifest import resolve_settings
-    from batchnst.collection.storage import parent
-
-    settings = resolve_settings(read_recipe_file(recipe), parent(recipe)) if recipe else {}
-    given: dict[str, Any] = {}
-    for assignment in set_ or []:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {assignment}: expected KEY=VALUE")
-        given[key.strip()] = value.strip()
-    given |= {key: value for key, value in options.items() if value is not None}
-    settings |= resolve_settings(given, ".")
-    Recipe.from_settings(settings)
-    return settings
-
-
 Manifest = Annotated[str, typer.Argument(help="CSV, JSON Lines or Parquet; a path or URI.", show_default=False)]
 
 
@@ -137,7 +77,7 @@ OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="A run's folder or
 
 @app.command()
 @_edge
-@_takes_recipe
+@takes_recipe
 def run(
     settings: dict[str, Any],
     manifest: Manifest,
@@ -188,7 +128,7 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:
 
 @app.command()
 @_edge
-@_takes_recipe
+@takes_recipe
 def plan(
     settings: dict[str, Any],
     manifest: Manifest,
@@ -204,7 +144,7 @@ def plan(
 
 @app.command()
 @_edge
-@_takes_recipe
+@takes_recipe
 def stylize(
     settings: dict[str, Any],
     content: Annotated[str, typer.Argument(help="The picture to paint; a path or URI.", show_default=False)],
@@ -297,6 +237,28 @@ def audit(
 
 @app.command()
 @_edge
+def report(
+    out: OutFolder,
+    to: Annotated[str | None, typer.Option(help="The page to write.", show_default="OUT/report.html")] = None,
+) -> None:
+    """Write one page with everything about a run: what ran, what failed, every picture, every curve."""
+    from batchnst.collection import storage
+    from batchnst.display import Bar
+    from batchnst.ledger.report import build
+    from batchnst.ledger.store import open_out
+
+    folder = open_out(out)
+    with Bar() as bar:
+        page = build(folder, to, bar.count)
+    if to:
+        storage.write(to, page)
+    else:
+        folder.folder.write("report.html", page)
+    print(to or f"{out}/report.html")
+
+
+@app.command()
+@_edge
 def replay(
     out: OutFolder,
     pair_id: Annotated[str, typer.Argument(metavar="PAIR_ID", help="As in the ledger.", show_default=False)],
@@ -330,7 +292,7 @@ CPU_BENCH_SIZE = 256
 
 @app.command()
 @_edge
-@_takes_recipe
+@takes_recipe
 def bench(
     settings: dict[str, Any],
     pictures: Annotated[

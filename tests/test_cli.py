@@ -8,8 +8,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from batchnst import read_ledger
-from batchnst.cli import RECIPE_OPTIONS, app
+from batchnst.cli import app
 from batchnst.collection.manifest import read_manifest
+from batchnst.options import RECIPE_OPTIONS
 from batchnst.recipe import Recipe, read_recipe_file, recipe_keys
 from batchnst.transfer.weights import Weights
 from tests import oracles
@@ -197,9 +198,12 @@ def test_the_ledgers_loss_is_the_written_pictures(images: Path, tmp_path: Path, 
     assert row["total_loss"] < 0.1 * row["initial_total"]
 
 
+COMMANDS = ["run", "plan", "stylize", "status", "audit", "report", "replay", "bench"]
+
+
 def test_help_names_the_commands_in_the_contracts_order() -> None:
     text = batchnst("--help").stdout
-    order = [text.index(f" {name} ") for name in ("run", "plan", "stylize")]
+    order = [text.index(f" {name} ") for name in COMMANDS]
     assert order == sorted(order)
 
 

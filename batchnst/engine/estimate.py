@@ -19,7 +19,7 @@ from batchnst.transfer.device import BYTES_A_PIXEL, PROCESS_BYTES, best_device, 
 from batchnst.transfer.pyramid import scales
 
 PICTURE_BYTES_A_PIXEL = 2.0
-LEDGER_BYTES_A_STEP = 60
+LEDGER_BYTES_A_STEP = 35
 """Disk: a painted PNG (measured, 256 pixels), and a step's row in `losses`."""
 
 SAMPLE = 10_000

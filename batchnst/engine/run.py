@@ -141,8 +141,7 @@ def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
         if not len(plan):
             yield Planned(plan, 0, 0)
             return
-        out.begin(_run_row(plan, claim.run_id, options.engine))
-        yield from _paint(plan, claim, weights, options)
+        yield from _paint(plan, out, claim, weights, options)
         try:
             out.compact(at_least=MANY_FILES)
         except (LedgerError, StorageError) as error:
@@ -166,7 +165,7 @@ def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:
 
 
 def _paint(
-    plan: Plan, claim: Claim, weights: Mapping[tuple[str, str], Weights], options: Options
+    plan: Plan, out: Out, claim: Claim, weights: Mapping[tuple[str, str], Weights], options: Options
 ) -> Iterator[Planned | Event]:
     """Paint all jobs of a plan."""
     engine = _start(options)
@@ -177,6 +176,7 @@ def _paint(
         blocks = _blocks(plan, options.batch_size, engine, room)
         first, last = next(blocks)
         _check_room(first, room)
+        out.begin(_run_row(plan, claim.run_id, options.engine))  # from here on, the request is a run
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         yield Planned(plan, sum(batch.work for batch in first) / share, min(engine.workers, len(first)))
         pace = _Pace()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.ledger.claim import Holder
-from batchnst.ledger.store import Out, newest_rows
+from batchnst.ledger.store import Out, newest_rows, patiently
 
 NOW = timedelta(minutes=10)
 """Pairs that finished within this time make the rate of now."""
@@ -69,13 +69,16 @@ class Watch:
 
     def look(self) -> Status:
         """How things are at this moment."""
+        patiently(self._read)
+        return _status(self.out, self._rows, datetime.now(UTC))
+
+    def _read(self) -> None:
         files = self.out.files("pairs")
         if not self._seen <= {info.path for info in files}:  # a compaction has replaced them
             self._seen, self._rows = set(), self._rows.slice(0, 0)
         new = [info for info in files if info.path not in self._seen]
         self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", _COLUMNS)])
         self._seen |= {info.path for info in new}
-        return _status(self.out, self._rows, datetime.now(UTC))
 
 
 def _status(out: Out, rows: pa.Table, now: datetime) -> Status:

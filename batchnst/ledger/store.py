@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,9 @@ GROUP = 256
 """Files that a thread reads at a time."""
 
 TRIES = 3
-"""Times that files are listed and read, where some of them vanish between: a compaction has merged them."""
+"""Times that files are listed and read, where some of them vanish between."""
+
+T = TypeVar("T")
 
 _OUTCOMES = ("pair_id", "status", "fingerprint", "attempt", "finished_at")
 
@@ -141,10 +143,7 @@ class Out:
 
         matching: only the rows where this holds. Raises LedgerError for a file that this version cannot read.
         """
-        for _ in range(TRIES - 1):
-            with suppress(FileNotFoundError):
-                return self.rows_of(self.files(table, prefix), table, columns, matching)
-        return self.rows_of(self.files(table, prefix), table, columns, matching)
+        return patiently(lambda: self.rows_of(self.files(table, prefix), table, columns, matching))
 
     def rows_of(
         self,
@@ -166,12 +165,23 @@ class Out:
 
     def dataset(self, table: str) -> ds.Dataset:
         """A table as a dataset; raises LedgerError for files this version cannot read."""
+        return patiently(lambda: self._dataset(table))
+
+    def _dataset(self, table: str) -> ds.Dataset:
         paths = [info.path for info in self.files(table)]
         dataset = ds.dataset(paths, schema=SCHEMAS[table], format="parquet", filesystem=self.folder.filesystem)
         for fragment in dataset.get_fragments():
             with parquet.readable(fragment.path):
                 parquet.check_version(fragment.path, fragment.physical_schema)
         return dataset
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What is listed and read: again where files vanish in between, because a compaction has merged them."""
+    for _ in range(TRIES - 1):
+        with suppress(FileNotFoundError):
+            return read()
+    return read()
 
 
 def _concat(tables: Iterable[pa.Table]) -> pa.Table:

@@ -10,16 +10,14 @@ from typer.testing import CliRunner
 
 from batchnst.cli import app
 from batchnst.ledger.claim import Lease
-from batchnst.ledger.schema import RunRow
+from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.ledger.status import Status, Watch, describe
 from batchnst.ledger.store import Out
-from tests.ledger.test_store import row
-
-BEGAN = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
+from tests.ledger.test_store import NOON, row
 
 RUN = RunRow(
     run_id="r2",
-    started_at=BEGAN,
+    started_at=NOON,
     manifest="/m.csv",
     settings="{}",
     pairs=20,
@@ -32,21 +30,17 @@ RUN = RunRow(
 )
 
 
-def finished(name: str, minutes: float, **more: object) -> object:
-    """A row of the run, so many minutes after it began."""
-    return row(name, run_id="r2", finished_at=BEGAN + timedelta(minutes=minutes), **more)
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Out:
     """An earlier run of four pairs, and one that has been going for half an hour."""
     out = Out(str(tmp_path / "out"))
-    early = BEGAN - timedelta(days=1)
+    began = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
+    early = began - timedelta(days=1)
     out.begin(replace(RUN, run_id="r1", started_at=early, pairs=4, done=0, given_up=0, to_paint=4))
     with out.claim("r1"):
         rows = [row(name, finished_at=early) for name in "abc"]
         out.append(Lease("r1"), [*rows, row("d", status="failed", error_type="InputError", finished_at=early)], [])
-    out.begin(RUN)
+    out.begin(replace(RUN, started_at=began))
     return out
 
 
@@ -57,9 +51,15 @@ def hold(out: Out, silent: float = 0) -> None:
 
 
 def paint(out: Out) -> None:
-    out.append(Lease("r2", 1), [finished("e", 2, seconds=9.0, batch_size=4), finished("f", 25, pid=2)], [])  # type: ignore[list-item]
+    """What two workers leave, so many minutes after the run began."""
+
+    def finished(name: str, minutes: float, **more: object) -> PairRow:
+        return row(name, run_id="r2", finished_at=began + timedelta(minutes=minutes), **more)
+
+    began = out.runs()[-1]["started_at"]
+    out.append(Lease("r2", 1), [finished("e", 2, seconds=9.0, batch_size=4), finished("f", 25, pid=2)], [])
     failed = finished("g", 26, status="failed", error_type="OutOfMemory", host="other")
-    out.append(Lease("r2", 2), [failed, finished("h", 27, host="other", seconds=70.0)], [])  # type: ignore[list-item]
+    out.append(Lease("r2", 2), [failed, finished("h", 27, host="other", seconds=70.0)], [])
 
 
 def look(out: Out) -> Status:

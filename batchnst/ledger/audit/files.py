@@ -59,6 +59,8 @@ def _read(out: Out, table: str, columns: Sequence[str], info: pafs.FileInfo) -> 
         later = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
         rows = pa.concat_tables([rows, pa.schema(later).empty_table()], promote_options="default")
         return rows.select(columns).cast(schema)
+    except FileNotFoundError:
+        raise LedgerError(f"{name}: has been merged with others while it was looked at; look again") from None
     except LedgerError as error:
         return Finding(error.kind, None, str(error).replace(info.path, name))
     except (KeyError, ValueError, pa.ArrowException) as error:
