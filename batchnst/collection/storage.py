@@ -151,10 +151,11 @@ class Folder:
         """Move a file, if it was not moved already; on disk when this returns. Raises StorageError."""
         path = self.path(target)
         with _as_storage_error(path, "written"):
+            if self.filesystem.get_file_info(self.path(source)).type == pafs.FileType.NotFound:
+                return
             if self.local:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                self.filesystem.move(self.path(source), path)
+            self.filesystem.move(self.path(source), path)
             if self.local:
                 _sync_folder(Path(path).parent)
 

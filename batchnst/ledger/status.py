@@ -91,7 +91,7 @@ def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
     started, last = run["started_at"].timestamp(), max(finished, default=run["started_at"].timestamp())
     end = now.timestamp() if alive else last
     window = max(1.0, min(NOW.total_seconds(), end - started))
-    recent = mine.filter(pa.array(finished > end - window))
+    recent = mine.filter(pa.array((finished > end - window) & alive))
     rate = len(mine) / max(1.0, end - started) * 3600
     rate_now = len(recent) / window * 3600
     ok, failed = _count(mine, "ok"), _count(mine, "failed")
@@ -188,7 +188,8 @@ def _pair(row: dict[str, Any]) -> str:
 
 def _host(host: Host) -> str:
     workers = "1 worker" if host.workers == 1 else f"{host.workers} workers"
-    return f"{host.name}: {workers}, {host.pairs} pairs, {host.rate_now:.0f} an hour lately"
+    pairs = "1 pair" if host.pairs == 1 else f"{host.pairs} pairs"
+    return f"{host.name}: {workers}, {pairs}" + (f", {host.rate_now:.0f} an hour now" if host.rate_now else "")
 
 
 def _duration(seconds: float) -> str:
