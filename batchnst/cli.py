@@ -41,6 +41,14 @@ class EngineName(StrEnum):
     inline = "inline"
 
 
+class Pairing(StrEnum):
+    """Which content goes with which style."""
+
+    cross = "cross"
+    zip = "zip"
+    random = "random"
+
+
 def _error(message: str) -> None:
     for line in message.splitlines():
         print(f"batchnst: {line}", file=sys.stderr)
@@ -178,6 +186,24 @@ def stylize(
         )
     storage.write(out, images.encode(np.asarray(painting.picture), out))
     print(out)
+
+
+@app.command()
+@_edge
+def manifest(
+    contents: Annotated[str, typer.Argument(help="A folder, prefix, or glob in quotes.", show_default=False)],
+    styles: Annotated[str, typer.Argument(help="Likewise, of paintings.", show_default=False)],
+    out: Annotated[str, typer.Option(help="The manifest: .csv, .jsonl or .parquet.", show_default=False)],
+    pairing: Annotated[Pairing, typer.Option(help="Which content goes with which style.")] = Pairing.cross,
+    seed: Annotated[int, typer.Option(help="Of a random pairing.")] = 0,
+) -> None:
+    """Write a manifest of the pictures in two folders."""
+    from batchnst.collection import storage
+    from batchnst.collection.pairing import encode, pair
+
+    rows = pair(contents, styles, out, pairing.value, seed)
+    storage.write(out, encode(rows, out))
+    print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 
 
 @app.command()

@@ -198,7 +198,7 @@ def test_the_ledgers_loss_is_the_written_pictures(images: Path, tmp_path: Path, 
     assert row["total_loss"] < 0.1 * row["initial_total"]
 
 
-COMMANDS = ["run", "plan", "stylize", "status", "audit", "report", "replay", "bench"]
+COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay", "bench"]
 
 
 def test_help_names_the_commands_in_the_contracts_order() -> None:

@@ -247,7 +247,7 @@ class _Builder:
         settings = self._own_settings(row)
         for problem in self._recipe_problems(settings):
             self.complain(problem)
-        pair_id = str(row["id"]) if "id" in row else _derive_id(row)
+        pair_id = str(row["id"]) if "id" in row else derive_id(row)
         self._check_id(pair_id)
         output = self._check_output(str(row["output"])) if "output" in row else f"{pair_id}.png"
         # One file on a store that folds case or Unicode forms is one output everywhere.
@@ -343,7 +343,7 @@ def _doubles(names: pa.Table, key: str, shown: str) -> Iterator[tuple[int, str, 
             yield row["line"], row[shown], first[row[key]]
 
 
-def _derive_id(row: Row) -> str:
+def derive_id(row: Row) -> str:
     """An id that says what it is, and is the same in every run: names, then a hash of the whole pair."""
     own = {key: value for key, value in row.items() if key in _KNOWN}
     digest = hashlib.sha256(_as_json(own).encode()).hexdigest()[:8]

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import pyarrow.fs as pafs
+from fsspec.implementations.arrow import ArrowFSWrapper
 
 from batchnst.errors import InputError, RequestError, StorageError
 
@@ -100,6 +101,25 @@ def _is_out_of_reach(address: str, error: OSError) -> bool:
     except OSError as error:
         return "ACCESS_DENIED" not in str(error)
     return False
+
+
+def find(where: str) -> list[str]:
+    """The addresses of all files in a folder or under a prefix, or that match a glob, or of one file; sorted.
+
+    Folders are looked through to the bottom. In a glob `**` stands for any number of folders.
+    """
+    filesystem, path = _filesystem(where)
+    with _as_storage_error(where, "listed"):
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.File:
+            return [where]
+        if any(character in path for character in "*?[") and info.type == pafs.FileType.NotFound:
+            found = ArrowFSWrapper(filesystem).glob(path)
+        else:
+            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+            found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    before = where[: len(where) - len(path.lstrip("/"))] if is_uri(where) else "/"
+    return sorted(before + found_path.lstrip("/") for found_path in found)
 
 
 def write(address: str, data: bytes) -> None:
