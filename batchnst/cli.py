@@ -270,7 +270,7 @@ def report(
     """Write one page with everything about a run: what ran, what failed, every picture, every curve."""
     from batchnst.collection import storage
     from batchnst.display import Bar
-    from batchnst.ledger.report import build
+    from batchnst.ledger.report.build import build
     from batchnst.ledger.store import open_out
 
     folder = open_out(out)

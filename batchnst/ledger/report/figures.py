@@ -1,0 +1,284 @@
+"""The report's figures, from all attempts in columns: runs, workers, rates, losses by style, failures, recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from batchnst.ledger.schema import Versions
+
+COLUMNS = [
+    *("run_id", "pair_id", "attempt", "status", "error_type", "error_message", "content", "styles", "recipe"),
+    *("loss_definition", "weights_sha256", "device", "precision", "host", "pid", "steps", "stopped", "total_loss"),
+    *("started_at", "finished_at", "versions"),
+]
+"""What figures are made of."""
+
+MOST_WORKERS, MOST_STYLES, MOST_VALUES = 12, 16, 6
+"""Shown one by one; the others together."""
+
+GAP_SECONDS = 1800.0
+"""Without any work for so long, the charts leave the time out."""
+
+MOST_BINS = 96
+BIN_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800)
+
+FEWEST_LOSS_BINS, MOST_LOSS_BINS = 16, 48
+
+Column = NDArray[np.float64]
+
+
+def short_names(addresses: Iterable[str]) -> dict[str, str]:
+    """File names, with as much of their folders as tells them apart."""
+    names, depth = {address: os.path.basename(address) or address for address in addresses}, 1
+    while depth < 4 and len(set(names.values())) < len(names):
+        depth += 1
+        alike = {name for name, count in Counter(names.values()).items() if count > 1}
+        names |= {address: "/".join(address.split("/")[-depth:]) for address in names if names[address] in alike}
+    return names
+
+
+def reason(row: dict[str, Any]) -> tuple[str, str]:
+    """Why an attempt failed, as (type, message) without the names of its own pictures, so that alike ones are equal."""
+    message = row["error_message"] or ""
+    for address in [row["content"], *row["styles"]]:
+        message = message.replace(address, "…")
+    return row["error_type"] or "", message.removeprefix("…: ")
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Attempts in time: when they began and ended, in seconds since 1970."""
+
+    start: Column
+    end: Column
+
+    @classmethod
+    def of(cls, attempts: pa.Table) -> Spans:
+        """Those of the rows of `pairs`."""
+        return cls(*(_seconds(attempts[name]) for name in ("started_at", "finished_at")))
+
+    def where(self, mask: NDArray[np.bool_]) -> Spans:
+        """Some of them."""
+        return Spans(self.start[mask], self.end[mask])
+
+    @cached_property
+    def busy(self) -> float:
+        """Seconds in which at least one attempt went on."""
+        return sum(end - start for start, end in self.periods(0.0))
+
+    def periods(self, gap: float) -> list[tuple[float, float]]:
+        """From when to when something was going on, gaps up to so many seconds included."""
+        order = np.argsort(self.start, kind="stable")
+        start, end = self.start[order], np.maximum.accumulate(self.end[order])
+        breaks = np.flatnonzero(start[1:] - end[:-1] > gap)
+        firsts, lasts = np.append(0, breaks + 1), np.append(breaks, len(end) - 1)
+        return list(zip(start[firsts].tolist(), end[lasts].tolist(), strict=True)) if len(start) else []
+
+    def rates(self, edges: Column) -> Column:
+        """Attempts an hour between the edges, each spread evenly over the time that it took."""
+        seconds = np.maximum(self.end - self.start, 1e-3)
+        done = [float(np.clip((edge - self.start) / seconds, 0, 1).sum()) for edge in edges]
+        return np.asarray(np.diff(done) / np.diff(edges) * 3600)
+
+
+def summarize(attempts: pa.Table, current: pa.Table, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """All figures: of every attempt, of the newest one of each pair, and of the runs as they began."""
+    failed = int((current["status"].to_numpy() == "failed").sum())
+    table = _runs(attempts, runs)
+    wall = sum(run["seconds"] for run in table)
+    workers = _workers(attempts)
+    last = max(runs, key=lambda run: run["started_at"], default=None)
+    return {
+        "pairs": len(current),
+        "failed": failed,
+        "ok": len(current) - failed,
+        "left": _left(attempts, last),
+        "manifest": last and last["manifest"],
+        "settings": json.loads(last["settings"] or "{}") if last else {},
+        "wall": wall,
+        "worker_seconds": sum(worker["busy"] for worker in workers),
+        "rate": _rate(sum(run["painted"] for run in table), wall),
+        "runs": table,
+        "workers": sorted(workers, key=lambda worker: str(worker["name"])),
+        "recipe": _recipe(current),
+        "made_with": _made_with(current),
+    }
+
+
+def _seconds(column: pa.ChunkedArray) -> Column:
+    return np.asarray(column.cast(pa.int64()).to_numpy() / 1e6)
+
+
+def _rate(pairs: int, seconds: float) -> float | None:
+    return pairs / seconds * 3600 if seconds else None
+
+
+def _runs(attempts: pa.Table, begun: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each run, also one that ended before its first pair, the first one first."""
+    spans, ids = Spans.of(attempts), attempts["run_id"].to_numpy()
+    rows = {run["run_id"]: run for run in begun}
+    found = [_run(run_id, attempts, spans, ids == run_id, rows.get(run_id)) for run_id in {*ids.tolist(), *rows}]
+    return sorted(found, key=lambda run: (run["start"], run["run_id"]))
+
+
+def _run(
+    run_id: str, attempts: pa.Table, spans: Spans, mask: NDArray[np.bool_], begun: dict[str, Any] | None
+) -> dict[str, Any]:
+    own, own_spans = attempts.filter(pa.array(mask)), spans.where(mask)
+    start = begun["started_at"].timestamp() if begun else own_spans.start.min()
+    seconds = max(0.0, float(own_spans.end.max(initial=start) - start))
+    painted = int((own["status"].to_numpy() == "ok").sum())
+    return {
+        "run_id": run_id,
+        "start": float(start),
+        "seconds": seconds,
+        "end": float(start) + seconds,
+        "hosts": sorted(set(own["host"].to_pylist())),
+        "workers": len(set(_worker_names(own))),
+        "painted": painted,
+        "failed": len(own) - painted,
+        "rate": _rate(painted, seconds),
+        "engine": begun["engine"] if begun else None,
+    }
+
+
+def _left(attempts: pa.Table, run: dict[str, Any] | None) -> int | None:
+    """What the newest run has not come to; None where a ledger is older than its runs."""
+    if run is None:
+        return None
+    ended = pc.count_distinct(attempts.filter(pc.equal(attempts["run_id"], run["run_id"]))["pair_id"]).as_py()
+    left: int = run["pairs"] - run["done"] - run["given_up"] - ended
+    return max(0, left)
+
+
+def _worker_names(attempts: pa.Table) -> list[str]:
+    names: list[str] = pc.binary_join_element_wise(
+        attempts["host"], pc.cast(attempts["pid"], pa.string()), " · "
+    ).to_pylist()
+    return names
+
+
+def _workers(attempts: pa.Table) -> list[dict[str, Any]]:
+    spans, names = Spans.of(attempts), np.array(_worker_names(attempts))
+    ok = attempts["status"].to_numpy() == "ok"
+    found = []
+    for name in set(names.tolist()):
+        own = names == name
+        painted, busy = int((own & ok).sum()), spans.where(own).busy
+        found.append(
+            {"name": name, "painted": painted, "failed": int(own.sum()) - painted, "busy": busy}
+            | {"rate": _rate(painted, busy)}
+        )
+    return found
+
+
+def throughput(attempts: pa.Table) -> dict[str, Any]:
+    """Painted pairs an hour over time, by worker, or by host where there are many, without the hours of rest."""
+    painted = attempts.filter(pc.equal(attempts["status"], "ok"))
+    spans = Spans.of(painted)
+    names = np.array(_worker_names(painted))
+    if len(set(names.tolist())) > MOST_WORKERS:
+        names = painted["host"].to_numpy()
+    common = [name for name, _ in Counter(names.tolist()).most_common()]
+    shown = common if len(common) <= MOST_WORKERS else common[: MOST_WORKERS - 1]
+    periods = spans.periods(GAP_SECONDS)
+    width = _bin_width(sum(end - start for start, end in periods))
+    edges = [np.arange(np.floor(start / width), np.ceil(end / width) + 1) * width for start, end in periods]
+    groups = {name: names == name for name in sorted(shown)}
+    if len(common) > len(shown):
+        groups[f"{len(common) - len(shown)} others"] = ~np.isin(names, shown)
+    return {
+        "width": width,
+        "times": [time for part in edges for time in part[:-1].tolist()],
+        "breaks": np.cumsum([len(part) - 1 for part in edges[:-1]]).tolist(),
+        "workers": [
+            {"name": name, "rates": [round(rate, 2) for part in edges for rate in spans.where(own).rates(part)]}
+            for name, own in groups.items()
+        ],
+    }
+
+
+def _bin_width(seconds: float) -> int:
+    return next((width for width in BIN_SECONDS if seconds / width <= MOST_BINS), BIN_SECONDS[-1])
+
+
+def losses_by_style(current: pa.Table) -> dict[str, Any]:
+    """How the final losses are distributed, by style or combination of styles; the rarer ones together."""
+    painted = current.filter(pc.greater(current["total_loss"], 0))
+    painted = painted.filter(pc.is_finite(painted["total_loss"]))
+    losses, styles = painted["total_loss"].to_numpy(), [tuple(styles) for styles in painted["styles"].to_pylist()]
+    if not len(losses):
+        return {"edges": [], "styles": []}
+    names = short_names({style for combination in styles for style in combination})
+    labels = np.array([" + ".join(names[style] for style in combination) for combination in styles], dtype=object)
+    common = [label for label, _ in Counter(labels.tolist()).most_common()]
+    if len(common) > MOST_STYLES:
+        labels[~np.isin(labels, common[: MOST_STYLES - 1])] = f"{len(common) - MOST_STYLES + 1} others"
+    bins = int(np.clip(2 * np.sqrt(len(losses)), FEWEST_LOSS_BINS, MOST_LOSS_BINS))
+    edges = np.geomspace(losses.min() * 0.99, losses.max() * 1.01, bins + 1)
+    found = [_distribution(label, losses[labels == label], edges) for label in set(labels.tolist())]
+    return {"edges": edges.tolist(), "styles": sorted(found, key=lambda style: style["median"])}
+
+
+def _distribution(name: str, losses: Column, edges: Column) -> dict[str, Any]:
+    least, tenth, median, ninetieth, most = np.quantile(losses, (0, 0.1, 0.5, 0.9, 1)).tolist()
+    figures = {"least": least, "tenth": tenth, "median": median, "ninetieth": ninetieth, "most": most}
+    return {"name": name, "pairs": len(losses), "counts": np.histogram(losses, edges)[0].tolist()} | figures
+
+
+def failures(current: pa.Table) -> list[dict[str, Any]]:
+    """Why pairs failed, the most common reason first, each with an example."""
+    failed = current.filter(pc.equal(current["status"], "failed"))
+    rows = failed.select(["pair_id", "error_type", "error_message", "content", "styles"]).to_pylist()
+    groups: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[reason(row)].append(row)
+    found = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        {"type": kind, "message": message, "pairs": len(rows), "example": rows[0]["error_message"] or ""}
+        for (kind, message), rows in found
+    ]
+
+
+def _recipe(current: pa.Table) -> dict[str, Any]:
+    """The most common recipe, and of the keys that differ between pairs how often they have which value."""
+    recipes = [(json.loads(text), count) for text, count in _counts(current["recipe"])]
+    base: dict[str, Any] = recipes[0][0]
+    keys = sorted({key for recipe, _ in recipes for key in recipe if recipe[key] != base.get(key)})
+    return {"base": base, "varied": [(key, _values(recipes, key)) for key in keys]}
+
+
+def _values(recipes: Sequence[tuple[dict[str, Any], int]], key: str) -> list[tuple[Any, int]]:
+    counts: Counter[str] = Counter()
+    for recipe, count in recipes:
+        counts[json.dumps(recipe.get(key))] += count
+    shown = [(json.loads(text), count) for text, count in counts.most_common(MOST_VALUES)]
+    rest = counts.total() - sum(count for _, count in shown)
+    return [*shown, (f"{len(counts) - MOST_VALUES} other values", rest)] if rest else shown
+
+
+def _counts(column: pa.ChunkedArray) -> list[tuple[Any, int]]:
+    """The values that occur, the most common first."""
+    counts = [(item["values"], item["counts"]) for item in pc.value_counts(column.drop_null()).to_pylist()]
+    return sorted(counts, key=lambda item: (-item[1], str(item[0])))
+
+
+def _made_with(current: pa.Table) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Devices, numbers, weights, loss and versions, with how many pairs had which."""
+    columns = [("device", "device"), ("precision", "precision"), ("loss", "loss_definition")]
+    found = [(label, _counts(current[name])) for label, name in columns]
+    found.append(("weights", [(sha[:12], count) for sha, count in _counts(current["weights_sha256"])]))
+    versions = current["versions"]
+    found += [(field.name, _counts(pc.struct_field(versions, field.name))) for field in fields(Versions)]
+    return [(label, counts) for label, counts in found if counts]

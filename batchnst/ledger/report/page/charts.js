@@ -1,0 +1,142 @@
+// Charts, by plotly, which is unpacked once the rest of the page is there.
+
+const drawn = new Map();
+let library = null;
+
+function plotly() {
+  library ??= unpack("plotly").then((code) => {
+    document.head.append(element("script", { textContent: code }));
+    return window.Plotly;
+  });
+  return library;
+}
+
+// Draw what `make` gives, now and whenever the colours change.
+async function draw(node, make) {
+  const { react } = await plotly();
+  if (!node.isConnected) return;
+  drawn.set(node, make);
+  const { traces, layout } = make();
+  const modeBarButtonsToRemove = ["select2d", "lasso2d", "autoScale2d"];
+  await react(node, traces, withStyle(layout), { responsive: true, displaylogo: false, modeBarButtonsToRemove });
+}
+
+function erase(node) {
+  if (drawn.delete(node)) window.Plotly.purge(node);
+}
+
+for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+  matchMedia(query).addEventListener("change", () => drawn.forEach((make, node) => draw(node, make)));
+}
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+function withStyle({ xaxis, yaxis, ...more }) {
+  const axis = { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, automargin: true };
+  const font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("muted") };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font,
+    margin: { l: 44, r: 8, t: 30, b: 36 },
+    colorway: colour("series").split(/\s+/),
+    hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { ...font, color: colour("ink") } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("ink") },
+    legend: { orientation: "h", x: 0, y: -0.24, yanchor: "top", traceorder: "normal" },
+    xaxis: { ...axis, ...xaxis },
+    yaxis: { ...axis, ...yaxis },
+    ...more,
+  };
+}
+
+// Plotly takes some tags in its texts for markup.
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const short = (text) => plain(text.length > 28 ? `${text.slice(0, 27)}…` : text);
+
+function upright(x) {
+  const line = { color: colour("muted"), width: 1, dash: "dot" };
+  return { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line };
+}
+
+function throughputChart() {
+  const { width: seconds, times, breaks, workers } = charts.throughput;
+  const x = times.map((time) => new Date(time * 1000).toISOString().slice(0, 19).replace("T", " "));
+  const most = Math.max(2, Math.floor(byId("throughput").clientWidth / 110));
+  const ticks = x.filter((_, k) => k % Math.ceil(x.length / most) === 0);
+  const hours = ticks.map((text, k) => {
+    const [day, hour] = text.split(" ");
+    const newDay = !k || !ticks[k - 1].startsWith(day);
+    return (seconds < 60 ? hour : hour.slice(0, 5)) + (newDay ? `<br>${day}` : "");
+  });
+  const common = { type: "bar", x, marker: { line: { width: 0 } }, hovertemplate: "%{y:.0f}" };
+  return {
+    traces: workers.map(({ name, rates }) => ({ ...common, name: short(name), y: rates })),
+    layout: {
+      barmode: "stack",
+      bargap: 0,
+      hovermode: "x unified",
+      showlegend: workers.length > 1,
+      xaxis: { type: "category", tickvals: ticks, ticktext: hours, tickangle: 0, showgrid: false },
+      yaxis: { rangemode: "tozero" },
+      shapes: breaks.map((k) => upright(k - 0.5)),
+    },
+  };
+}
+
+function distribution({ name, counts, median }, k, x) {
+  const own = [0, ...counts, 0];
+  const y = own.map((number) => k + (0.86 * number) / Math.max(...counts));
+  const common = { mode: "lines", showlegend: false, text: own.map(() => plain(name)) };
+  const line = { shape: "hvh", width: 1.2, color: colour("accent") };
+  const mark = { width: 2, color: colour("ink") };
+  const number = "%{text}: %{customdata} at %{x:.3s}<extra></extra>";
+  const middle = "%{text}: median %{x:.4s}<extra></extra>";
+  return [
+    { ...common, x, y: x.map(() => k), line: { width: 0 }, hoverinfo: "skip" },
+    { ...common, x, y, line, fill: "tonexty", fillcolor: colour("soft"), customdata: own, hovertemplate: number },
+    { ...common, x: [median, median], y: [k, k + 0.5], line: mark, hovertemplate: middle },
+  ];
+}
+
+function distributionChart() {
+  const { edges, styles } = charts.losses;
+  const ratio = edges[1] / edges[0];
+  const x = [edges[0] / ratio, ...edges].map((edge) => edge * Math.sqrt(ratio));
+  const wide = Math.log10(edges.at(-1) / edges[0]) > 2;
+  return {
+    traces: styles.flatMap((style, k) => distribution(style, k, x)),
+    layout: {
+      hovermode: "closest",
+      xaxis: { type: "log", tickformat: "~s", dtick: wide ? 1 : "D2" },
+      yaxis: {
+        tickvals: styles.map((_, k) => k),
+        ticktext: styles.map(({ name }) => `${short(name)} `),
+        range: [-0.15, styles.length],
+        fixedrange: true,
+      },
+    },
+  };
+}
+
+function curveChart({ step, scales }, values, bold) {
+  const traces = Object.entries(values).map(([name, losses]) => ({
+    type: "scatter",
+    mode: step.length > 2 ? "lines" : "lines+markers",
+    name: plain(name),
+    x: step,
+    y: losses.map((loss) => (loss > 0 ? loss : null)),
+    line: { width: name === bold ? 2.5 : 1.4 },
+    hovertemplate: "%{y:.4s}",
+  }));
+  const place = { y: 1, yref: "paper", yanchor: "bottom", xanchor: "left", showarrow: false, font: { size: 11 } };
+  return {
+    traces,
+    layout: {
+      hovermode: "x unified",
+      shapes: scales.slice(1).map(([first]) => upright(first)),
+      annotations: scales.map(([first, scale]) => ({ ...place, x: first, text: `${scale} px` })),
+      xaxis: { title: { text: "step", standoff: 4, font: { size: 12 } }, hoverformat: "d" },
+      yaxis: { type: "log", tickformat: "~s", dtick: 1 },
+    },
+  };
+}

@@ -1,0 +1,121 @@
+"use strict";
+
+// What the page holds, and how it says it. Text from the ledger goes into the page as text nodes and attributes only.
+
+const byId = (id) => document.getElementById(id);
+const data = JSON.parse(byId("data").textContent);
+const { pairs, pictures, charts } = data;
+const count = pairs.id.length;
+const loaded = new Promise((done) => {
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", done);
+  else done();
+});
+
+// An element with these properties or attributes; children that are null or "" are left out.
+function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== ""));
+  return node;
+}
+
+const whole = new Intl.NumberFormat("en");
+const plural = (number, one) => `${whole.format(number)} ${one}${number === 1 ? "" : "s"}`;
+
+// Four digits, with millions or billions in words.
+function figure(value) {
+  if (value === null || value === undefined) return "–";
+  for (const [unit, name] of [[1e9, " bn"], [1e6, " M"]]) {
+    if (Math.abs(value) >= unit) return Number((value / unit).toPrecision(4)) + name;
+  }
+  return Math.abs(value) >= 1000 ? whole.format(Math.round(value)) : String(Number(value.toPrecision(4)));
+}
+
+function duration(seconds) {
+  if (seconds < 100) return `${Number(seconds.toPrecision(3))} s`;
+  if (seconds < 600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 100 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+const styleNames = (i) => pairs.styles[i].map((style) => data.names[style]).join(" + ");
+const title = (i) => `${data.names[pairs.content[i]]} × ${styleNames(i)}`;
+const errorType = (i) => data.reasons[pairs.reason[i]].split(":")[0];
+
+function marks(i) {
+  const found = [];
+  if (!pairs.ok[i]) found.push("failed");
+  if (pairs.rescued[i]) found.push("rescued");
+  if (pairs.attempt[i] > 1) found.push(`attempt ${pairs.attempt[i]}`);
+  return found.map((mark) => element("i", { className: `mark ${mark.split(" ")[0]}` }, mark));
+}
+
+// Previews and details lie in blocks of text, which are taken out of the document when something in them is needed.
+
+const texts = new Map();
+const late = [];
+const blockOf = new Int32Array(pictures.text.length);
+const startOf = new Int32Array(pictures.text.length);
+data.blocks.forEach((first, block) => {
+  let start = 0;
+  for (let i = first; i < (data.blocks[block + 1] ?? pictures.text.length); i++) {
+    blockOf[i] = block;
+    startOf[i] = start;
+    start += pictures.text[i];
+  }
+});
+
+// The text of a block, or null while the browser has not read as far.
+function blockText(id) {
+  const node = byId(id);
+  if (node && (node.nextElementSibling || document.readyState !== "loading")) {
+    texts.set(id, node.textContent);
+    node.remove();
+  }
+  return texts.get(id) ?? null;
+}
+
+async function unpack(id) {
+  if (blockText(id) === null) await loaded;
+  const packed = Uint8Array.from(atob(blockText(id)), (letter) => letter.charCodeAt(0));
+  texts.delete(id);
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+const opened = new Map();
+
+async function details(i) {
+  const block = Math.floor(i / data.pairsABlock);
+  if (!opened.has(block)) opened.set(block, unpack(`pairs-${block}`).then(JSON.parse));
+  return (await opened.get(block))[i % data.pairsABlock];
+}
+
+function setSource(image, i) {
+  const text = blockText(`pictures-${blockOf[i]}`);
+  if (text === null) late.push([image, i]);
+  else image.src = `data:image/webp;base64,${text.slice(startOf[i], startOf[i] + pictures.text[i])}`;
+}
+
+function showLate() {
+  late.splice(0).filter(([image]) => image.isConnected).forEach(([image, i]) => setSource(image, i));
+}
+
+const waiting = setInterval(showLate, 60);
+loaded.then(() => {
+  clearInterval(waiting);
+  showLate();
+});
+
+// A picture by its number, or words in its place.
+function picture(i, alt) {
+  if (!pictures.text[i]) {
+    const problem = pictures.problem[i];
+    return element("span", { className: "none", role: "img", "aria-label": `${alt}: ${problem}` }, problem);
+  }
+  const image = element("img", { alt, width: pictures.width[i], height: pictures.height[i], decoding: "async" });
+  setSource(image, i);
+  return image;
+}

@@ -1,0 +1,263 @@
+// One pair, opened, and the page's beginning.
+
+const dialog = byId("dialog");
+const body = byId("dialog-body");
+let current = null;
+
+function zoomable(kind, i, name, ...more) {
+  const image = picture(i, `${kind}: ${name}`);
+  const mark = image.alt && pictures.problem[i] ? element("i", { className: "mark" }, pictures.problem[i]) : "";
+  const text = element("figcaption", {}, element("b", {}, kind), ` ${name} `, mark, ...more);
+  if (!image.alt) return element("figure", {}, image, text);
+  const label = { "aria-label": `Enlarge: ${kind}`, "aria-pressed": "false" };
+  const button = element("button", { type: "button", className: "zoom", ...label }, image);
+  button.addEventListener("click", () => {
+    button.setAttribute("aria-pressed", button.closest("figure").classList.toggle("large"));
+  });
+  return element("figure", {}, button, text);
+}
+
+function resultFigure(i) {
+  if (!pairs.ok[i]) {
+    const words = element("span", { className: "none" }, "not painted");
+    return element("figure", {}, words, element("figcaption", {}, element("b", {}, "Result")));
+  }
+  const href = data.base + pairs.output[i].split("/").map(encodeURIComponent).join("/");
+  const full = data.base === null ? "" : element("a", { href }, "full picture");
+  const found = zoomable("Result", pairs.result[i], pairs.output[i], full);
+  if (pairs.snapshots[i].length && found.querySelector("img")) found.append(slider(i, found.querySelector("img")));
+  return found;
+}
+
+function slider(i, image) {
+  const stops = [...pairs.snapshots[i], [null, pairs.result[i]]].filter(([, number]) => pictures.text[number]);
+  const last = stops.length - 1;
+  const range = element("input", { type: "range", min: 0, max: last, "aria-label": "Snapshot" });
+  const label = element("output");
+  const show = () => {
+    const [step, number] = stops[range.value];
+    label.textContent = step === null ? "as written" : `step ${step}`;
+    range.setAttribute("aria-valuetext", label.textContent);
+    setSource(image, number);
+  };
+  range.value = last;
+  range.addEventListener("input", show);
+  show();
+  return element("label", { className: "slider" }, element("span", {}, "Snapshots"), range, label);
+}
+
+const isThere = (value) => value !== null && value !== undefined && value !== "" && value !== "{}";
+
+function facts(entries) {
+  const shown = entries.filter(([, value]) => isThere(value));
+  const words = shown.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]);
+  return element("dl", { className: "facts" }, ...words);
+}
+
+function section(heading, ...children) {
+  return element("section", {}, element("h3", {}, heading), ...children);
+}
+
+const LOSSES = {
+  "total at first": "initial_total",
+  total: "total_loss",
+  content: "content_loss",
+  style: "style_loss",
+  "total variation": "tv_loss",
+};
+
+function lossFacts({ row }) {
+  const losses = Object.entries(LOSSES).map(([name, key]) => [name, figure(row[key])]);
+  return facts([...losses, ["steps", row.steps], ["ended by", row.stopped]]);
+}
+
+function workFacts({ row }) {
+  return facts([
+    ["size", row.width && `${row.width} × ${row.height} pixels`],
+    ["worker", `${row.host} · ${row.pid}`],
+    ["device", row.device],
+    ["precision", row.precision],
+    ["batch", row.batch_size],
+    ["peak memory", row.peak_memory_bytes && `${(row.peak_memory_bytes / 2 ** 30).toFixed(2)} GiB`],
+    ["began", row.started_at.slice(0, 19)],
+    ["ended", row.finished_at.slice(0, 19)],
+    ["took", duration(row.seconds)],
+    ["run", row.run_id],
+    ["attempt", row.attempt],
+  ]);
+}
+
+function originFacts(i, { row, recipe }) {
+  const lines = (values) => (values ?? []).join("\n");
+  const versions = Object.entries(row.versions).filter(([, value]) => value);
+  return facts([
+    ["id", pairs.id[i]],
+    ["content", data.addresses[pairs.content[i]]],
+    ["styles", lines(pairs.styles[i].map((style) => data.addresses[style]))],
+    ["style weights", row.style_weights.length > 1 ? row.style_weights.join(" : ") : null],
+    ["content masks", lines(row.content_masks)],
+    ["style masks", lines(row.style_masks)],
+    ["output", `images/${pairs.output[i]}`],
+    ...Object.entries(recipe).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]),
+    ["loss", row.loss_definition],
+    ["seed", row.seed],
+    ["SHA-256 of content", row.content_sha256],
+    ["of styles", lines(row.style_sha256)],
+    ["of output", row.output_sha256],
+    ["of weights", row.weights_sha256],
+    ["fingerprint", row.fingerprint],
+    ["versions", versions.map((entry) => entry.join(" ")).join(", ")],
+    ["extra", row.extra],
+  ]);
+}
+
+function earlierAttempts(earlier) {
+  const items = earlier.map((row) => {
+    const why = row.status === "failed" ? `: ${row.error_type}: ${row.error_message}` : "";
+    const when = `${row.finished_at.slice(0, 19)}, ${row.host}, run ${row.run_id}`;
+    return element("li", {}, `Attempt ${row.attempt}, ${when}: ${row.status}${why}`);
+  });
+  return section("Earlier attempts", element("ul", {}, ...items));
+}
+
+function stepTable({ step, terms, layers }) {
+  const columnsOf = { ...terms, ...layers };
+  const cell = (tag, text) => element(tag, { className: "number" }, text);
+  const node = element("details", {}, element("summary", {}, "Figures, step by step"));
+  const fillIn = () => {
+    const head = ["step", ...Object.keys(columnsOf)].map((name) => cell("th", name));
+    const lines = step.map((number, k) => {
+      const values = Object.values(columnsOf).map((column) => cell("td", figure(column[k])));
+      return element("tr", {}, cell("td", String(number)), ...values);
+    });
+    const parts = [element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines)];
+    node.append(element("div", { className: "scroll" }, element("table", {}, ...parts)));
+  };
+  node.addEventListener("toggle", fillIn, { once: true });
+  return node;
+}
+
+function curveFigure(name, note, curve, values, bold) {
+  const node = element("div", { role: "img", "aria-label": `${name}, step by step; a table below has the figures` });
+  const text = element("figcaption", {}, name, element("small", {}, ` ${note}`));
+  draw(node, () => curveChart(curve, values, bold));
+  return element("figure", { className: "chart" }, text, node);
+}
+
+function curveSection({ curve }) {
+  const both = element(
+    "div",
+    { className: "columns" },
+    curveFigure("Terms", "as weighted in the total", curve, curve.terms, "total"),
+    curveFigure("Style layers", "unweighted", curve, curve.layers),
+  );
+  return section("Loss by step", both, stepTable(curve));
+}
+
+async function show(i) {
+  const found = await details(i);
+  if (current !== i) return;
+  empty();
+  const styles = pairs.stylePictures[i].map((style, k) => zoomable("Style", style, data.names[pairs.styles[i][k]]));
+  const content = zoomable("Content", pairs.contentPicture[i], data.names[pairs.content[i]]);
+  const work = section("Work", workFacts(found));
+  if (!pairs.ok[i]) {
+    body.append(element("p", { className: "error" }, element("b", {}, errorType(i)), ` ${pairs.error[i] ?? ""}`));
+  }
+  body.append(element("div", { className: "trio" }, content, ...styles, resultFigure(i)));
+  if (found.curve) body.append(curveSection(found));
+  body.append(element("div", { className: "columns" }, pairs.ok[i] ? section("Losses", lossFacts(found)) : null, work));
+  if (found.earlier.length) body.append(earlierAttempts(found.earlier));
+  body.append(section("Origin", originFacts(i, found)));
+}
+
+function empty() {
+  body.querySelectorAll(".chart > div").forEach(erase);
+  body.replaceChildren();
+}
+
+function openPair(i) {
+  if (!dialog.open) dialog.showModal();
+  if (current === i) return;
+  current = i;
+  byId("dialog-title").replaceChildren(title(i), ...marks(i));
+  byId("previous").disabled = order.indexOf(i) <= 0;
+  byId("next").disabled = order.indexOf(i) === order.length - 1;
+  dialog.scrollTop = 0;
+  show(i);
+}
+
+function go(by) {
+  const next = order[order.indexOf(current) + by];
+  if (next === undefined) return;
+  state.pair = pairs.id[next];
+  history.replaceState(null, "", hashWith({}));
+  openPair(next);
+}
+
+function closed() {
+  if (dialog.open) return; // another pair was opened meanwhile
+  const last = current;
+  current = null;
+  empty();
+  state.pair = "";
+  const asked = new URLSearchParams(location.hash.slice(1)).get("pair");
+  if (asked && asked !== pairs.id[last]) return; // another one is about to be opened
+  history.replaceState(null, "", hashWith({}));
+  // The browser has given the focus back to what opened the dialog; that may be another pair by now.
+  if (document.activeElement.dataset.pair !== String(last)) focusCard(last);
+}
+
+function followHash() {
+  if (readHash()) {
+    showState();
+    apply();
+  }
+  const i = pairs.id.indexOf(state.pair);
+  if (i >= 0) openPair(i);
+  else if (dialog.open) dialog.close();
+}
+
+addEventListener("hashchange", followHash);
+document.addEventListener("click", (event) => {
+  const opens = event.target.closest("[data-pair]");
+  if (!opens || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  opens.focus();
+  location.hash = hashWith({ pair: pairs.id[opens.dataset.pair] });
+});
+byId("close").addEventListener("click", () => dialog.close());
+byId("previous").addEventListener("click", () => go(-1));
+byId("next").addEventListener("click", () => go(1));
+dialog.addEventListener("close", closed);
+dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
+dialog.addEventListener("keydown", ({ key, target }) => {
+  if (target.type !== "range" && (key === "ArrowLeft" || key === "ArrowRight")) go(key === "ArrowLeft" ? -1 : 1);
+});
+
+const STRIP = 12;
+
+function fillStrip() {
+  const painted = pairs.result.map((_, i) => i).filter((i) => pictures.text[pairs.result[i]]);
+  const most = Math.min(STRIP, painted.length);
+  const chosen = Array.from({ length: most }, (_, k) => painted[Math.floor(((k + 0.5) * painted.length) / most)]);
+  const item = (i) => element("div", { role: "listitem" }, link(i, {}, picture(pairs.result[i], title(i))));
+  byId("strip").append(...chosen.map(item));
+}
+
+function drawCharts() {
+  if (charts.throughput.times.length) draw(byId("throughput"), throughputChart);
+  const node = byId("distribution");
+  if (!node) return;
+  node.style.height = `${90 + 40 * charts.losses.styles.length}px`;
+  draw(node, distributionChart);
+}
+
+readHash();
+fillControls();
+showState();
+fillStrip();
+apply();
+followHash();
+performance.mark("cards");
+loaded.then(() => setTimeout(drawCharts, 100));
