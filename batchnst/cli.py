@@ -163,15 +163,13 @@ def stylize(
     style_mask: Annotated[list[str] | None, typer.Option(help="Likewise in the style of each part.")] = None,
 ) -> None:
     """Paint one picture now, for trying settings: no manifest, no ledger."""
-    import numpy as np
-
-    from batchnst.collection import images, storage
+    from batchnst.collection import outputs, storage
     from batchnst.display import StepBar
     from batchnst.engine.single import stylize as paint
     from batchnst.transfer.device import tune_process
 
-    if PurePosixPath(out).suffix.lower() not in images.ENCODERS:
-        raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(images.ENCODERS)}")
+    if PurePosixPath(out).suffix.lower() not in outputs.FORMATS:
+        raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(outputs.FORMATS)}")
     recipe = Recipe.from_settings(settings)
     tune_process()
     with StepBar() as bar:
@@ -184,7 +182,7 @@ def stylize(
             style_masks=style_mask or (),
             on_step=bar.show,
         )
-    storage.write(out, images.encode(np.asarray(painting.picture), out))
+    storage.write(out, painting.encode(out))
     print(out)
 
 

@@ -85,6 +85,11 @@ class Recipe(BaseModel):
     style_scale: float = Field(1.0, gt=0, le=16)
     resample: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
     preserve_color: Literal["none", "luminance", "histogram"] = "none"
+    alpha: str = Field("white", pattern=r"^(white|black|gray|keep|#[0-9a-fA-F]{6})$")
+    format: Literal["png", "jpg", "webp", "avif", "tif"] = "png"
+    quality: int = Field(95, ge=1, le=100)
+    metadata: Literal["none", "keep"] = "none"
+    max_megapixels: float = Field(250.0, gt=0, le=100_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tolerance: float = Field(0.002, ge=0, lt=1)
     snapshot_every: int = Field(0, ge=0)
@@ -123,8 +128,13 @@ class Recipe(BaseModel):
 
     @cached_property
     def json_text(self) -> str:
-        """The recipe as canonical JSON, as the ledger keeps it and the fingerprint hashes it."""
+        """The recipe as canonical JSON, as the ledger keeps it."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def picture_text(self) -> str:
+        """The recipe as the fingerprint hashes it: without what may refuse a picture, but does not change it."""
+        return json.dumps(self.model_dump(exclude={"max_megapixels"}), sort_keys=True, separators=(",", ":"))
 
     @property
     def network(self) -> tuple[str, str]:

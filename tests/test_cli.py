@@ -228,6 +228,11 @@ CONTROLS = {
     "tolerance": "0.5",
     "snapshot_every": "2",
     "seed": "9",
+    "alpha": "black",
+    "format": "webp",
+    "quality": "70",
+    "metadata": "keep",
+    "max_megapixels": "30",
 }
 
 
@@ -253,7 +258,7 @@ def test_every_control_works_from_a_row_a_recipe_and_an_option(images: Path, tmp
     recipe = recipes(out)["a"]
     expected = Recipe.from_settings({**CONTROLS, "init": start})
     assert recipe == json.loads(expected.json_text)
-    assert size_of(out / "images" / "a.png") == (40, 27)
+    assert size_of(out / "images" / "a.webp") == (40, 27)
     # Two scales; with so loose a tolerance none of them has the ten steps it takes to stop.
     losses = read_ledger(str(out), "losses").to_table().sort_by("step").to_pylist()
     assert [step["scale"] for step in losses] == [20, 20, 40, 40, 40, 40, 40]

@@ -1,31 +1,26 @@
-"""Pictures: bytes to RGB arrays at their working size, and back."""
+"""Pictures as they come: bytes of any format, turned, coloured and transparent in any way, to upright sRGB arrays."""
 
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from pillow_heif import register_heif_opener
 
 from batchnst.collection.storage import open_file
 from batchnst.errors import InputError
 from batchnst.recipe import fit
 
+register_heif_opener()  # AVIF is Pillow's own
+Image.MAX_IMAGE_PIXELS = None  # a limit that the user can change takes its place: max_megapixels
+
 Pixels = NDArray[np.uint8]
 """A picture as (H, W, 3), RGB, 0..255."""
-
-ENCODERS: dict[str, dict[str, Any]] = {
-    ".png": {"format": "PNG", "compress_level": 6},
-    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".webp": {"format": "WEBP", "quality": 95},
-}
-"""What an output's ending asks of Pillow."""
 
 RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -33,27 +28,180 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 
+DRAFT = 4
+"""A JPEG is decoded at a half, a quarter or an eighth of its size where that is still so many times what is wanted."""
+
 _TURNED = range(5, 9)  # EXIF orientations that swap width and height
 
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """The picture in `data`, upright, RGB, transparent parts over white; raises InputError naming it as `name`."""
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, RGB, upright, in sRGB, its transparent parts over the ground; and what of its file is not that.
+
+    alpha: opacity, "L", None for a picture that is opaque. exif, icc: as in the file, empty where there is none.
+    notes: what a person should know of how it was read.
+    """
+
+    image: Image.Image
+    alpha: Image.Image | None = None
+    exif: bytes = b""
+    icc: bytes = b""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture at the size it is wanted: its colours (H, W, 3), its opacity (H, W) if it has one, the rest."""
+
+    pixels: Pixels
+    alpha: Pixels | None
+    exif: bytes
+    icc: bytes
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a picture is wanted: over which ground, at which longest side at the least, and how large at the most.
+
+    ground: a colour as Pillow knows them. size: pixels; None for all there are. megapixels: of the file's own picture;
+    a side may be twice that of a square of so many, and the file have four bytes for each.
+    """
+
+    ground: str = "white"
+    size: float | None = None
+    megapixels: float = 250.0
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the largest file."""
+        return round(4e6 * self.megapixels)
+
+    @property
+    def longest_side(self) -> int:
+        """Pixels of the longest side."""
+        return int(2e3 * self.megapixels**0.5)
+
+
+def open_picture(data: bytes, name: str, wish: Wish = Wish()) -> Decoded:
+    """Decode the picture in `data`; raises InputError, naming it, for what is no picture or too large."""
     try:
-        image = Image.open(io.BytesIO(data))
-        return to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            _check_limit(image, name, wish)
+            return _decode(image, wish)
     except UnidentifiedImageError:
         what = "an empty file" if not data else "not a picture that Pillow can read"
         raise InputError(f"{name}: {what}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded: {error}") from None
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The picture in `data`, upright, sRGB, transparent parts over white; raises InputError naming it as `name`."""
+    return open_picture(data, name).image
+
+
+@cache
+def _formats() -> list[str]:
+    """All that Pillow reads but EPS, which is a program that Ghostscript would run."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
+
+
+def _check_limit(image: Image.Image, name: str, wish: Wish) -> None:
+    width, height = image.size
+    if width * height > 1e6 * wish.megapixels or max(image.size) > wish.longest_side:
+        raise InputError(
+            f"{name}: {width}×{height} pixels, more than max_megapixels = {wish.megapixels:g} allows "
+            f"({wish.longest_side} on a side); raise it if this is meant"
+        )
+
+
+def _decode(image: Image.Image, wish: Wish) -> Decoded:
+    notes: list[str] = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"the first of {frames} frames")
+    if wish.size:
+        image.draft(None, fit(*image.size, DRAFT * wish.size))
+    exif, icc = image.info.get("exif", b""), image.info.get("icc_profile", b"")
+    upright = _upright(image, notes)
+    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    picture = _in_srgb(upright, icc, notes)
+    if alpha is not None:
+        picture = Image.composite(picture, Image.new("RGB", picture.size, wish.ground), alpha)
+    return Decoded(picture, alpha, exif, icc, tuple(notes))
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of many kinds, wherever the EXIF is broken
+        notes.append("its EXIF cannot be read; taken as upright")
+        return image
+
+
+def _in_srgb(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image:
+    """The colours without their opacity, as an RGB copy."""
+    opaque = _eight_bits(image)
+    profile = _profile(icc, opaque.mode, notes)
+    if profile is None:
+        return opaque.convert("RGB")
+    try:
+        converted = ImageCms.profileToProfile(opaque, profile, _SRGB, outputMode="RGB")
+    except ImageCms.PyCMSError:
+        notes.append("its colour profile does not fit it and was left aside")
+        return opaque.convert("RGB")
+    assert converted is not None  # only where it is done in place
+    return converted
+
+
+def _profile(icc: bytes, mode: str, notes: list[str]) -> ImageCms.ImageCmsProfile | None:
+    """From which colours to convert; None where they are sRGB, or taken for it."""
+    if mode == "LAB":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    if not icc:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        return None if "srgb" in ImageCms.getProfileDescription(profile).lower() else profile
+    except (ImageCms.PyCMSError, OSError):
+        notes.append("its colour profile cannot be read; taken as sRGB")
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The colours in 8 bits, in a mode that a profile can be applied to: L, RGB, CMYK or LAB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_bytes(np.asarray(image)))
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+
+
+def _to_bytes(values: NDArray[Any]) -> Pixels:
+    """Gray values of 16 bits, or floats in 0..1, as 8 bits; those that are within 0..255 as they are."""
+    most = float(np.nanmax(values, initial=0))
+    scale = 255.0 if values.dtype.kind == "f" and most <= 1 else 1 / 257 if most > 255 or values.itemsize == 2 else 1.0
+    return np.nan_to_num(values * scale).round().clip(0, 255).astype(np.uint8)
+
+
+def from_image(image: Image.Image, wish: Wish = Wish()) -> Decoded:
+    """A picture that is in memory already, as if it were read."""
+    return _decode(image, wish)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An RGB copy; transparent parts are shown over white."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return from_image(image).image
+
+
+def fitted(decoded: Decoded, wish: Wish, resample: str) -> Picture:
+    """The picture with its longest side as wished."""
+    size = wish.size or max(decoded.image.size)
+    alpha = at_size(decoded.alpha, size, resample) if decoded.alpha else None
+    return Picture(at_size(decoded.image, size, resample), alpha, decoded.exif, decoded.icc, decoded.notes)
 
 
 def at_size(image: Image.Image, size: float, resample: str) -> Pixels:
@@ -72,58 +220,10 @@ def exactly(image: Image.Image, width: int, height: int) -> Pixels:
 def probe(address: str) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
     try:
-        with open_file(address, buffer=1 << 14) as file, Image.open(file) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        with open_file(address, buffer=1 << 14) as file, Image.open(file, formats=_formats()) as image:
+            # Of a TIFF Pillow says the upright size.
+            turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
             return (image.height, image.width) if turned else image.size
     except Exception:
         # Whatever is wrong, the worker that decodes the picture finds it again and writes it in a row.
         return None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a painted picture comes from; the ledger has the row."""
-
-    pair_id: str
-    run_id: str
-    attempt: int
-    fingerprint: str
-    batchnst: str
-
-
-def encode(pixels: Pixels, name: str, provenance: Provenance | None = None) -> bytes:
-    """The picture as the ending of `name` asks, its provenance in the EXIF, the one place that every format has.
-
-    Raises InputError for a picture that the format cannot hold.
-    """
-    buffer = io.BytesIO()
-    exif = _to_exif(provenance) if provenance else Image.Exif()
-    try:
-        Image.fromarray(pixels).save(buffer, exif=exif, **ENCODERS[PurePosixPath(name).suffix.lower()])
-    except (OSError, ValueError) as error:
-        height, width = pixels.shape[:2]
-        raise InputError(f"{name}: {width}×{height} pixels cannot be written so: {error}; choose .png") from None
-    return buffer.getvalue()
-
-
-def provenance(data: bytes, name: str) -> Provenance:
-    """What `encode` has put into a picture; raises InputError, naming it, for one without."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
-        return Provenance(**json.loads(comment[len(_ASCII) :]))
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: not a picture that Pillow can read") from None
-    except (KeyError, ValueError, TypeError, OSError, SyntaxError):
-        raise InputError(f"{name}: nothing in it says that batchnst painted it") from None
-
-
-_ASCII = b"ASCII\0\0\0"
-"""How a comment in EXIF begins."""
-
-
-def _to_exif(provenance: Provenance) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = f"batchnst {provenance.batchnst}"
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + json.dumps(asdict(provenance)).encode()
-    return exif

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchnst.collection.images import ENCODERS
+from batchnst.collection.outputs import FORMATS, OPAQUE
 from batchnst.collection.storage import open_file, parent, resolve
 from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
 from batchnst.recipe import Recipe, is_start_picture, recipe_keys
@@ -225,7 +225,7 @@ class _Builder:
         self._pairs, self._names = _Table(_COLUMNS), _Table(_NAMES)
         self._problems: list[tuple[int, str]] = []
         self._line = 0
-        self._recipe_problems = lru_cache(maxsize=1024)(self._check_recipe)
+        self._recipe = lru_cache(maxsize=1024)(self._read_recipe)
         self._resolved = lru_cache(maxsize=1024)(self._resolve_all)
         self._shares = lru_cache(maxsize=1024)(shares)
 
@@ -245,11 +245,12 @@ class _Builder:
         for column, problem in part_problems(len(styles), *map(len, masks)):
             self.complain(problem, column)
         settings = self._own_settings(row)
-        for problem in self._recipe_problems(settings):
+        recipe, problems = self._recipe(settings)
+        for problem in problems:
             self.complain(problem)
         pair_id = str(row["id"]) if "id" in row else derive_id(row)
         self._check_id(pair_id)
-        output = self._check_output(str(row["output"])) if "output" in row else f"{pair_id}.png"
+        output = self._check_output(str(row.get("output", f"{pair_id}.{recipe.format}")), recipe)
         # One file on a store that folds case or Unicode forms is one output everywhere.
         self._names.add(line, pair_id, output, unicodedata.normalize("NFC", output).casefold())
         if len(self._problems) == before:
@@ -291,12 +292,12 @@ class _Builder:
         own = {key: value for key, value in row.items() if key in _RECIPE_KEYS}
         return _as_json(resolve_settings(own, self.base)) if own else "{}"
 
-    def _check_recipe(self, own: str) -> tuple[str, ...]:
+    def _read_recipe(self, own: str) -> tuple[Recipe, tuple[str, ...]]:
+        """A row's recipe, or the default one and what is wrong with its own."""
         try:
-            Recipe.from_settings({**self.settings, **json.loads(own)})
+            return Recipe.from_settings({**self.settings, **json.loads(own)}), ()
         except RecipeError as error:
-            return error.problems
-        return ()
+            return Recipe(), error.problems
 
     def _style_weights(self, row: Row, styles: tuple[str, ...]) -> tuple[float, ...]:
         """Weights of the styles, summing to 1; equal ones where none are given."""
@@ -311,13 +312,17 @@ class _Builder:
         if not _ID.fullmatch(pair_id) or not pair_id.strip("."):
             self.complain(f"{pair_id!r} is not allowed; expected up to 200 letters, digits, '.', '_' or '-'", "id")
 
-    def _check_output(self, output: str) -> str:
+    def _check_output(self, output: str, recipe: Recipe) -> str:
         """The path as written out."""
         path = PurePosixPath(output)
         if path.is_absolute() or ".." in path.parts or "\\" in output or "\0" in output:
             self.complain(f"{output!r} leaves OUT; expected a path inside its images/ folder", "output")
-        elif path.suffix.lower() not in ENCODERS:
-            self.complain(f"{output!r} cannot be written; expected a name that ends in {', '.join(ENCODERS)}", "output")
+        elif path.suffix.lower() not in FORMATS:
+            self.complain(f"{output!r} cannot be written; expected a name that ends in {', '.join(FORMATS)}", "output")
+        elif recipe.alpha == "keep" and FORMATS[path.suffix.lower()] in OPAQUE:
+            self.complain(
+                f"{output!r} holds no transparency, but alpha is keep; expected .png, .webp, .avif or .tif", "output"
+            )
         return str(path)
 
     def _find_doubles(self, names: pa.Table) -> None:

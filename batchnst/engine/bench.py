@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batchnst.collection.manifest import read_manifest
 from batchnst.engine.events import Finished, Progress
-from batchnst.engine.loading import load_picture, to_tensors
+from batchnst.engine.loading import load_picture, to_tensors, wish
 from batchnst.engine.run import Options, Planned, run
 from batchnst.engine.speed import Painting, remember_speed, seconds_a_call
 from batchnst.errors import EngineError
@@ -250,7 +250,7 @@ def measure_run(recipe: Recipe, pairs: int = 2) -> RunSpeed:
 
 def load_pair(paths: Sequence[str], recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Content and style at the recipe's size, (1, 3, h, w), RGB, 0..255: those given, or made-up ones."""
-    pair = [load_picture(path, recipe.size, recipe.resample)[0] for path in paths]
+    pair = [load_picture(path, wish(recipe), recipe.resample)[0].pixels for path in paths]
     content, style = pair or (np.asarray(picture) for picture in made_pictures(recipe.size))
     cpu = torch.device("cpu")
     return to_tensors([content], cpu), to_tensors([style], cpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from batchnst.collection import images, storage
+from batchnst.collection import decoder, images, storage
+from batchnst.collection.images import Picture, Wish
 from batchnst.collection.manifest import Pair
+from batchnst.collection.outputs import Finish
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import InputError, StorageError
 from batchnst.recipe import Recipe, fit, is_start_picture
@@ -43,12 +48,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job's pictures, and the SHA-256 of the files that its content and styles came from."""
+    """A job's pictures, and the SHA-256 of the files that its content and styles came from.
+
+    finish: how to write what is painted. notes: what a person should know of how the pictures were read.
+    """
 
     job: Job
     pictures: Pictures
     content_sha256: str
     style_sha256: list[str]
+    finish: Finish
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -61,27 +71,27 @@ class Unloadable:
 
 @dataclass(frozen=True)
 class StyleFile:
-    """A style picture as a recipe wants it: its address, longest side in pixels, and the resize filter."""
+    """A style picture as a recipe wants it: its address, size, ground and limit, and the resize filter."""
 
     address: str
-    size: float
+    wish: Wish
     resample: str
 
 
-Style = tuple[images.Pixels, str] | Exception
+Style = tuple[Picture, str] | Exception
 """A style at its size and the SHA-256 of its file, or why it cannot be had."""
 
 
 def style_files(pair: Pair) -> list[StyleFile]:
     """The style pictures of a pair."""
-    size = pair.recipe.size * pair.recipe.style_scale
-    return [StyleFile(style, size, pair.recipe.resample) for style in pair.styles]
+    recipe = pair.recipe
+    return [StyleFile(style, wish(recipe, recipe.style_scale), recipe.resample) for style in pair.styles]
 
 
 def load_style(file: StyleFile) -> Style:
     """Read, decode and fit a style; what is wrong with it is returned, for many pairs to hear of."""
     try:
-        return load_picture(file.address, file.size, file.resample)
+        return load_picture(file.address, file.wish, file.resample)
     except Exception as error:
         return error
 
@@ -99,10 +109,11 @@ class Loader:
     def _load_job(self, job: Job) -> Loaded | Unloadable:
         pair, recipe = job.pair, job.pair.recipe
         try:
-            content, content_sha256 = load_picture(pair.content, recipe.size, recipe.resample)
+            picture, content_sha256 = load_picture(pair.content, wish(recipe), recipe.resample)
+            content = picture.pixels
             check_size(content, pair.content, recipe)
             loaded = [self._style(file, recipe) for file in style_files(pair)]
-            styles = tuple(style for style, _ in loaded)
+            styles = tuple(style.pixels for style, _ in loaded)
             masked = masked_styles(styles, len(pair.style_masks))
             pictures = Pictures(
                 content=content,
@@ -117,30 +128,65 @@ class Loader:
         except Exception as error:
             # Whatever a decoder does with a file from outside, it is that pair's failure and nobody else's.
             return Unloadable(job, error)
-        return Loaded(job, pictures, content_sha256, [sha256 for _, sha256 in loaded])
+        notes = [f"content: {note}" for note in picture.notes]
+        notes += [f"style {i}: {note}" for i, (style, _) in enumerate(loaded, 1) for note in style.notes]
+        style_sha256 = [sha256 for _, sha256 in loaded]
+        return Loaded(job, pictures, content_sha256, style_sha256, finish(picture, recipe), notes)
 
-    def _style(self, file: StyleFile, recipe: Recipe) -> tuple[images.Pixels, str]:
+    def _style(self, file: StyleFile, recipe: Recipe) -> tuple[Picture, str]:
         style = self._get_style(file)
         if isinstance(style, Exception):
             raise style
-        check_size(style[0], file.address, recipe)
+        check_size(style[0].pixels, file.address, recipe)
         return style
 
 
-def load_picture(address: str, size: float, resample: str) -> tuple[images.Pixels, str]:
+def wish(recipe: Recipe, scale: float = 1.0) -> Wish:
+    """How a recipe wants its pictures, at `scale` times its size."""
+    return Wish("white" if recipe.alpha == "keep" else recipe.alpha, recipe.size * scale, recipe.max_megapixels)
+
+
+def finish(content: Picture, recipe: Recipe) -> Finish:
+    """How the picture painted from a content is written."""
+    keep = recipe.metadata == "keep"
+    return Finish(
+        quality=recipe.quality,
+        alpha=content.alpha if recipe.alpha == "keep" else None,
+        exif=content.exif if keep else b"",
+        icc=content.icc if keep else b"",
+    )
+
+
+def load_picture(address: str, wish: Wish, resample: str) -> tuple[Picture, str]:
     """Read, decode and fit a picture; returns it and its file's SHA-256. Raises InputError."""
-    data = storage.read(address)
-    pixels = images.at_size(images.decode(data, address), size, resample)
-    return pixels, hashlib.sha256(data).hexdigest()
+    data = read(address, wish)
+    return decoder.load(data, address, wish, resample), hashlib.sha256(data).hexdigest()
+
+
+def read(address: str, wish: Wish) -> bytes:
+    """A picture's file, unless it is too large; raises InputError."""
+    with storage.open_file(address) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > wish.most_bytes:
+            raise InputError(
+                f"{address}: {size / 1e6:.0f} MB, more than the {wish.most_bytes / 1e6:.0f} MB that "
+                f"max_megapixels = {wish.megapixels:g} allows; raise it if this is meant"
+            )
+        file.seek(0)
+        return file.read()
 
 
 def load_mask(key: str, address: str, picture: images.Pixels) -> images.Pixels:
     """A mask for a picture (H, W, 3), as (H, W); raises InputError for one of another shape or without a white spot."""
+    return fit_mask(f"{key} {address}", load_whole(key, address), picture)
+
+
+def load_whole(key: str, address: str) -> Image.Image:
+    """A picture at the size it has; errors say what it is for."""
     try:
-        image = images.decode(storage.read(address), address)
+        return Image.fromarray(decoder.load(read(address, Wish()), address, Wish()).pixels)
     except InputError as error:
         raise InputError(f"{key} {error}") from None
-    return fit_mask(f"{key} {address}", image, picture)
 
 
 def fit_mask(name: str, image: Image.Image, picture: images.Pixels) -> images.Pixels:
@@ -166,11 +212,7 @@ def load_start(recipe: Recipe, content: images.Pixels) -> images.Pixels | None:
     """The user's picture to start from, stretched over the content; None where the recipe names none."""
     if not is_start_picture(recipe.init):
         return None
-    try:
-        image = images.decode(storage.read(recipe.init), recipe.init)
-    except InputError as error:
-        raise InputError(f"init {error}") from None
-    return images.exactly(image, content.shape[1], content.shape[0])
+    return images.exactly(load_whole("init", recipe.init), content.shape[1], content.shape[0])
 
 
 def check_size(pixels: images.Pixels, name: str, recipe: Recipe) -> None:
@@ -242,6 +284,11 @@ def _parts(pictures: Pictures, tensor: Callable[[images.Pixels], Tensor]) -> lis
 def to_pixels(pictures: Tensor) -> list[images.Pixels]:
     """Pictures (B, 3, H, W) in 0..255 as (H, W, 3), rounded."""
     return list(pictures.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def to_deep_pixels(picture: Tensor) -> NDArray[np.uint16]:
+    """A picture (3, H, W) in 0..255 as (H, W, 3), 0..65535."""
+    return (picture * 257).round().clamp(0, 65535).permute(1, 2, 0).cpu().numpy().astype(np.uint16)
 
 
 def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:

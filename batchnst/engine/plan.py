@@ -97,7 +97,7 @@ def loss_definition(recipe: Recipe) -> str:
 def fingerprint(pair: Pair, weights_sha256: str) -> str:
     """A hash of everything asked for: where the pictures come from and go to, recipe, weights, loss definition."""
     pictures = [pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks, pair.output]
-    text = json.dumps([pictures, pair.recipe.json_text, weights_sha256, loss_definition(pair.recipe)])
+    text = json.dumps([pictures, pair.recipe.picture_text, weights_sha256, loss_definition(pair.recipe)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

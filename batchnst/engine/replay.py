@@ -154,7 +154,7 @@ def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
     if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
         return Compared("picture", f"{name} is not the one that was painted: its hash is not the row's", holds=False)
     then = np.asarray(images.decode(data, name)).astype(int)
-    now = np.asarray(images.decode(images.encode(np.asarray(painting.picture), name), name))
+    now = np.asarray(images.decode(painting.encode(name), name))
     apart = np.abs(now - then)
     if not apart.any():
         return Compared("picture", f"{name}, every pixel as it was")

@@ -15,8 +15,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
-from batchnst.collection.images import Pixels
 from batchnst.engine.loading import Loaded
 from batchnst.engine.plan import Job, loss_definition
 from batchnst.ledger.schema import LossRow, PairRow, Versions
@@ -118,10 +118,10 @@ def failure(error: Exception) -> dict[str, Any]:
 
 def inputs(loaded: Loaded) -> dict[str, Any]:
     """The columns that say what was read."""
-    return {"content_sha256": loaded.content_sha256, "style_sha256": loaded.style_sha256}
+    return {"content_sha256": loaded.content_sha256, "style_sha256": loaded.style_sha256, "notes": loaded.notes}
 
 
-def picture(data: bytes, pixels: Pixels) -> dict[str, Any]:
+def picture(data: bytes, pixels: NDArray[Any]) -> dict[str, Any]:
     """The columns that say what was written."""
     height, width = pixels.shape[:2]
     return {"output_sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height}

@@ -6,18 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from batchnst.collection import images, storage
+from batchnst.collection import images
+from batchnst.collection.images import Picture
 from batchnst.collection.manifest import part_problems, shares
+from batchnst.collection.outputs import Finish, encode, is_deep
 from batchnst.engine.loading import (
     Pictures,
     Tensors,
     check_size,
+    finish,
     fit_mask,
+    load_mask,
+    load_picture,
     load_start,
     masked_styles,
+    to_deep_pixels,
     to_pixels,
+    wish,
 )
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged, RequestError
@@ -32,11 +41,20 @@ Source = str | PathLike[str] | Image.Image
 
 @dataclass(frozen=True)
 class Painting:
-    """A painted picture, the losses of each step, every term (T,), weighted as in the total, and its own (1,)."""
+    """A painted picture, the losses of each step, every term (T,), weighted as in the total, and its own (1,).
+
+    deep: its pixels (H, W, 3), 0..65535. finish: how its recipe wants it written.
+    """
 
     picture: Image.Image
     losses: Losses
     final: Losses
+    deep: NDArray[np.uint16]
+    finish: Finish
+
+    def encode(self, name: str) -> bytes:
+        """The picture's file, as the ending of `name` asks; raises InputError for one that the format cannot hold."""
+        return encode(self.deep if is_deep(name) else np.asarray(self.picture), name, self.finish)
 
 
 def stylize(
@@ -59,7 +77,8 @@ def stylize(
     device = best_device()
     weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
-    batch = [_gather(content, blend, recipe, style_weights, content_masks, style_masks)]
+    photo = _picture(content, recipe)
+    batch = [_gather(photo, blend, recipe, style_weights, content_masks, style_masks)]
     tensors = Tensors(device)
     painting = transfer.stylize(
         tensors.contents(batch),
@@ -80,11 +99,17 @@ def stylize(
             on_step(step)
     if not result.losses.total.isfinite().all():
         raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
-    return Painting(Image.fromarray(to_pixels(result.pictures)[0]), Losses.cat(history), Losses.cat([result.losses]))
+    return Painting(
+        picture=Image.fromarray(to_pixels(result.pictures)[0]),
+        losses=Losses.cat(history),
+        final=Losses.cat([result.losses]),
+        deep=to_deep_pixels(result.pictures[0]),
+        finish=finish(photo, recipe),
+    )
 
 
 def _gather(
-    content: Source,
+    content: Picture,
     styles: Sequence[Source],
     recipe: Recipe,
     style_weights: Sequence[float | str],
@@ -98,34 +123,30 @@ def _gather(
         own_shares = shares(style_weights, len(styles))
     except ValueError as error:
         raise RequestError(f"style_weights: {error}") from None
-    pixels = _at_size(content, recipe.size, recipe)
-    style_pixels = tuple(_at_size(style, recipe.size * recipe.style_scale, recipe) for style in styles)
+    style_pixels = tuple(_picture(style, recipe, recipe.style_scale).pixels for style in styles)
     masked = zip(style_masks, masked_styles(style_pixels, len(style_masks)), strict=True)
     return Pictures(
-        content=pixels,
+        content=content.pixels,
         styles=style_pixels,
         style_weights=own_shares,
-        content_masks=tuple(_mask("content_mask", mask, pixels) for mask in content_masks),
+        content_masks=tuple(_mask("content_mask", mask, content.pixels) for mask in content_masks),
         style_masks=tuple(_mask("style_mask", mask, style) for mask, style in masked),
-        start=load_start(recipe, pixels),
+        start=load_start(recipe, content.pixels),
     )
 
 
-def _at_size(source: Source, size: float, recipe: Recipe) -> images.Pixels:
-    name, image = _open(source)
-    pixels = images.at_size(image, size, recipe.resample)
-    check_size(pixels, name, recipe)
-    return pixels
+def _picture(source: Source, recipe: Recipe, scale: float = 1.0) -> Picture:
+    wanted = wish(recipe, scale)
+    if isinstance(source, Image.Image):
+        name, picture = "the given image", images.fitted(images.from_image(source, wanted), wanted, recipe.resample)
+    else:
+        name = fspath(source)
+        picture, _ = load_picture(name, wanted, recipe.resample)
+    check_size(picture.pixels, name, recipe)
+    return picture
 
 
 def _mask(key: str, source: Source, picture: images.Pixels) -> images.Pixels:
-    name, image = _open(source)
-    return fit_mask(f"{key} {name}", image, picture)
-
-
-def _open(source: Source) -> tuple[str, Image.Image]:
-    """What to call a picture, and the picture."""
     if isinstance(source, Image.Image):
-        return "the given image", images.to_rgb(source)
-    name = fspath(source)
-    return name, images.decode(storage.read(name), name)
+        return fit_mask(f"{key} the given image", images.to_rgb(source), picture)
+    return load_mask(key, fspath(source), picture)

@@ -7,20 +7,31 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import version
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 
-from batchnst.collection import images
-from batchnst.collection.images import Pixels
+from batchnst.collection import outputs
 from batchnst.engine import rows
 from batchnst.engine.events import Event, Finished, Progress
-from batchnst.engine.loading import Loaded, Loader, Style, StyleFile, Tensors, Unloadable, ahead, style_files, to_pixels
+from batchnst.engine.loading import (
+    Loaded,
+    Loader,
+    Style,
+    StyleFile,
+    Tensors,
+    Unloadable,
+    ahead,
+    style_files,
+    to_deep_pixels,
+    to_pixels,
+)
 from batchnst.engine.plan import Batch, Job
 from batchnst.errors import Diverged, OutOfMemory, PairError, StorageError
 from batchnst.ledger.claim import Lease
@@ -112,9 +123,11 @@ class _Writer:
 
 @dataclass(frozen=True)
 class _Painted:
-    """A painted batch on the host: pixels of each picture, their losses (B,), why each stopped, and every step."""
+    """A painted batch on the host: pixels (H, W, 3) of each picture, as deep as its format, their losses (B,), why each
+    stopped, and every step.
+    """
 
-    pixels: list[Pixels]
+    pixels: list[NDArray[Any]]
     losses: Losses
     stopped: list[str]
     history: rows.History
@@ -180,7 +193,11 @@ class _Painter:
             except StopIteration as end:
                 result: Stylized = end.value
                 history.to_host()
-                painted = _Painted(to_pixels(result.pictures), Losses.cat([result.losses]), result.stopped, history)
+                pixels: list[NDArray[Any]] = [*to_pixels(result.pictures)]
+                for i, item in enumerate(group):
+                    if outputs.is_deep(item.job.pair.output):
+                        pixels[i] = to_deep_pixels(result.pictures[i])
+                painted = _Painted(pixels, Losses.cat([result.losses]), result.stopped, history)
                 yield Progress(steps, work, time.perf_counter() - reported)
                 return painted
             history.add(step)
@@ -202,7 +219,7 @@ class _Painter:
             pictures = dict(zip(step.active, to_pixels(step.render()), strict=True))
             for i in due:
                 name = f"{group[i].job.pair.id}/step-{history.steps[i] - 1:05d}.jpg"
-                self.out.write_snapshot(name, images.encode(pictures[i], name))
+                self.out.write_snapshot(name, outputs.encode(pictures[i], name))
 
     def _commit_all(self, group: Sequence[Loaded], painted: _Painted, started: datetime) -> list[Finished]:
         """Commit a batch, or why it cannot be; nothing but StorageError gets out of the writer's thread."""
@@ -221,7 +238,7 @@ class _Painter:
         for i, (item, pixels) in enumerate(zip(group, painted.pixels, strict=True)):
             columns = {**rows.inputs(item), "batch_size": len(group), "stopped": painted.stopped[i]}
             try:
-                data = self._encode(pixels, item.job, painted.losses.total[i].item())
+                data = self._encode(pixels, item, painted.losses.total[i].item())
             except PairError as error:
                 pair_rows.append(self._row(item.job, started, "failed", **columns, **rows.failure(error)))
                 continue
@@ -236,14 +253,15 @@ class _Painter:
             self._log(logging.INFO, item.job, f"{row.status}: {said}")
         return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
 
-    def _encode(self, pixels: Pixels, job: Job, loss: float) -> bytes:
+    def _encode(self, pixels: NDArray[Any], item: Loaded, loss: float) -> bytes:
         """The picture's file; raises Diverged for one that never had a finite loss."""
         if not math.isfinite(loss):
             raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
-        provenance = images.Provenance(
+        job = item.job
+        provenance = outputs.Provenance(
             job.pair.id, self.lease.run_id, job.attempt, job.fingerprint, version("batchnst")
         )
-        return images.encode(pixels, job.pair.output, provenance)
+        return outputs.encode(pixels, job.pair.output, replace(item.finish, provenance=provenance))
 
     def _commit_failure(self, job: Job, error: Exception, started: datetime, loaded: Loaded | None = None) -> Finished:
         error = as_pair_error(error)

@@ -64,6 +64,7 @@ class PairRow:
     content_sha256: str | None = None
     style_sha256: list[str] | None = None
     output_sha256: str | None = None
+    notes: list[str] | None = None  # on how the inputs were read
     width: int | None = None  # pixels
     height: int | None = None
     fingerprint: str

@@ -81,7 +81,8 @@ def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
         "line 5: size: '-3' is not allowed: should be greater than or equal to 16",
         "line 5, id: 'one' is already the id of line 2; expected a unique one",
         "line 6, id: 'a b' is not allowed; expected up to 200 letters, digits, '.', '_' or '-'",
-        "line 6, output: 'x.gif' cannot be written; expected a name that ends in .png, .jpg, .jpeg, .webp",
+        "line 6, output: 'x.gif' cannot be written; "
+        "expected a name that ends in .png, .jpg, .jpeg, .webp, .avif, .tif, .tiff",
         "line 7, style_weights: expected 1 numbers ≥ 0, not all 0; found ['0']",
         "line 8: has 10 cells; expected 7, as the header has columns",
         "line 10, output: 'e.png' is already the output of line 9; expected one of its own",

@@ -133,17 +133,16 @@ def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tm
 def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A decoder that crashes: every Python process that sees this folder dies with the picture called poison.
+    # An encoder that crashes: every worker that sees this folder dies with the picture called poison.
     (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom PIL import Image\nreal = Image.open\n"
-        "def open(file, *args):\n"
-        "    image = real(file, *args)\n"
-        "    if image.size == (99, 99) and os.environ.get('RAY_RAYLET_PID'): os.abort()\n"
-        "    return image\n"
-        "Image.open = open\n"
+        "import os\nfrom PIL import Image\nreal = Image.fromarray\n"
+        "def fromarray(array, *args):\n"
+        "    if array.shape[:2] == (48, 96) and os.environ.get('RAY_RAYLET_PID'): os.abort()\n"
+        "    return real(array, *args)\n"
+        "Image.fromarray = fromarray\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    Image.open(images / "coffee.png").resize((99, 99)).save(tmp_path / "poison.png")
+    Image.open(images / "coffee.png").resize((96, 48)).save(tmp_path / "poison.png")
     Image.open(images / "coffee.png").resize((98, 98)).save(tmp_path / "good.png")
     rows = [f"{name}.png,{images}/swirls.png,{name}-{i}" for i, name in enumerate(["good", "good", "poison", "good"])]
     (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")

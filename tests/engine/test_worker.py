@@ -199,13 +199,13 @@ def test_a_batch_is_committed_while_the_next_is_painted(
 def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_on(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def encode(pixels: Any, name: str, provenance: Any) -> bytes:
+    def encode(pixels: Any, name: str, finish: Any) -> bytes:
         if name == "a.png":
             raise RuntimeError("no such encoder")
-        return real(pixels, name, provenance)
+        return real(pixels, name, finish)
 
-    real = worker.images.encode
-    monkeypatch.setattr(worker.images, "encode", encode)
+    real = worker.outputs.encode
+    monkeypatch.setattr(worker.outputs, "encode", encode)
     chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
     with Out(str(tmp_path)).claim("r1"):
         list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))

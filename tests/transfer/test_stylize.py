@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchnst.collection.images import Wish
 from batchnst.engine.loading import load_picture, to_tensors
 from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe, fit
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def load(path: Path, recipe: Recipe) -> Tensor:
-    return to_tensors([load_picture(str(path), recipe.size, recipe.resample)[0]], CPU)
+    return to_tensors([load_picture(str(path), Wish(size=recipe.size), recipe.resample)[0].pixels], CPU)
 
 
 def paint(

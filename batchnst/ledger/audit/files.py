@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from batchnst.collection import storage
-from batchnst.collection.images import ENCODERS, Provenance, provenance
+from batchnst.collection.outputs import FORMATS, Provenance, provenance
 from batchnst.errors import BatchNSTError, LedgerError
 from batchnst.ledger import parquet
 from batchnst.ledger.audit.findings import Audit, Finding, Note, quiet
@@ -26,8 +26,6 @@ from batchnst.ledger.store import Out
 
 AT_ONCE = 64
 """Files that are looked at in threads before what was found is taken up."""
-
-_FORMATS = {ending: options["format"] for ending, options in ENCODERS.items()}
 
 
 def tables(out: Out, table: str, columns: Sequence[str], result: Audit, note: Note = quiet) -> Iterator[pa.Table]:
@@ -89,7 +87,7 @@ def _picture(out: Out, there: set[str], row: dict[str, Any]) -> Finding | None:
             kind, size = image.format, image.size
     except Exception as error:  # whatever a decoder does with a damaged file
         return Finding("picture-damaged", pair_id, f"{name} cannot be decoded: {error}")
-    expected = _FORMATS[PurePosixPath(name).suffix.lower()]
+    expected = FORMATS[PurePosixPath(name).suffix.lower()]
     if kind != expected:
         return Finding("picture-format", pair_id, f"{name} is {kind}, not {expected}")
     if size != (row["width"], row["height"]):
