@@ -79,7 +79,6 @@ class _Decoder:
             status = process.wait()
         return f"took longer than {SECONDS:g} s to decode" if late else f"crashed its decoder (exit status {status})"
 
-
     def close(self) -> None:
         """Let the other process end."""
         process, self._process = self._process, None

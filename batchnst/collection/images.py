@@ -90,6 +90,9 @@ def open_picture(data: bytes, name: str, wish: Wish = Wish()) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_limit(image, name, wish)
+            if image.format == "JPEG2000" and b"\xff\xd9" not in data[-4096:]:
+                # Its decoder would be content with what there is.
+                raise InputError(f"{name}: cannot be decoded: image file is truncated")
             return _decode(image, wish)
     except UnidentifiedImageError:
         what = "an empty file" if not data else "not a picture that Pillow can read"
@@ -125,7 +128,7 @@ def _decode(image: Image.Image, wish: Wish) -> Decoded:
         notes.append(f"the first of {frames} frames")
     if wish.size:
         image.draft(None, fit(*image.size, DRAFT * wish.size))
-    exif, icc = image.info.get("exif", b""), image.info.get("icc_profile", b"")
+    exif, icc = (image.info.get(key) or b"" for key in ("exif", "icc_profile"))
     upright = _upright(image, notes)
     alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
     picture = _in_srgb(upright, icc, notes)

@@ -34,6 +34,15 @@ def adobe_to_srgb(values: NDArray[np.uint8]) -> NDArray[np.float64]:
     return 255 * srgb_curve(linear)
 
 
+def lab_to_srgb(values: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """CIE 1976 L*a*b* of D50, as Pillow stores it, to sRGB, (…, 3), 0..255."""
+    lightness, a, b = values[..., 0] / 255 * 100, *(values[..., i].astype(np.int8).astype(float) for i in (1, 2))
+    y = (lightness + 16) / 116
+    f = np.stack([y + a / 500, y, y - b / 200], axis=-1)
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * (0.9642, 1.0, 0.8249)
+    return 255 * srgb_curve(xyz @ np.linalg.inv(SRGB).T)
+
+
 def srgb_curve(linear: NDArray[np.float64]) -> NDArray[np.float64]:
     """IEC 61966-2-1."""
     linear = linear.clip(0, 1)
