@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 IMAGES := manifests/images/.made
 
-.PHONY: setup demo test slow chaos scheduling volume clean
+.PHONY: setup demo test slow chaos scheduling fuzz volume clean
 
 setup: .venv/.ready
 
@@ -40,6 +40,9 @@ slow: .venv/.ready $(IMAGES)
 
 chaos: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.chaos
+
+fuzz: .venv/.ready $(IMAGES)
+	FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/test_fuzz.py
 
 volume: .venv/.ready
 	$(BIN)/python -m tests.volume

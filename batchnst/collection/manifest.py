@@ -157,9 +157,9 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> Manifest:
 
 def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
     """Recipe settings with the addresses among them resolved against the folder they were written in."""
-    settings = dict(settings)
-    if is_start_picture(str(settings.get("init", ""))):
-        settings["init"] = resolve(settings["init"], base)
+    settings, init = dict(settings), settings.get("init")
+    if isinstance(init, str) and is_start_picture(init):
+        settings["init"] = resolve(init, base)
     return settings
 
 
@@ -239,6 +239,7 @@ class _Builder:
         for column in ("content", "style"):
             if column not in row:
                 self.complain("is missing; expected a path or URI", column)
+        self._check_texts(row)
         styles = _texts(row.get("style"))
         weights = self._style_weights(row, styles)
         masks = _texts(row.get("content_mask")), _texts(row.get("style_mask"))
@@ -307,6 +308,14 @@ class _Builder:
             if styles:
                 self.complain(str(error), "style_weights")
             return ()
+
+    def _check_texts(self, row: Row) -> None:
+        """Complain of columns that hold neither text nor, where it is allowed, a list of texts."""
+        for column in ("content", "output", "style", "content_mask", "style_mask"):
+            value = row.get(column, "")
+            parts = value if column in _LISTS and isinstance(value, list | tuple) else [value]
+            if not all(isinstance(part, str) for part in parts):
+                self.complain(f"expected text, found {_as_json(value)[:40]}", column)
 
     def _check_id(self, pair_id: str) -> None:
         if not _ID.fullmatch(pair_id) or not pair_id.strip("."):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,3 +157,72 @@ def test_spreadsheets_csv_is_understood(tmp_path: Path) -> None:
 
 def test_pairs_are_values() -> None:
     assert Pair.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"content": ["a.png"]}, 'content: expected text, found ["a.png"]'),
+        ({"content": {"path": "a.png"}}, 'content: expected text, found {"path": "a.png"}'),
+        ({"content": 7}, "content: expected text, found 7"),
+        ({"style": [["s.png"]]}, 'style: expected text, found [["s.png"]]'),
+        ({"style": ["s.png", None]}, 'style: expected text, found ["s.png", null]'),
+        ({"output": 3.5}, "output: expected text, found 3.5"),
+        ({"content_mask": True}, "content_mask: expected text, found true"),
+        ({"init": 0.5}, "init: 0.5 is not allowed: "),
+    ],
+)
+@pytest.mark.parametrize("name", ["m.jsonl", "m.parquet"])
+def test_values_of_a_wrong_type_are_named(tmp_path: Path, name: str, row: dict[str, Any], problem: str) -> None:
+    row = {"content": "a.png", "style": "s.png", **row}
+    if name == "m.jsonl":
+        (tmp_path / name).write_text(json.dumps(row))
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / name)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(str(tmp_path / name), {})
+    assert any(
+        line.startswith(f"{tmp_path / name}: line 1") and problem in line for line in str(error.value).split("\n")
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a/X.png", "a/x.PNG"),
+        ("é.png", "e\N{COMBINING ACUTE ACCENT}.png"),
+        ("a.png", "./a.png"),
+        ("a//b.png", "a/b.png"),
+    ],
+)
+def test_two_rows_that_write_the_same_file_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    rows = [{"content": "c.png", "style": "s.png", "output": output} for output in (first, second)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ManifestError, match=r"line 2, (output|id): .* is already the (output|id) of line 1"):
+        read_manifest(str(tmp_path / "m.jsonl"), {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "cp1252", "shift_jis"])
+def test_a_csv_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    name = "写真.png" if encoding in ("utf-16", "shift_jis") else "été.png"
+    (tmp_path / "m.csv").write_bytes(f"content,style\n{name},s.png\n".encode(encoding))
+    with pytest.raises(ManifestError, match=r"m\.csv: line \d: not UTF-8 \(byte 0x"):
+        read_manifest(str(tmp_path / "m.csv"), {})
+
+
+def test_names_of_every_kind_come_through(tmp_path: Path) -> None:
+    names = [
+        "with space.png",
+        'quo"te.png',
+        "comma,.png",
+        "new\nline.png",
+        "🎨.png",
+        "\N{RIGHT-TO-LEFT MARK}r.png",
+        "é" * 120,
+    ]
+    with (tmp_path / "m.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerows([["CONTENT", "Style"], *([name, "s.png"] for name in names)])
+    pairs = list(read_manifest(str(tmp_path / "m.csv"), {}))
+    assert [pair.content for pair in pairs] == [f"{tmp_path}/{name}" for name in names]
+    assert len({pair.id for pair in pairs}) == len(names)

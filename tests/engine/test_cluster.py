@@ -135,14 +135,14 @@ def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
 ) -> None:
     # An encoder that crashes: every worker that sees this folder dies with the picture called poison.
     (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom PIL import Image\nreal = Image.fromarray\n"
-        "def fromarray(array, *args):\n"
-        "    if array.shape[:2] == (48, 96) and os.environ.get('RAY_RAYLET_PID'): os.abort()\n"
-        "    return real(array, *args)\n"
-        "Image.fromarray = fromarray\n"
+        "import os\nfrom PIL import Image\nreal = Image.Image.save\n"
+        "def save(image, file, *args, **options):\n"
+        "    if 'exif' in options and b'poison' in options['exif'].tobytes(): os.abort()\n"
+        "    return real(image, file, *args, **options)\n"
+        "Image.Image.save = save\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    Image.open(images / "coffee.png").resize((96, 48)).save(tmp_path / "poison.png")
+    Image.open(images / "coffee.png").resize((99, 99)).save(tmp_path / "poison.png")
     Image.open(images / "coffee.png").resize((98, 98)).save(tmp_path / "good.png")
     rows = [f"{name}.png,{images}/swirls.png,{name}-{i}" for i, name in enumerate(["good", "good", "poison", "good"])]
     (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
