@@ -28,7 +28,11 @@ demo: .venv/.ready $(IMAGES)
 	tests/chromium.sh
 	touch $@
 
-test: .venv/.ready $(IMAGES) .venv/.chromium
+.venv/.servers: tests/servers.sh | .venv/.ready
+	tests/servers.sh
+	touch $@
+
+test: .venv/.ready $(IMAGES) .venv/.chromium .venv/.servers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

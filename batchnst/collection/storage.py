@@ -1,23 +1,25 @@
-"""Local paths and object stores behind one small interface; writes are atomic.
+"""Files on local paths and in object stores behind one small interface; writes are whole or not at all.
 
-An address is a local path or a URI. Object stores are served by pyarrow's filesystems.
+An address is a local path or a URI; `schemes` says which store it lies in, and what that takes from the environment.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
+from batchnst.collection.patience import OUT_OF_REACH, may_pass
+from batchnst.collection.schemes import store_of
+from batchnst.collection.stores import DISK, Disk, Store
 from batchnst.errors import InputError, RequestError, StorageError
 
 
@@ -44,8 +46,10 @@ def parent(address: str) -> str:
 
 def read(address: str) -> bytes:
     """Everything at an address; raises InputError with the reason in a few words."""
-    with open_file(address) as file:
-        return file.read()
+    store = _store(address)
+    path = store.path(address)
+    with _as_input_error(address, store, path):
+        return store.read(path)
 
 
 @contextmanager
@@ -55,47 +59,32 @@ def open_file(address: str, buffer: int = 1 << 20) -> Iterator[BinaryIO]:
     Raises, also for what goes wrong while it is read, InputError where the file is at fault, and StorageError where
     the store does not answer.
     """
+    store = _store(address)
+    path = store.path(address)
+    with _as_input_error(address, store, path), store.open(path, buffer) as file:
+        yield file
+
+
+@contextmanager
+def _as_input_error(address: str, store: Store, path: str) -> Iterator[None]:
     try:
-        if is_uri(address):
-            filesystem, path = _filesystem(address)
-            with io.BufferedReader(filesystem.open_input_file(path), buffer) as file:
-                yield file
-        else:
-            with open(address, "rb", buffering=buffer) as file:
-                yield file
+        yield
     except FileNotFoundError:
         raise InputError(f"{address}: no such file") from None
     except OSError as error:
-        if _is_out_of_reach(address, error):
+        if _is_out_of_reach(store, path, error):
             raise StorageError(f"{address}: its storage does not answer: {error.strerror or error}") from None
         raise InputError(f"{address}: cannot be read: {error.strerror or error}") from None
 
 
-_OUT_OF_REACH = {
-    getattr(errno, name)
-    for name in [
-        "EIO",
-        "ESTALE",
-        "ENODEV",
-        "ENOTCONN",
-        "ETIMEDOUT",
-        "ECONNREFUSED",
-        "ECONNRESET",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "ENETUNREACH",
-    ]
-}
-"""What an operating system says when a disk or a server is gone, rather than a file."""
-
-
-def _is_out_of_reach(address: str, error: OSError) -> bool:
-    """Whether it is the store, not the file: pyarrow's stores give no number, but do not answer the next question."""
-    if error.errno is not None or not is_uri(address):
-        return error.errno in _OUT_OF_REACH
-    filesystem, path = _filesystem(address)
+def _is_out_of_reach(store: Store, path: str, error: OSError) -> bool:
+    """Whether it is the store, not the file: one whose client gives no clear sign does not answer the next question."""
+    if error.errno is not None or isinstance(store, Disk):
+        return error.errno in OUT_OF_REACH
+    if may_pass(error):
+        return True
     try:
-        filesystem.get_file_info(path)
+        store.filesystem.get_file_info(path)
     except PermissionError:
         return False
     except OSError as error:
@@ -106,27 +95,49 @@ def _is_out_of_reach(address: str, error: OSError) -> bool:
 def find(where: str) -> list[str]:
     """The addresses of all files in a folder or under a prefix, or that match a glob, or of one file; sorted.
 
-    Folders are looked through to the bottom. In a glob `**` stands for any number of folders.
+    Folders are looked through to the bottom. In a glob `**` stands for any number of folders. Raises StorageError, and
+    RequestError for a folder of a web server.
     """
-    filesystem, path = _filesystem(where)
+    store = _store(where)
+    path = store.path(where).rstrip("/") or "/"
     with _as_storage_error(where, "listed"):
-        info = filesystem.get_file_info(path)
+        info = store.attempt(lambda: store.filesystem.get_file_info(path))
         if info.type == pafs.FileType.File:
             return [where]
+        _check_writable(store, where, "listed")
         if any(character in path for character in "*?[") and info.type == pafs.FileType.NotFound:
-            found = ArrowFSWrapper(filesystem).glob(path)
+            found = store.attempt(lambda: ArrowFSWrapper(store.filesystem).glob(path))
+            where = re.split(r"[*?[]", where)[0].rpartition("/")[0]
         else:
-            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-            found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-    before = where[: len(where) - len(path.lstrip("/"))] if is_uri(where) else "/"
-    return sorted(before + found_path.lstrip("/") for found_path in found)
+            found = [info.path for info in _files(store, path)]
+    return sorted(_address(store, where, path) for path in found)
+
+
+def _address(store: Store, folder: str, path: str) -> str:
+    """The address of a file under a folder, from its path on the store's filesystem."""
+    inside = path.strip("/").removeprefix(store.path(folder).strip("/"))
+    base = folder if is_uri(folder) else os.path.abspath(folder)
+    return f"{base.rstrip('/')}/{inside.strip('/')}"
+
+
+def _files(store: Store, path: str) -> list[pafs.FileInfo]:
+    """All files under a folder."""
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    infos = store.attempt(lambda: store.filesystem.get_file_info(selector))
+    return [info for info in infos if info.type == pafs.FileType.File]
 
 
 def write(address: str, data: bytes) -> None:
-    """Put a file in place, whole or not at all, and on disk when this returns; raises StorageError."""
-    filesystem, path = _filesystem(address)
-    beside = None if is_uri(address) else Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
-    _put(filesystem, path, data, beside)
+    """Put a file in place, whole or not at all, and on disk when this returns.
+
+    Raises StorageError, and RequestError for an address that cannot be written to.
+    """
+    store = _store(address)
+    _check_writable(store, address, "written")
+    path = store.path(address)
+    temporary = str(PurePosixPath(path).with_name(f".{uuid.uuid4().hex}.tmp"))
+    with _as_storage_error(address, "written"):
+        store.attempt(lambda: store.put(path, data, temporary))
 
 
 class Folder:
@@ -136,9 +147,12 @@ class Folder:
     """Where unfinished files lie, beside everything else so that a rename is atomic."""
 
     def __init__(self, address: str) -> None:
+        """Raises RequestError for one that no store serves, or only for reading."""
         self.address = address if is_uri(address) else os.path.abspath(address)
-        self.filesystem, self.root = _filesystem(self.address)
-        self.local = not is_uri(self.address)
+        self._store = _store(address)
+        _check_writable(self._store, address, "written, nor listed")
+        self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)
+        self.local = isinstance(self._store, Disk)
 
     @property
     def streams(self) -> int:
@@ -153,83 +167,73 @@ class Folder:
         """What `path` was made from."""
         return str(PurePosixPath(path).relative_to(self.root))
 
-    def write(self, relative: str, data: bytes) -> None:
-        """Put a file in place, whole or not at all, and on disk when this returns; raises StorageError."""
-        temporary = Path(self.path(self.TEMPORARY)) / uuid.uuid4().hex if self.local else None
-        _put(self.filesystem, self.path(relative), data, temporary)
+    def write(self, relative: str, data: bytes, before: Callable[[], None] = lambda: None) -> None:
+        """Put a file in place, whole or not at all, and on disk when this returns; raises StorageError.
+
+        before: called before each try; what it raises ends them.
+        """
+        path, temporary = self.path(relative), self.path(f"{self.TEMPORARY}/{uuid.uuid4().hex}")
+        self._check_links(relative)
+
+        def put() -> None:
+            before()
+            self._store.put(path, data, temporary)
+
+        with _as_storage_error(path, "written"):
+            self._store.attempt(put)
 
     def read(self, relative: str) -> bytes | None:
         """A file's bytes, or None where there is none; raises StorageError."""
         path = self.path(relative)
-        with _as_storage_error(path, "read"):
-            if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-                return None
-            with self.filesystem.open_input_stream(path) as stream:
-                return bytes(stream.read())
+        with _as_storage_error(path, "read"), suppress(FileNotFoundError):
+            return self._store.read(path, may_change=not self.local)
+        return None
 
     def move(self, source: str, target: str) -> None:
         """Move a file, if it was not moved already; on disk when this returns. Raises StorageError."""
-        path = self.path(target)
-        with _as_storage_error(path, "written"):
-            if self.filesystem.get_file_info(self.path(source)).type == pafs.FileType.NotFound:
-                return
-            if self.local:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self.filesystem.move(self.path(source), path)
-            if self.local:
-                _sync_folder(Path(path).parent)
+        before, after = self.path(source), self.path(target)
+        self._check_links(target)
+
+        def move() -> None:
+            if self.filesystem.get_file_info(before).type != pafs.FileType.NotFound:
+                self._store.move(before, after)
+
+        with _as_storage_error(after, "written"):
+            self._store.attempt(move)
 
     def remove(self, relative: str) -> None:
         """Remove a file, if it is there; raises StorageError."""
-        with _as_storage_error(self.path(relative), "removed"), suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.path(relative))
+        path = self.path(relative)
+        with _as_storage_error(path, "removed"), suppress(FileNotFoundError):
+            self._store.attempt(lambda: self.filesystem.delete_file(path))
 
     def files(self, relative: str, prefix: str = "", ending: str = "") -> list[pafs.FileInfo]:
         """All files under a subfolder whose names begin and end so, sorted by their path on `filesystem`."""
-        selector = pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True)
-        with _as_storage_error(self.path(relative), "listed"):
-            infos = self.filesystem.get_file_info(selector)
-        files = (info for info in infos if info.type == pafs.FileType.File)
+        path = self.path(relative)
+        with _as_storage_error(path, "listed"):
+            files = _files(self._store, path)
         found = (info for info in files if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
         return sorted(found, key=lambda info: str(info.path))
 
+    def _check_links(self, relative: str) -> None:
+        """Raise StorageError for a file that would be written somewhere else, by way of a link."""
+        for folder in PurePosixPath(relative).parents:
+            if self.local and os.path.islink(path := self.path(str(folder))) and path != self.root:
+                raise StorageError(f"{path}: is a link; expected a folder of its own (OUT itself may be one)")
+
     def clear_temporary(self) -> None:
         """Remove what dead runs left unfinished."""
-        if self.local:
-            for path in Path(self.path(self.TEMPORARY)).glob("*"):
-                path.unlink(missing_ok=True)
+        for info in self.files(self.TEMPORARY):
+            self.remove(self.relative(info.path))
 
 
-@lru_cache(maxsize=64)
-def _filesystem_of(store: str) -> tuple[pafs.FileSystem, str]:
-    try:
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(store)
-        return found
-    except (ValueError, OSError, ImportError) as error:
-        raise RequestError(f"{store}: no storage can be opened by this URI: {error}") from None
+def _store(address: str) -> Store:
+    return store_of(address) if is_uri(address) else DISK
 
 
-def _filesystem(address: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of an address, one for each store, and the path on it."""
-    if not is_uri(address):
-        return _LOCAL, os.path.abspath(address)
-    scheme, _, rest = address.partition("://")
-    store, _, inside = rest.partition("/")
-    filesystem, root = _filesystem_of(f"{scheme}://{store}")
-    return filesystem, f"{root.rstrip('/')}/{inside}"
-
-
-_LOCAL = pafs.LocalFileSystem()
-
-
-def _put(filesystem: pafs.FileSystem, path: str, data: bytes, temporary: Path | None) -> None:
-    """Write by way of a temporary file and a rename on a disk, or by one put to an object store."""
-    with _as_storage_error(path, "written"):
-        if temporary is None:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
-        else:
-            _put_on_disk(Path(path), data, temporary)
+def _check_writable(store: Store, address: str, what: str) -> None:
+    if not store.writable:
+        raise RequestError(f"{address}: cannot be {what}: a web server's files can be read alone, each by its address")
 
 
 @contextmanager
@@ -241,26 +245,3 @@ def _as_storage_error(path: str, what: str) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "; make room and run the same command again" if full else ""
         raise StorageError(f"{path}: cannot be {what}: {reason}{advice}") from None
-
-
-def _put_on_disk(target: Path, data: bytes, temporary: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
 
-from batchnst.collection import storage
+from batchnst.collection import patience, schemes, storage
+from batchnst.collection.stores import Store
 from batchnst.errors import InputError, RequestError, StorageError
 
 
@@ -63,9 +65,9 @@ def test_reading_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = pafs._MockFileSystem()
-    monkeypatch.setattr(storage, "_filesystem_of", lambda address: (store, "bucket"))
-    store.create_dir("bucket/run/a")
+    store = Store(pafs._MockFileSystem(), "s3://bucket", "bucket", whole=sys.maxsize)
+    monkeypatch.setattr(storage, "store_of", lambda address: store)
+    store.filesystem.create_dir("bucket/run/a")
     folder = storage.Folder("s3://bucket/run")
     folder.write("a/x.bin", b"data")
     assert folder.read("a/x.bin") == b"data"
@@ -75,6 +77,8 @@ def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_store_that_does_not_answer_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(schemes, "TRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
