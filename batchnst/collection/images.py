@@ -224,8 +224,9 @@ def probe(address: str) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
     try:
         with open_file(address, buffer=1 << 14) as file, Image.open(file, formats=_formats()) as image:
-            # Of a TIFF Pillow says the upright size.
-            turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            # Of a TIFF Pillow says the upright size. A PNG's EXIF may lie behind its pixels: all would be fetched.
+            told = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+            turned = told and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
             return (image.height, image.width) if turned else image.size
     except Exception:
         # Whatever is wrong, the worker that decodes the picture finds it again and writes it in a row.

@@ -82,7 +82,8 @@ def _translated(do: Callable[[], T]) -> T:
 def _as_os_error(error: BaseException) -> BaseException:
     """The error of a store's client as the OSError that it is, or as it stands."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return _as_os_error(error.__cause__)  # fsspec says "not found" of whatever a web server answers
+        known = _as_os_error(error.__cause__)  # fsspec says "not found" of whatever a web server answers
+        return known if isinstance(known, OSError) else error
     if type(error).__module__.startswith("aiohttp"):
         status = getattr(error, "status", None)
         return _of_status(status, str(error)) if status else ConnectionError(f"{error or type(error).__name__}")

@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from batchnst.errors import LedgerError
+from batchnst.collection.patience import may_pass
+from batchnst.collection.stores import reader
+from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY
 
 SMALL = 1 << 20
@@ -58,8 +60,8 @@ def read(
 
     Raises LedgerError for a file that this version cannot read.
     """
-    with readable(info.path), filesystem.open_input_file(info.path) as source:
-        held = pa.BufferReader(source.read()) if info.size < SMALL else source
+    with readable(info.path), reader(filesystem, info.path, SMALL) as source:
+        held = pa.BufferReader(source.read(info.size)) if info.size < SMALL else source
         file = pq.ParquetFile(held)
         check_version(info.path, file.schema_arrow)
         if matching is None:
@@ -69,12 +71,14 @@ def read(
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Tell of a file that is no Parquet, or torn, by LedgerError."""
+    """Tell of a file that is no Parquet, or torn, by LedgerError, of a store that is away by StorageError."""
     try:
         yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
+        if may_pass(error):
+            raise StorageError(f"{path}: its storage does not answer: {error}") from None
         raise LedgerError(f"{path}: not a readable Parquet file: {error}") from None
 
 

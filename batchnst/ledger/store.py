@@ -111,8 +111,8 @@ class Out:
         name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}.parquet"
         if losses:
             self.folder.write(f"ledger/losses/{name}", _encode(losses, "losses"))
-        self.check(lease)
-        self.folder.write(f"ledger/pairs/{name}", _encode(pairs, "pairs"))
+        # Asked before each try: the store may be away for a while, and another run take over meanwhile.
+        self.folder.write(f"ledger/pairs/{name}", _encode(pairs, "pairs"), before=lambda: self.check(lease))
 
     def begin(self, run: RunRow) -> None:
         """Add the row of a run that begins."""
