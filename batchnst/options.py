@@ -23,6 +23,7 @@ RECIPE_OPTIONS = {
     "tv_weight": "Weight of total variation.",
     "style_scale": "Size of the style's patterns; 1 is as large as in the style picture.",
     "preserve_color": "none, luminance or histogram.",
+    "format": "Of pictures without an output of their own: png, jpg, webp, avif or tif.",
     "backbone": "The network: vgg19.",
     "weights": "Where its weights come from: bundled.",
     "precision": "The network's numbers: auto, fp32 or bf16.",

@@ -167,3 +167,29 @@ def test_links_planted_in_out_do_not_lead_out_of_it(folder: Path, planted: str) 
     assert f"{link}: is a link; expected a folder of its own" in result.stderr
     os.unlink(link)
     assert run(folder, {"content": "clear.png", "output": "deep/x.png", "snapshot_every": 1}).exit_code == 0
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "#808080"])
+def test_a_style_of_one_colour_is_painted_like_any_other(folder: Path, colour: str) -> None:
+    Image.new("RGB", (60, 60), colour).save(folder / "plain.png")
+    painted = {"content": "photo.jpg", "style": "plain.png", "style_weight": 100, "steps": 12}
+    assert run(folder, painted).exit_code == 0
+    row = ledger(folder)["n0"]
+    assert row["stopped"] in ("steps", "plateau")
+    assert 0 < row["total_loss"] < row["initial_total"]
+
+
+def test_a_file_that_may_not_be_read_is_named(folder: Path) -> None:
+    (folder / "photo.jpg").chmod(0)
+    if os.access(folder / "photo.jpg", os.R_OK):
+        pytest.skip("whoever runs these tests may read everything")
+    assert run(folder, {"content": "photo.jpg"}).exit_code == 1
+    assert ledger(folder)["n0"]["error_message"] == f"{folder}/photo.jpg: cannot be read: Permission denied"
+
+
+def test_the_format_has_an_option_of_its_own(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style,id\nclear.png,style.png,a\n")
+    arguments = ["run", str(folder / "m.csv"), "--out", str(folder / "out"), "--engine", "inline"]
+    options = ["--format", "jpg", "--size", "48", "--steps", "1"]
+    assert CliRunner().invoke(app, [*arguments, *options]).exit_code == 0
+    assert [path.name for path in (folder / "out" / "images").iterdir()] == ["a.jpg"]
