@@ -28,20 +28,22 @@ def scene(width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray((255 * np.dstack([x, y, (1 - x) * (1 - y)])).round().astype(np.uint8))
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What a camera does to a picture that it stores with that orientation."""
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_a_picture_is_shown_upright(kind: str, orientation: int, tmp_path: Path) -> None:
-    # What a camera held so would store: the inverse of what the orientation asks for.
-    method = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }.get(orientation)
-    stored = scene() if method is None else scene().transpose(method)
+    stored = scene().transpose(TURNS[orientation]) if orientation in TURNS else scene()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     data = as_bytes(stored, kind, exif=exif, **({"quality": 100} if kind in ("JPEG", "WEBP", "AVIF") else {}))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from tests.collection.profiles import adobe_to_srgb, gray_profile, lab_to_srgb, rgb_profile, srgb_curve
-from tests.collection.test_images import png, scene
+from tests.collection.test_images import TURNS, png, scene
 
 SIZES = [(60, 40), (40, 60), (33, 48), (120, 34), (64, 64), (20, 25), (7, 5), (150, 91)]
 LOSSLESS = {
@@ -30,18 +30,6 @@ LOSSLESS = {
     "SGI": "sgi",
 }
 LOSSY = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jp2"}
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""What a camera does to a picture that it stores with that orientation."""
-
 
 BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 """What undoes a turn; the others undo themselves."""
