@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import unicodedata
@@ -14,30 +12,22 @@ from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchnst.collection.outputs import FORMATS, OPAQUE
+from batchnst.collection.readers import BLOCK, KNOWN, LISTS, READERS, RECIPE_KEYS, Row, Unreadable, first_bad_line
 from batchnst.collection.storage import open_file, parent, resolve
 from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
-from batchnst.recipe import Recipe, is_start_picture, recipe_keys
+from batchnst.recipe import Recipe, is_start_picture
 
-Row = dict[str, Any]
-_LISTS = ("style", "style_weights", "content_mask", "style_mask")
-_OWN_COLUMNS = ("content", "id", "output", *_LISTS)
-_RECIPE_KEYS = frozenset(recipe_keys())
-_KNOWN = frozenset(_OWN_COLUMNS) | _RECIPE_KEYS
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 _NETWORK = '"(backbone|weights)":'
-
-BLOCK = 1 << 14
-"""Rows that are Python objects at the same time, while a manifest is read or walked through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +128,9 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> Manifest:
 
     Raises ManifestError with every error of every row, each with its line.
     """
-    reader = _READERS.get(PurePosixPath(address).suffix.lower())
+    reader = READERS.get(PurePosixPath(address).suffix.lower())
     if reader is None:
-        raise ManifestError(address, [f"expected a manifest that ends in {', '.join(_READERS)}"])
+        raise ManifestError(address, [f"expected a manifest that ends in {', '.join(READERS)}"])
     builder, unreadable = _Builder(parent(address), settings), None
     try:
         with open_file(address) as file:
@@ -148,10 +138,10 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> Manifest:
                 builder.add(line, row)
     except (InputError, StorageError) as error:
         raise ManifestError(address, [str(error).removeprefix(f"{address}: ")]) from None
-    except _Unreadable as error:
+    except Unreadable as error:
         unreadable = str(error)
     except UnicodeDecodeError:
-        unreadable = _first_bad_line(address)
+        unreadable = first_bad_line(address)
     return builder.finish(address, unreadable)
 
 
@@ -182,10 +172,6 @@ def part_problems(styles: int, content_masks: int, style_masks: int) -> list[tup
     if style_masks not in (0, parts):
         problems.append(("style_mask", f"expected {parts}, one for each part of the content; found {style_masks}"))
     return problems
-
-
-class _Unreadable(Exception):
-    """The file makes no sense as a whole."""
 
 
 class _Table:
@@ -255,7 +241,7 @@ class _Builder:
         # One file on a store that folds case or Unicode forms is one output everywhere.
         self._names.add(line, pair_id, output, unicodedata.normalize("NFC", output).casefold())
         if len(self._problems) == before:
-            extra = {key: value for key, value in row.items() if key not in _KNOWN}
+            extra = {key: value for key, value in row.items() if key not in KNOWN}
             self._pairs.add(
                 pair_id,
                 resolve(str(row["content"]), self.base),
@@ -290,7 +276,7 @@ class _Builder:
         return [resolve(address, self.base) for address in addresses]
 
     def _own_settings(self, row: Row) -> str:
-        own = {key: value for key, value in row.items() if key in _RECIPE_KEYS}
+        own = {key: value for key, value in row.items() if key in RECIPE_KEYS}
         return _as_json(resolve_settings(own, self.base)) if own else "{}"
 
     def _read_recipe(self, own: str) -> tuple[Recipe, tuple[str, ...]]:
@@ -313,7 +299,7 @@ class _Builder:
         """Complain of columns that hold neither text nor, where it is allowed, a list of texts."""
         for column in ("content", "output", "style", "content_mask", "style_mask"):
             value = row.get(column, "")
-            parts = value if column in _LISTS and isinstance(value, list | tuple) else [value]
+            parts = value if column in LISTS and isinstance(value, list | tuple) else [value]
             if not all(isinstance(part, str) for part in parts):
                 self.complain(f"expected text, found {_as_json(value)[:40]}", column)
 
@@ -359,7 +345,7 @@ def _doubles(names: pa.Table, key: str, shown: str) -> Iterator[tuple[int, str, 
 
 def derive_id(row: Row) -> str:
     """An id that says what it is, and is the same in every run: names, then a hash of the whole pair."""
-    own = {key: value for key, value in row.items() if key in _KNOWN}
+    own = {key: value for key, value in row.items() if key in KNOWN}
     digest = hashlib.sha256(_as_json(own).encode()).hexdigest()[:8]
     stems = [PurePosixPath(text).stem for text in [str(row.get("content", "")), *_texts(row.get("style"))[:1]]]
     names = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:40].strip("-.") or "picture" for stem in stems]
@@ -374,74 +360,3 @@ def _texts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
-
-
-def _read_csv(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
-    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            header = [name.lower() if name.lower() in _KNOWN else name for name in header]
-            _check_columns(header)
-            end = reader.line_num
-            for cells in reader:
-                line, end = end + 1, reader.line_num
-                if len(cells) > len(header):
-                    yield line, f"has {len(cells)} cells; expected {len(header)}, as the header has columns"
-                elif cells:
-                    row: Row = dict(zip(header, map(str.strip, cells), strict=False))
-                    for column in _LISTS:
-                        if "|" in row.get(column, ""):
-                            row[column] = [part.strip() for part in row[column].split("|")]
-                    yield line, row
-        except csv.Error as error:
-            raise _Unreadable(f"line {reader.line_num}: not valid CSV: {error}") from None
-
-
-def _read_json_lines(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
-    with io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
-        for line, data in enumerate(text, 1):
-            if not data.strip():
-                continue
-            try:
-                row = json.loads(data)
-            except json.JSONDecodeError as error:
-                yield line, f"not valid JSON: {error.msg} at column {error.colno}"
-                continue
-            yield line, row if isinstance(row, dict) else f"expected a JSON object; found {data.strip()[:40]}"
-
-
-def _read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
-    try:
-        parquet = pq.ParquetFile(file)
-        _check_columns(parquet.schema_arrow.names)
-        line = 0
-        for batch in parquet.iter_batches(batch_size=BLOCK):
-            for row in batch.to_pylist(maps_as_pydicts="strict"):
-                line += 1
-                yield line, row
-    except (pa.ArrowException, OSError) as error:
-        raise _Unreadable(f"not a readable Parquet file: {error}") from None
-
-
-_READERS = {".csv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".parquet": _read_parquet}
-
-
-def _check_columns(names: list[str]) -> None:
-    missing = [column for column in ("content", "style") if column not in names]
-    if missing:
-        raise _Unreadable(f"has no column {' and no column '.join(missing)}; it has: {', '.join(names) or 'none'}")
-    doubled = {name for name in names if names.count(name) > 1}
-    if doubled:
-        raise _Unreadable(f"has the column {', '.join(sorted(doubled))} twice")
-
-
-def _first_bad_line(address: str) -> str:
-    """Where a text stops being UTF-8."""
-    with open_file(address) as file:
-        for line, data in enumerate(file, 1):
-            try:
-                data.decode()
-            except UnicodeDecodeError as error:
-                return f"line {line}: not UTF-8 (byte {data[error.start]:#04x})"
-    raise AssertionError("the file has changed meanwhile")
