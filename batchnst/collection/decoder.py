@@ -45,8 +45,13 @@ class _Decoder:
             timer.start()
             try:
                 return _ask(process, question, data)
+            except InputError:
+                raise
             except (EOFError, OSError):
                 raise InputError(f"{name}: {self._epitaph(late.is_set())}") from None
+            except BaseException:
+                self._epitaph(late=False)  # or its answer would be taken for the next picture's
+                raise
             finally:
                 timer.cancel()
 

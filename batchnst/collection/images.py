@@ -88,7 +88,7 @@ class Wish:
 def open_picture(data: bytes, name: str, wish: Wish = Wish()) -> Decoded:
     """Decode the picture in `data`; raises InputError, naming it, for what is no picture or too large."""
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             _check_limit(image, name, wish)
             if image.format == "JPEG2000" and b"\xff\xd9" not in data[-4096:]:
                 # Its decoder would be content with what there is.
@@ -107,8 +107,8 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 @cache
-def _formats() -> list[str]:
-    """All that Pillow reads but EPS, which is a program that Ghostscript would run."""
+def formats() -> list[str]:
+    """What is read: all that Pillow can but EPS, which is a program that Ghostscript would run."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]
 
@@ -223,7 +223,7 @@ def exactly(image: Image.Image, width: int, height: int) -> Pixels:
 def probe(address: str) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
     try:
-        with open_file(address, buffer=1 << 14) as file, Image.open(file, formats=_formats()) as image:
+        with open_file(address, buffer=1 << 14) as file, Image.open(file, formats=formats()) as image:
             # Of a TIFF Pillow says the upright size. A PNG's EXIF may lie behind its pixels: all would be fetched.
             told = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
             turned = told and image.getexif().get(ExifTags.Base.Orientation) in _TURNED

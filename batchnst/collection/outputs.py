@@ -122,7 +122,7 @@ def _tiff(pixels: NDArray[Any], finish: Finish) -> bytes:
 def provenance(data: bytes, name: str) -> Provenance:
     """What `encode` has put into a picture; raises InputError, naming it, for one without."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=[*FORMATS.values()]) as image:
             exif = image.getexif()
         said = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")[len(_ASCII) :]
         return Provenance(**json.loads(said or exif[ExifTags.Base.ImageDescription]))

@@ -98,6 +98,17 @@ def test_a_decoder_that_was_killed_meanwhile_is_replaced(own: decoder._Decoder) 
     assert load().pixels.shape == (40, 60, 3)
 
 
+def test_an_interrupt_leaves_no_answer_for_the_next_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "_get", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(30)
+    assert load().pixels.shape == (40, 60, 3)
+
+
 def test_the_process_ends_with_its_input(own: decoder._Decoder) -> None:
     load()
     process = own._process

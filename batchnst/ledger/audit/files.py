@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from batchnst.collection import storage
+from batchnst.collection.images import formats
 from batchnst.collection.outputs import FORMATS, Provenance, provenance
 from batchnst.errors import BatchNSTError, LedgerError
 from batchnst.ledger import parquet
@@ -82,7 +83,7 @@ def _picture(out: Out, there: set[str], row: dict[str, Any]) -> Finding | None:
         return Finding("picture-missing", pair_id, f"{name} is not there")
     data = out.folder.read(name) or b""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             image.load()
             kind, size = image.format, image.size
     except Exception as error:  # whatever a decoder does with a damaged file

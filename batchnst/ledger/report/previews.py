@@ -111,7 +111,7 @@ def _is(data: bytes, sha256: str | None) -> bool:
 
 
 def _shrink(data: bytes, side: int, problem: str) -> Preview:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=images.formats()) as image:
         image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded no larger than is of use
         picture = images.to_rgb(ImageOps.exif_transpose(image))
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
