@@ -185,7 +185,7 @@ class Folder:
     def read(self, relative: str) -> bytes | None:
         """A file's bytes, or None where there is none; raises StorageError."""
         path = self.path(relative)
-        with _as_storage_error(path, "read"), suppress(FileNotFoundError):
+        with _as_storage_error(path, "read"), suppress(FileNotFoundError, NotADirectoryError):
             return self._store.read(path, may_change=not self.local)
         return None
 
