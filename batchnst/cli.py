@@ -170,6 +170,7 @@ def stylize(
 
     if PurePosixPath(out).suffix.lower() not in outputs.FORMATS:
         raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(outputs.FORMATS)}")
+    storage.check_writable(out)
     recipe = Recipe.from_settings(settings)
     tune_process()
     with StepBar() as bar:
@@ -272,6 +273,7 @@ def report(
     from batchnst.ledger.store import open_out
 
     folder = open_out(out)
+    storage.check_writable(to or folder.address)
     with Bar() as bar:
         page = build(folder, to, bar.count)
     if to:

@@ -193,3 +193,13 @@ def test_the_format_has_an_option_of_its_own(folder: Path) -> None:
     options = ["--format", "jpg", "--size", "48", "--steps", "1"]
     assert CliRunner().invoke(app, [*arguments, *options]).exit_code == 0
     assert [path.name for path in (folder / "out" / "images").iterdir()] == ["a.jpg"]
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_painted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchnst.engine.single.stylize", None)
+    arguments = [str(folder / "clear.png"), str(folder / "style.png"), "--out", "http://127.0.0.1:9/x.png"]
+    result = CliRunner().invoke(app, ["stylize", *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("batchnst: http://127.0.0.1:9/x.png: cannot be written: ")

@@ -127,6 +127,11 @@ def _files(store: Store, path: str) -> list[pafs.FileInfo]:
     return [info for info in infos if info.type == pafs.FileType.File]
 
 
+def check_writable(address: str) -> None:
+    """Raise RequestError, before anything is made for it, for an address that cannot be written to."""
+    _check_writable(_store(address), address, "written")
+
+
 def write(address: str, data: bytes) -> None:
     """Put a file in place, whole or not at all, and on disk when this returns.
 
