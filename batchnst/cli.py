@@ -216,11 +216,8 @@ def status(
     from batchnst.ledger.status import Watch, describe
     from batchnst.ledger.store import open_out
 
-    ledger = Watch(open_out(out))
-    now = ledger.look()
-    if watch:
-        now = show_while(ledger.look, describe, lambda now: now.holder is not None)
-    print(describe(now))
+    look = Watch(open_out(out)).look
+    print(describe(show_while(look, describe, lambda now: now.holder is not None) if watch else look()))
 
 
 @app.command()
@@ -234,7 +231,6 @@ def audit(
 ) -> None:
     """Prove that ledger, pictures and manifest agree, or say where they do not."""
     from batchnst.display import Bar
-    from batchnst.engine.asked import asked
     from batchnst.ledger.audit.audit import audit as look
     from batchnst.ledger.audit.files import trace
     from batchnst.ledger.audit.findings import describe, line
@@ -253,8 +249,13 @@ def audit(
     folder = open_out(out or "")
     if (holder := folder.holder()) and holder.alive:
         _error(f"run {holder.run_id} is painting into {out}: what it has in hand may be found as missing or unknown")
+    asked = None
+    if manifest:
+        from batchnst.engine.asked import asked as ask
+
+        asked = ask(manifest, folder)
     with Bar() as bar:
-        result = look(folder, asked(manifest, folder) if manifest else None, deep=deep, note=bar.count)
+        result = look(folder, asked, deep=deep, note=bar.count)
     print(json.dumps(asdict(result)) if as_json else describe(result))
     if result.findings:
         raise typer.Exit(FAILED)

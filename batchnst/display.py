@@ -8,17 +8,19 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from batchnst.engine.events import Event, Notice
+from batchnst.engine.events import Event, Finished, Notice
 from batchnst.engine.events import Progress as Work
-from batchnst.engine.run import Planned
-from batchnst.transfer.stylize import Step
+
+if TYPE_CHECKING:  # both bring torch, for which a command that only asks a ledger should not wait
+    from batchnst.engine.run import Planned
+    from batchnst.transfer.stylize import Step
 
 T = TypeVar("T")
 
@@ -89,14 +91,14 @@ class RunDisplay(Bar):
 
     def show(self, event: Planned | Event) -> None:
         """Take note of an event, and let it be seen."""
-        if isinstance(event, Planned):
-            self._begin(event)
-        elif isinstance(event, Work):
+        if isinstance(event, Work):
             self.steps[event.host] += event.steps
             self.work += event.work
             self.busy += event.seconds
         elif isinstance(event, Notice):
             self.say(event.text)
+        elif not isinstance(event, Finished):
+            self._begin(event)
         elif event.error is None:
             self.done += 1
         else:

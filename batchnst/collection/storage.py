@@ -222,8 +222,9 @@ class Folder:
 
     def _check_links(self, relative: str) -> None:
         """Raise StorageError for a file that would be written somewhere else, by way of a link."""
-        for folder in PurePosixPath(relative).parents:
-            if self.local and os.path.islink(path := self.path(str(folder))) and path != self.root:
+        inside = PurePosixPath(relative).parents[:-1] if self.local else ()
+        for path in (self.path(str(folder)) for folder in inside):
+            if os.path.islink(path):
                 raise StorageError(f"{path}: is a link; expected a folder of its own (OUT itself may be one)")
 
     def clear_temporary(self) -> None:

@@ -17,8 +17,8 @@ from batchnst.engine import rows
 from batchnst.engine.plan import loss_definition
 from batchnst.engine.single import Painting, stylize
 from batchnst.errors import InputError, LedgerError
-from batchnst.ledger.schema import ATTEMPT, TERMS
-from batchnst.ledger.store import Out, newest_rows
+from batchnst.ledger.schema import TERMS
+from batchnst.ledger.store import Out, newest_rows, of_attempt
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import best_device, network_dtype
 from batchnst.transfer.stylize import Step
@@ -130,8 +130,7 @@ def _losses(row: dict[str, Any], painting: Painting) -> Iterator[Compared]:
 
 def _curve(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
     """How long the losses of the steps were the same, and how far apart they came."""
-    mine = [pc.field(name) == row[name] for name in ATTEMPT]
-    found = out.rows("losses", ["step", "total"], matching=mine[0] & mine[1] & mine[2]).sort_by("step")
+    found = out.rows("losses", ["step", "total"], matching=of_attempt(row)).sort_by("step")
     then, now = found["total"].to_numpy(), painting.losses.total.cpu().double().numpy()
     if not len(then):
         return Compared("steps", "the ledger has none of this attempt", holds=False)

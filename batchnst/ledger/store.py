@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from batchnst.collection.storage import Folder
 from batchnst.errors import LedgerError
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
-from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, RunRow, to_table
+from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
 
 BLOCK = 1 << 14
 """Outcomes that are Python objects at the same time."""
@@ -187,6 +187,12 @@ def patiently(read: Callable[[], T]) -> T:
 def _concat(tables: Iterable[pa.Table]) -> pa.Table:
     """One table, in one piece; columns that a file of an earlier version lacks are null."""
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
+def of_attempt(attempt: Mapping[str, Any]) -> pc.Expression:
+    """What holds for the rows of an attempt, given by any of its rows."""
+    run_id, pair_id, number = (pc.field(name) == attempt[name] for name in ATTEMPT)
+    return run_id & pair_id & number
 
 
 def newest_rows(rows: pa.Table) -> pa.Table:

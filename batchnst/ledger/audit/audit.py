@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 from batchnst.ledger import parquet
 from batchnst.ledger.audit import rows as checks
 from batchnst.ledger.audit.files import inputs, pictures, tables
-from batchnst.ledger.audit.findings import Audit, Note, quiet
+from batchnst.ledger.audit.findings import Audit
 from batchnst.ledger.audit.losses import losses
+from batchnst.ledger.notes import Note, quiet
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS
 from batchnst.ledger.store import Out, newest_rows
 

@@ -7,6 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,9 +22,11 @@ from batchnst.collection.images import formats
 from batchnst.collection.outputs import FORMATS, Provenance, provenance
 from batchnst.errors import BatchNSTError, LedgerError
 from batchnst.ledger import parquet
-from batchnst.ledger.audit.findings import Audit, Finding, Note, quiet
-from batchnst.ledger.schema import ATTEMPT, VERSION
-from batchnst.ledger.store import Out
+from batchnst.ledger.audit.findings import Audit, Finding
+from batchnst.ledger.compaction import without_doubles
+from batchnst.ledger.notes import Note, quiet
+from batchnst.ledger.schema import VERSION
+from batchnst.ledger.store import Out, of_attempt
 
 AT_ONCE = 64
 """Files that are looked at in threads before what was found is taken up."""
@@ -31,14 +34,12 @@ AT_ONCE = 64
 
 def tables(out: Out, table: str, columns: Sequence[str], result: Audit, note: Note = quiet) -> Iterator[pa.Table]:
     """Some columns of each of a table's files; where one cannot be had, that is a finding."""
-    counted = {info.path for info in out.files(table)}
-    files = []
-    for info in out.folder.files(f"ledger/{table}"):
-        if info.path in counted:
-            files.append(info)
-        elif not info.path.endswith(".parquet"):
+    listed = out.folder.files(f"ledger/{table}")
+    for info in listed:
+        if not info.path.endswith(".parquet"):
             text = f"{out.folder.relative(info.path)}: not a file of a batchnst ledger; move it out of OUT/ledger"
             result.findings.append(Finding("foreign", None, text))
+    files = without_doubles(out.folder, table, [info for info in listed if info.path.endswith(".parquet")])
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
             note(f"ledger, {table}", start, len(files))
@@ -97,9 +98,7 @@ def _picture(out: Out, there: set[str], row: dict[str, Any]) -> Finding | None:
         )
     found = hashlib.sha256(data).hexdigest()
     if found != row["output_sha256"]:
-        return Finding(
-            "picture-changed", pair_id, f"{name} has SHA-256 {found[:12]}…, not {row['output_sha256'][:12]}…"
-        )
+        return Finding("picture-changed", pair_id, _unlike(name, found, row["output_sha256"]))
     return None
 
 
@@ -109,14 +108,12 @@ def trace(file: str, out: Out | None = None) -> tuple[Provenance, Finding | None
     said = provenance(data, file)
     if out is None:
         return said, None
-    rows = out.rows("pairs", [*ATTEMPT, "output_sha256"])
-    for name in ATTEMPT:
-        rows = rows.filter(pc.equal(rows[name], getattr(said, name)))
+    rows = out.rows("pairs", ["output_sha256"], matching=of_attempt(asdict(said)))
     found = hashlib.sha256(data).hexdigest()
     if not len(rows):
         return said, Finding("picture-unknown", said.pair_id, f"{file}: no row says that it was painted")
     if found not in rows["output_sha256"].to_pylist():
-        text = f"{file} has SHA-256 {found[:12]}…, not {rows['output_sha256'][0].as_py()[:12]}…"
+        text = _unlike(file, found, rows["output_sha256"][0].as_py())
         return said, Finding("picture-changed", said.pair_id, text)
     return said, None
 
@@ -144,9 +141,12 @@ def _input(row: dict[str, Any]) -> Finding | None:
     except BatchNSTError as error:
         return Finding("input-missing", first, f"{error}{also}")
     if found != row["sha256"]:
-        text = f"{row['address']} has SHA-256 {found[:12]}…, not {row['sha256'][:12]}…{also}"
-        return Finding("input-changed", first, text)
+        return Finding("input-changed", first, _unlike(row["address"], found, row["sha256"]) + also)
     return None
+
+
+def _unlike(name: str, found: str, wanted: str) -> str:
+    return f"{name} has SHA-256 {found[:12]}…, not {wanted[:12]}…"
 
 
 def _in_threads(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 KINDS = {
@@ -58,14 +57,6 @@ class Audit:
     pictures: int = 0
     inputs: int = 0
     findings: list[Finding] = field(default_factory=list)
-
-
-Note = Callable[[str, int, int], None]
-"""Told how far it is: what is looked at, how many are done, of how many."""
-
-
-def quiet(what: str, done: int, of: int) -> None:
-    """Tell nobody."""
 
 
 def describe(result: Audit) -> str:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.ledger.audit.files import tables
-from batchnst.ledger.audit.findings import Audit, Finding, Note
+from batchnst.ledger.audit.findings import Audit, Finding
+from batchnst.ledger.notes import Note
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, TERMS
 from batchnst.ledger.store import Out
 

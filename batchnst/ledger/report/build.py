@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -29,13 +29,11 @@ from plotly.offline import get_plotlyjs
 
 from batchnst.collection.storage import is_uri, parent
 from batchnst.errors import LedgerError
+from batchnst.ledger.notes import Note, quiet
 from batchnst.ledger.report import curves, figures
 from batchnst.ledger.report.curves import Curve
 from batchnst.ledger.report.previews import Album, Preview, Wanted
-from batchnst.ledger.store import Out, newest_rows
-
-Note = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+from batchnst.ledger.store import Out, newest_rows, patiently
 
 Row = dict[str, Any]
 
@@ -66,11 +64,7 @@ def build(out: Out, to: str | None = None, note: Note | None = None) -> bytes:
 
     Raises LedgerError where no attempt at a pair has ended yet.
     """
-    note = note or (lambda *_: None)
-    try:
-        return _build(out, to, note)
-    except FileNotFoundError:  # a run has merged ledger files meanwhile
-        return _build(out, to, note)
+    return patiently(lambda: _build(out, to, note or quiet))
 
 
 def _build(out: Out, to: str | None, note: Note) -> bytes:
@@ -78,7 +72,7 @@ def _build(out: Out, to: str | None, note: Note) -> bytes:
     if not attempts.num_rows:
         raise LedgerError(f"{out.address}: nothing to report: no attempt at a pair has ended there yet")
     current = newest_rows(attempts)
-    summary = figures.summarize(attempts, current, out.rows("runs").to_pylist())
+    summary = figures.summarize(attempts, current, out.runs())
     failures = figures.failures(current)
     cards = _cards(out, current, failures)
     found = curves.read(out, {card.key for card in cards}, note)
@@ -159,7 +153,7 @@ def _choose(current: pa.Table) -> list[str]:
 
 
 def _attempts(out: Out, pair_ids: list[str]) -> dict[str, list[Row]]:
-    rows = out.dataset("pairs").to_table(filter=pc.field("pair_id").isin(pair_ids)).sort_by("finished_at")
+    rows = out.rows("pairs", matching=pc.field("pair_id").isin(pair_ids)).sort_by("finished_at")
     attempts: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows.to_pylist():
         attempts[row["pair_id"]].append(row)

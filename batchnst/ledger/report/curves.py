@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.ledger.notes import Note
+from batchnst.ledger.schema import ATTEMPT, TERMS
 from batchnst.ledger.store import Out
 
 POINTS, FEWEST, MOST = 600_000, 60, 400
@@ -18,8 +20,6 @@ POINTS, FEWEST, MOST = 600_000, 60, 400
 
 SPARK_POINTS = 32
 SPARK_LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-
-TERMS = ("total", "content", "style", "tv")
 
 Key = tuple[str, str, int]
 """run_id, pair_id, attempt."""
@@ -42,7 +42,7 @@ class Curve:
     spark: str
 
 
-def read(out: Out, attempts: set[Key], note: Callable[[str, int, int], None]) -> dict[Key, Curve]:
+def read(out: Out, attempts: set[Key], note: Note) -> dict[Key, Curve]:
     """The curves of some attempts, those that have any."""
     most = min(MOST, max(FEWEST, POINTS // max(1, len(attempts))))
     files, found = out.files("losses"), dict[Key, Curve]()
@@ -55,7 +55,7 @@ def read(out: Out, attempts: set[Key], note: Callable[[str, int, int], None]) ->
 def _in_file(rows: pa.Table, attempts: set[Key], most: int) -> Iterator[tuple[Key, Curve]]:
     """An attempt's steps lie in one file, together or not."""
     rows = rows.combine_chunks()
-    keys = rows.select(["run_id", "pair_id", "attempt"])
+    keys = rows.select(ATTEMPT)
     codes = _codes(keys)
     order = np.lexsort((rows["step"].to_numpy(), codes))
     for places in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from batchnst.collection import images, storage
 from batchnst.errors import StorageError
+from batchnst.ledger.notes import Note
 from batchnst.ledger.store import Out
 
 SIDES = (768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 96)
@@ -61,7 +62,7 @@ class Album:
         """The number of a picture, which will be in the page."""
         return self._numbers.setdefault(wanted, len(self._numbers))
 
-    def previews(self, pairs: int, note: Callable[[str, int, int], None]) -> list[Preview]:
+    def previews(self, pairs: int, note: Note) -> list[Preview]:
         """All pictures, by number, in a size in which those of so many pairs fit into the page."""
         wanted, found = list(self._numbers), []
         with ThreadPoolExecutor((os.cpu_count() or 1) if self.out.folder.local else self.out.folder.streams) as pool:
