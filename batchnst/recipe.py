@@ -13,20 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from batchnst.errors import RecipeError
-
-# Convolutions in each block, and so the layer names (Simonyan and Zisserman 2014, table 1, column E).
-CONVS_PER_BLOCK = {"vgg19": (2, 2, 4, 4, 4)}
-
-
-def layer_names(backbone: str) -> list[str]:
-    """Every layer of a backbone in order, by the papers' names: conv1_1, relu1_1, …, pool5."""
-    names = []
-    for block, convs in enumerate(CONVS_PER_BLOCK[backbone], 1):
-        for i in range(1, convs + 1):
-            names += [f"conv{block}_{i}", f"relu{block}_{i}"]
-        names.append(f"pool{block}")
-    return names
-
+from batchnst.layers import cut, layer_names, smallest_side
 
 STARTS = ["content", "noise", "style"]
 """What `init` may name beside a picture."""
@@ -148,15 +135,13 @@ class Recipe(BaseModel):
 
     @property
     def smallest_side(self) -> int:
-        """The least a side may measure, in pixels, for the deepest layer to see anything: its stride."""
-        names = layer_names(self.backbone)
-        side: int = 2 ** sum(name.startswith("pool") for name in names[: names.index(self.deepest_layer) + 1])
-        return side
+        """The least a side may measure, in pixels, for the deepest layer to see anything."""
+        return smallest_side(cut(self.backbone, self.layers))
 
     @property
     def deepest_layer(self) -> str:
         """The last layer that is needed, where the network is cut."""
-        return max(self.layers, key=layer_names(self.backbone).index)
+        return cut(self.backbone, self.layers)[-1].name
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:

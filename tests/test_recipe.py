@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnst.errors import RecipeError
-from batchnst.recipe import Recipe, fit, layer_names, read_recipe_file
+from batchnst.layers import layer_names
+from batchnst.recipe import Recipe, fit, read_recipe_file
 
 
 @pytest.mark.parametrize(

