@@ -80,6 +80,16 @@ def _edge(command: Callable[..., None]) -> Callable[..., None]:
 Manifest = Annotated[str, typer.Argument(help="CSV, JSON Lines or Parquet; a path or URI.", show_default=False)]
 
 
+Memory = Annotated[
+    float | None, typer.Option(min=0.1, help="GB that a worker may take.", show_default="what its device has")
+]
+
+
+def in_bytes(gigabytes: float | None) -> float | None:
+    """GB as a user counts them."""
+    return gigabytes and gigabytes * 1e9
+
+
 OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="A run's folder or URI.", show_default=False)]
 
 
@@ -102,6 +112,7 @@ def run(
     max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a pair whose worker was lost.")] = 3,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed pairs again.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Paint no more pairs than this.")] = None,
+    memory: Memory = None,
     engine: Annotated[EngineName, typer.Option(help="inline: in this process, without Ray.")] = EngineName.ray,
 ) -> None:
     """Stylise every pair of the manifest; run again, it does what is left."""
@@ -111,7 +122,7 @@ def run(
 
     pairs = read_manifest(manifest, settings)
     options = engine_run.Options(
-        out, engine.value, address, batch_size, gpus_per_task, max_attempts, retry_failed, limit
+        out, engine.value, address, batch_size, gpus_per_task, max_attempts, retry_failed, limit, in_bytes(memory)
     )
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)
@@ -142,12 +153,13 @@ def plan(
     manifest: Manifest,
     out: Annotated[str | None, typer.Option(help="What is done there is not planned again.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Plan failed pairs again.")] = False,
+    memory: Memory = None,
 ) -> None:
     """Say everything `run` would check and decide, without running."""
     from batchnst.collection.manifest import read_manifest
     from batchnst.engine.estimate import describe
 
-    print(describe(read_manifest(manifest, settings), out, retry_failed=retry_failed))
+    print(describe(read_manifest(manifest, settings), out, retry_failed=retry_failed, memory=in_bytes(memory)))
 
 
 @app.command()
@@ -161,6 +173,7 @@ def stylize(
     style_weights: Annotated[str, typer.Option(help="One number a style, as in 1,4.", show_default="equal")] = "",
     content_mask: Annotated[list[str] | None, typer.Option(help="White where a part is; one for each part.")] = None,
     style_mask: Annotated[list[str] | None, typer.Option(help="Likewise in the style of each part.")] = None,
+    memory: Memory = None,
 ) -> None:
     """Paint one picture now, for trying settings: no manifest, no ledger."""
     from batchnst.collection import outputs, storage
@@ -182,6 +195,7 @@ def stylize(
             content_masks=content_mask or (),
             style_masks=style_mask or (),
             on_step=bar.show,
+            memory=in_bytes(memory),
         )
     storage.write(out, painting.encode(out))
     print(out)

@@ -27,6 +27,7 @@ RECIPE_OPTIONS = {
     "backbone": "The network: vgg19.",
     "weights": "Where its weights come from: bundled.",
     "precision": "The network's numbers: auto, fp32 or bf16.",
+    "tile": "Side of the tiles of pictures larger than memory, in pixels, or auto, or off.",
 }
 """Recipe keys with an option of their own; `--set` reaches the others."""
 

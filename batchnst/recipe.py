@@ -8,12 +8,17 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from batchnst.errors import RecipeError
 from batchnst.layers import cut, layer_names, smallest_side
+
+SMALLEST_TILE = 64
+
+NOT_OF_THE_PICTURE = {"max_megapixels", "tile"}
+"""Keys that say how, or whether at all, but not what is painted."""
 
 STARTS = ["content", "noise", "style"]
 """What `init` may name beside a picture."""
@@ -78,6 +83,7 @@ class Recipe(BaseModel):
     metadata: Literal["none", "keep"] = "none"
     max_megapixels: float = Field(250.0, gt=0, le=100_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tile: Annotated[str, BeforeValidator(str)] = "auto"
     tolerance: float = Field(0.002, ge=0, lt=1)
     snapshot_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -101,6 +107,13 @@ class Recipe(BaseModel):
             raise ValueError(f"{init!r} is not allowed{_did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
+    @field_validator("tile")
+    @classmethod
+    def _known_tile(cls, tile: str) -> str:
+        if tile not in ("auto", "off") and not (tile.isdecimal() and int(tile) >= SMALLEST_TILE):
+            raise ValueError(f"{tile!r} is not allowed; auto, off, or a side in pixels, {SMALLEST_TILE} at the least")
+        return tile
+
     @model_validator(mode="after")
     def _can_paint(self) -> Recipe:
         if self.content_weight + self.style_weight == 0:
@@ -113,6 +126,13 @@ class Recipe(BaseModel):
     def __hash__(self) -> int:
         return hash(self.json_text)
 
+    def __copy__(self) -> Self:
+        # What is derived from the keys does not go along: `model_copy` may change them.
+        copied = super().__copy__()
+        for name in ("json_text", "picture_text"):
+            copied.__dict__.pop(name, None)
+        return copied
+
     @cached_property
     def json_text(self) -> str:
         """The recipe as canonical JSON, as the ledger keeps it."""
@@ -120,8 +140,13 @@ class Recipe(BaseModel):
 
     @cached_property
     def picture_text(self) -> str:
-        """The recipe as the fingerprint hashes it: without what may refuse a picture, but does not change it."""
-        return json.dumps(self.model_dump(exclude={"max_megapixels"}), sort_keys=True, separators=(",", ":"))
+        """The recipe as the fingerprint hashes it: without what does not change the picture."""
+        return json.dumps(self.model_dump(exclude=NOT_OF_THE_PICTURE), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def tile_side(self) -> int | None:
+        """The side of a tile that is asked for, in pixels."""
+        return None if self.tile in ("auto", "off") else int(self.tile)
 
     @property
     def network(self) -> tuple[str, str]:

@@ -33,14 +33,14 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.device import (
     best_device,
     device_name,
-    largest_batch,
+    free_memory,
     network_dtype,
     peak_memory_bytes,
     precision_name,
-    room,
     synchronize,
     tune_process,
 )
+from batchnst.transfer.memory import largest_batch
 from batchnst.transfer.pyramid import scales, work
 
 Say = Callable[[str], None]
@@ -121,7 +121,7 @@ def measure(recipe: Recipe, say: Say) -> Bench:
     say(f"ceiling    {_flops(ceiling.matrix)} matrix product · {_flops(ceiling.convolution)} convolution")
     steps = []
     for size in [scale.size for scale in scales(recipe, recipe.size * 3 // 4)]:
-        for batch in _batches(device, size):
+        for batch in _batches(device, recipe, size):
             steps.append(measure_step(recipe, device, size, batch))
             say(_step_line(steps[-1], ceiling))
     shares = measure_shares(recipe, device)
@@ -167,7 +167,7 @@ def measure_step(recipe: Recipe, device: torch.device, size: int, batch: int) ->
 
 def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Shares:
     """The profile of a few steps at the recipe's size, by what each operation is for."""
-    painting = Painting(recipe, device, recipe.size, _batches(device, recipe.size)[-1])
+    painting = Painting(recipe, device, recipe.size, _batches(device, recipe, recipe.size)[-1])
     for _ in range(steps):
         painting.step()  # until memory has settled
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -220,7 +220,7 @@ def _worker_speed(recipe: Recipe, number: int, threads: int) -> float:
     device = best_device()
     if device.type == "cuda":
         torch.cuda.set_device(number)
-    batch = _batches(device, recipe.size)[-1]
+    batch = _batches(device, recipe, recipe.size)[-1]
     painting = Painting(recipe, device, recipe.size, batch)
     painting.step()
     _barrier.wait()
@@ -281,9 +281,10 @@ def _noise(random: np.random.Generator, height: int, width: int, falloff: float)
     return even[..., None]
 
 
-def _batches(device: torch.device, size: int) -> list[int]:
+def _batches(device: torch.device, recipe: Recipe, size: int) -> list[int]:
     """The batch sizes to measure, the last one what `auto` takes at that size."""
-    most = max(1, largest_batch(device.type, room(device)) // (size * (size * 3 // 4)))
+    dtype = network_dtype(recipe.precision, device)
+    most = max(1, largest_batch(free_memory(device), recipe, device.type, dtype) // (size * (size * 3 // 4)))
     return sorted({1, max(1, most // 4), most}) if device.type == "cuda" else sorted({1, min(4, most)})
 
 

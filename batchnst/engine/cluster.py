@@ -30,7 +30,7 @@ from batchnst.engine.worker import REPORT_EVERY, Chunk, paint_chunk
 from batchnst.errors import EngineError, OutOfMemory, PairError, WorkerLost
 from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.store import Out
-from batchnst.transfer.device import BYTES_A_PIXEL, PROCESS_BYTES, best_device, room, tune_process
+from batchnst.transfer.device import Hardware, tune_process
 from batchnst.transfer.weights import Weights
 
 LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
@@ -69,6 +69,8 @@ def _paint_task(
     weights: Weights,
     out: str,
     lease: Lease,
+    memory: float | None,
+    share: float,
     threads: int,
     interval: float,
     files: list[StyleFile],
@@ -79,7 +81,7 @@ def _paint_task(
     tune_process()
     loaded = dict(zip(files, styles, strict=True))
     told, events = time.monotonic(), []
-    for event in paint_chunk(chunk, weights, out, lease, best_device(), loaded.__getitem__):
+    for event in paint_chunk(chunk, weights, out, lease, Hardware.here(memory, share), loaded.__getitem__):
         events.append(event)
         if time.monotonic() - told >= interval:
             yield events
@@ -93,16 +95,16 @@ def _load_style_task(file: StyleFile) -> Style:
 
 
 @ray.remote(max_retries=3, max_calls=1000)
-def _room_task(share: float) -> int:
-    return room(best_device(), share)
+def _memory_task(memory: float | None, share: float) -> float:
+    return Hardware.here(memory, share).memory
 
 
 class Cluster:
     """A Ray cluster to paint on: one that runs, or one of this machine's own for as long as this lives."""
 
-    def __init__(self, address: str, gpus_per_task: float | None, max_attempts: int) -> None:
-        """The address is one that `address.choose` returns."""
-        self.max_attempts = max_attempts
+    def __init__(self, address: str, gpus_per_task: float | None, max_attempts: int, memory: float | None) -> None:
+        """The address is one that `address.choose` returns; memory: bytes of a worker, at the most."""
+        self.max_attempts, self.limit = max_attempts, memory
         self._connect(address)
         self._refreshed, self._workers = 0.0, 0
         patience = time.monotonic() + (0 if address == OWN else PATIENCE_SECONDS)
@@ -120,7 +122,7 @@ class Cluster:
             cpus = sum(node.get("CPU", 0.0) for node in nodes)
             raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {wanted}")
         self.device_type = "cuda" if self.gpus_per_task else "cpu"
-        self._memory = max(node.get("memory", UNKNOWN_MEMORY) for node in fitting)
+        self._memory = min(memory or math.inf, max(node.get("memory", UNKNOWN_MEMORY) for node in fitting))
 
     @property
     def ready(self) -> bool:
@@ -135,13 +137,18 @@ class Cluster:
             self._refreshed = time.monotonic()
         return max(1, self._workers)
 
-    def room(self) -> int:
-        """Pixels of the largest batch that a worker's memory holds."""
+    @property
+    def share(self) -> float:
+        """A task's share of its GPU."""
+        return min(1.0, self.gpus_per_task)
+
+    def memory(self) -> float:
+        """Bytes that a worker has: on a GPU, if it has one."""
         if not self.gpus_per_task:
-            return int((self._memory - PROCESS_BYTES) / BYTES_A_PIXEL)
-        task = _room_task.options(num_gpus=self.gpus_per_task)
-        pixels: int = ray.get(task.remote(min(1.0, self.gpus_per_task)))
-        return pixels
+            return self._memory
+        task = _memory_task.options(num_gpus=self.gpus_per_task)
+        found: float = ray.get(task.remote(self.limit, self.share))
+        return found
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
@@ -152,14 +159,14 @@ class Cluster:
     def resources(self, chunk: Chunk, tasks: int) -> dict[str, float]:
         """What a task is to ask Ray for, where there are at most so many at once.
 
-        CPUs, and so threads: one, which wastes least, unless there are fewer tasks than CPUs.
+        CPUs, and so threads: one, which wastes least, unless there are fewer tasks than CPUs, or memory for fewer.
         """
         if self.gpus_per_task:
             return {"num_gpus": self.gpus_per_task, "num_cpus": 1}
         cpus = [int(node.get("CPU", 0.0)) for node in _nodes()] or [1]
-        pixels = max(len(batch.jobs) * math.prod(batch.size or (0, 0)) for batch in chunk.batches)
-        memory = min(PROCESS_BYTES + BYTES_A_PIXEL * pixels, self._memory)
-        return {"num_cpus": max(1, min(max(cpus), sum(cpus) // max(1, tasks))), "memory": memory}
+        memory = min(max(batch.bytes_taken(self._memory) for batch in chunk.batches), self._memory)
+        at_once = min(tasks, sum(int(node.get("memory", UNKNOWN_MEMORY) / memory) for node in _nodes()))
+        return {"num_cpus": max(1, min(max(cpus), sum(cpus) // max(1, at_once))), "memory": memory}
 
     def close(self) -> None:
         """Leave the cluster; end it if it was this machine's own."""
@@ -258,6 +265,8 @@ class _Window:
             self.references[chunk.network],
             self.out.address,
             lease,
+            resources.get("memory", self.cluster.limit),
+            self.cluster.share,
             int(resources["num_cpus"]),
             interval,
             files,

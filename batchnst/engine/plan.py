@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from batchnst.collection.images import probe
 from batchnst.collection.manifest import Manifest, Pair
 from batchnst.ledger.store import Outcomes
 from batchnst.recipe import Recipe, fit
+from batchnst.transfer.device import best_device, network_dtype
+from batchnst.transfer.memory import PROCESS_BYTES, Fitting, fit_into
 from batchnst.transfer.pyramid import work
 
 
@@ -45,6 +48,17 @@ class Batch:
     def work(self) -> int:
         """Pixel-steps of the whole batch, what its time is proportional to."""
         return len(self.jobs) * work(self.recipe, *self.size) if self.size else 0
+
+    def fitting(self, memory: float, count: int) -> Fitting | None:
+        """How so many of its pictures are painted in so many bytes, if workers are as this machine."""
+        return fit_into(memory, self.recipe, self.size, count, expected_dtype(self.recipe)) if self.size else None
+
+    def bytes_taken(self, memory: float) -> float:
+        """What painting it takes of so many bytes: all of them where it has to be halved first."""
+        if not self.size:
+            return PROCESS_BYTES
+        fitting = self.fitting(memory, len(self.jobs))
+        return fitting.memory if fitting else memory
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,11 @@ class Plan:
         return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), most, replace=False)))
 
 
+def expected_dtype(recipe: Recipe) -> torch.dtype:
+    """The network's dtype, if workers are as this machine."""
+    return network_dtype(recipe.precision, best_device())
+
+
 def loss_definition(recipe: Recipe) -> str:
     """The name and version of the loss, as the ledger and the fingerprint have it."""
     return f"{recipe.loss}/1"
@@ -127,10 +146,13 @@ def make_plan(
     return Plan(pairs, chosen, attempts[chosen], weights_sha256, done, failed)
 
 
-def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, largest: int) -> list[Batch]:
+def make_batches(
+    jobs: Sequence[Job], batch_size: int | None, workers: int, largest: Callable[[Recipe], int]
+) -> list[Batch]:
     """Group jobs by recipe and working size, the batches that take longest first.
 
-    batch_size: pairs in a batch; None: as many as make `largest` pixels, fewer where workers would go idle.
+    batch_size: pairs in a batch; None: as many as make the `largest` pixels for their recipe, fewer where workers would
+    go idle.
     """
     sizes = _working_sizes(jobs)
     pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
@@ -140,7 +162,8 @@ def make_batches(jobs: Sequence[Job], batch_size: int | None, workers: int, larg
         members = list(group)
         size = sizes[members[0].pair.id]
         each = math.prod(size or (1, 1))
-        count = batch_size or _even(len(members), min(largest // each, math.ceil(pixels / workers / each)))
+        most = largest(members[0].pair.recipe) // each
+        count = batch_size or _even(len(members), min(most, math.ceil(pixels / workers / each)))
         parts = (members[start : start + count] for start in range(0, len(members), count))
         batches += [Batch(tuple(part), size) for part in parts]
     return sorted(batches, key=lambda batch: -batch.work)

@@ -13,7 +13,8 @@ import torch
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import RequestError
 from batchnst.recipe import Recipe
-from batchnst.transfer.device import best_device, largest_batch, room, synchronize, tune_process
+from batchnst.transfer.device import best_device, free_memory, network_dtype, synchronize, tune_process
+from batchnst.transfer.memory import largest_batch
 from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.textbook import STEPS, Moment, Textbook
 from batchnst.transfer.weights import load_weights
@@ -50,7 +51,9 @@ def race(content: torch.Tensor, style: torch.Tensor, recipe: Recipe, on_look: Ca
     device = best_device()
     weights = load_weights(*recipe.network)
     content, style = content.to(device), style.to(device)
-    batch = 1 if device.type == "cpu" else max(1, largest_batch(device.type, room(device)) // content[0, 0].numel())
+    dtype = network_dtype(recipe.precision, device)
+    largest = largest_batch(free_memory(device), recipe, device.type, dtype)
+    batch = 1 if device.type == "cpu" else max(1, largest // content[0, 0].numel())
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # torch's own default: the loop as everybody runs it
     textbook = Textbook(content, style, recipe, weights).run(STEPS, on_look)

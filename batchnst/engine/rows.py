@@ -22,6 +22,7 @@ from batchnst.engine.plan import Job, loss_definition
 from batchnst.ledger.schema import LossRow, PairRow, Versions
 from batchnst.transfer.device import device_name, peak_memory_bytes, precision_name
 from batchnst.transfer.losses import Losses
+from batchnst.transfer.memory import Fitting
 from batchnst.transfer.stylize import Step
 
 
@@ -84,6 +85,7 @@ class History:
 def pair_row(job: Job, run_id: str, weights_sha256: str, started: datetime, status: str, **more: Any) -> PairRow:
     """The row of an attempt that ends now, on this host; `more` are the columns that only some attempts have."""
     finished = datetime.now(UTC)
+    columns = {"recipe": job.pair.recipe.json_text} | more
     return PairRow(
         run_id=run_id,
         pair_id=job.pair.id,
@@ -96,7 +98,6 @@ def pair_row(job: Job, run_id: str, weights_sha256: str, started: datetime, stat
         style_masks=list(job.pair.style_masks),
         output=job.pair.output,
         fingerprint=job.fingerprint,
-        recipe=job.pair.recipe.json_text,
         loss_definition=loss_definition(job.pair.recipe),
         weights_sha256=weights_sha256,
         seed=job.pair.recipe.seed,
@@ -107,7 +108,7 @@ def pair_row(job: Job, run_id: str, weights_sha256: str, started: datetime, stat
         seconds=(finished - started).total_seconds(),
         versions=versions(),
         extra=job.pair.extra,
-        **more,
+        **columns,
     )
 
 
@@ -119,6 +120,13 @@ def failure(error: Exception) -> dict[str, Any]:
 def inputs(loaded: Loaded) -> dict[str, Any]:
     """The columns that say what was read."""
     return {"content_sha256": loaded.content_sha256, "style_sha256": loaded.style_sha256, "notes": loaded.notes}
+
+
+def fitting(loaded: Loaded, fitting: Fitting) -> dict[str, Any]:
+    """The columns that say how a picture fitted into memory: its recipe's `tile`, and what else is worth knowing."""
+    recipe = loaded.job.pair.recipe.model_copy(update={"tile": fitting.tile_text})
+    notes = [*loaded.notes, *fitting.notes(recipe)]
+    return {"recipe": recipe.json_text, "notes": notes}
 
 
 def picture(data: bytes, pixels: NDArray[Any]) -> dict[str, Any]:

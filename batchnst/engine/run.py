@@ -19,13 +19,15 @@ from batchnst.collection.storage import resolve
 from batchnst.engine.address import choose
 from batchnst.engine.events import Event, Notice, Progress
 from batchnst.engine.loading import ahead
-from batchnst.engine.plan import Batch, Plan, make_batches, make_plan
+from batchnst.engine.plan import Batch, Plan, expected_dtype, make_batches, make_plan
 from batchnst.engine.worker import Chunk, paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
 from batchnst.ledger.schema import RunRow
 from batchnst.ledger.store import Out, Outcomes
-from batchnst.transfer.device import BYTES_A_PIXEL, best_device, largest_batch, room, tune_process
+from batchnst.recipe import Recipe
+from batchnst.transfer.device import Hardware, tune_process
+from batchnst.transfer.memory import largest_batch, least_memory
 from batchnst.transfer.weights import Weights, load_weights
 
 BLOCK = 10_000
@@ -50,6 +52,7 @@ class Options:
     max_attempts: int = 3
     retry_failed: bool = False
     limit: int | None = None
+    memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Engine(Protocol):
     def workers(self) -> int:
         """How many there are at this moment, one at the least."""
 
-    def room(self) -> int:
-        """Pixels of the largest batch that a worker's memory holds."""
+    def memory(self) -> float:
+        """Bytes that a worker has."""
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
@@ -97,14 +100,14 @@ class Inline:
 
     workers, ready = 1, True
 
-    def __init__(self) -> None:
+    def __init__(self, memory: float | None) -> None:
         tune_process()
-        self.device = best_device()
-        self.device_type = self.device.type
+        self.hardware = Hardware.here(memory)
+        self.device_type = self.hardware.device.type
 
-    def room(self) -> int:
-        """What this process's device has room for."""
-        return room(self.device)
+    def memory(self) -> float:
+        """What this process's device has."""
+        return self.hardware.memory
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
@@ -112,7 +115,7 @@ class Inline:
         """Paint one chunk after the other."""
         for chunk in chunks:
             lease = Lease(claim.run_id)
-            yield from paint_chunk(chunk, weights[chunk.network], claim.folder.address, lease, self.device)
+            yield from paint_chunk(chunk, weights[chunk.network], claim.folder.address, lease, self.hardware)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -172,10 +175,10 @@ def _paint(
     try:
         if not engine.ready:
             yield Notice("waiting for the cluster to start a node")
-        room = engine.room()
-        blocks = _blocks(plan, options.batch_size, engine, room)
+        memory = engine.memory()
+        blocks = _blocks(plan, options.batch_size, engine, memory)
         first, last = next(blocks)
-        _check_room(first, room)
+        _check_memory(first, memory)
         out.begin(_run_row(plan, claim.run_id, options.engine))  # from here on, the request is a run
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         yield Planned(plan, sum(batch.work for batch in first) / share, min(engine.workers, len(first)))
@@ -206,23 +209,26 @@ def load_all_weights(pairs: Manifest) -> dict[tuple[str, str], Weights]:
     return {network: load_weights(*network) for network in pairs.networks}
 
 
-def _blocks(plan: Plan, batch_size: int | None, engine: Engine, room: int) -> Iterator[tuple[list[Batch], bool]]:
+def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[tuple[list[Batch], bool]]:
     """The plan's batches, a block at a time, and whether it is the last; each is made in a thread, ahead of its use."""
-    largest = largest_batch(engine.device_type, room)
+
+    def largest(recipe: Recipe) -> int:
+        return largest_batch(memory, recipe, engine.device_type, expected_dtype(recipe))
+
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
     for part, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
         yield batches, part is parts[-1]
 
 
-def _check_room(batches: Sequence[Batch], room: int) -> None:
+def _check_memory(batches: Sequence[Batch], memory: float) -> None:
     """Raise EngineError, naming a pair, where no worker has the memory for one by itself."""
     for batch in batches:
-        if batch.size and math.prod(batch.size) > room:
+        if batch.size and not batch.fitting(memory, 1):
             width, height = batch.size
-            needed, there = (pixels * BYTES_A_PIXEL / 1e9 for pixels in (math.prod(batch.size), room))
+            needed = least_memory(batch.recipe, batch.size, expected_dtype(batch.recipe))
             raise EngineError(
-                f"{batch.jobs[0].pair.id}: {width}×{height} pixels take about {needed:.0f} GB, "
-                f"more than the {there:.0f} GB that a worker has; lower its size"
+                f"{batch.jobs[0].pair.id}: {width}×{height} pixels take {needed / 1e9:.0f} GB at the least, "
+                f"more than the {memory / 1e9:.0f} GB that a worker has; lower its size"
             )
 
 
@@ -270,8 +276,8 @@ class _Pace:
 
 def _start(options: Options) -> Engine:
     if options.engine == "inline":
-        return Inline()
+        return Inline(options.memory)
     address = choose(options.address)
     from batchnst.engine.cluster import Cluster
 
-    return Cluster(address, options.gpus_per_task, options.max_attempts)
+    return Cluster(address, options.gpus_per_task, options.max_attempts, options.memory)

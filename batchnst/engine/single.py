@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 
 import numpy as np
@@ -32,8 +32,9 @@ from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged, RequestError
 from batchnst.recipe import Recipe
 from batchnst.transfer import stylize as transfer
-from batchnst.transfer.device import best_device
+from batchnst.transfer.device import Hardware, network_dtype
 from batchnst.transfer.losses import Losses
+from batchnst.transfer.memory import Fitting, fit_into, least_memory
 from batchnst.transfer.weights import load_weights
 
 Source = str | PathLike[str] | Image.Image
@@ -66,15 +67,18 @@ def stylize(
     content_masks: Sequence[Source] = (),
     style_masks: Sequence[Source] = (),
     on_step: Callable[[transfer.Step], None] | None = None,
+    memory: float | None = None,
 ) -> Painting:
     """Paint `content` in one style or several, on the GPU if there is one.
 
     Pictures and masks are paths, URIs or PIL images; weights and masks are as in a manifest. `on_step` is called with
-    every step. Raises RequestError for weights or masks that do not go with the styles, InputError for a picture that
-    cannot be used and Diverged if no finite loss was reached.
+    every step. memory: bytes to take at the most; by default what the device has. Raises RequestError for weights or
+    masks that do not go with the styles and for what does not fit into memory, InputError for a picture that cannot be
+    used and Diverged if no finite loss was reached.
     """
     recipe = recipe or Recipe()
-    device = best_device()
+    hardware = Hardware.here(memory)
+    device = hardware.device
     weights = load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
     photo = _picture(content, recipe)
@@ -86,6 +90,7 @@ def stylize(
         recipe,
         lambda own: load_backbone(own, weights, device),
         tensors.starts(batch),
+        _fitting(photo, recipe, hardware),
     )
     history = []
     while True:
@@ -106,6 +111,19 @@ def stylize(
         deep=to_deep_pixels(result.pictures[0]),
         finish=finish(photo, recipe),
     )
+
+
+def _fitting(photo: Picture, recipe: Recipe, hardware: Hardware) -> Fitting:
+    height, width = photo.pixels.shape[:2]
+    dtype = network_dtype(recipe.precision, hardware.device)
+    fitting = fit_into(hardware.memory, recipe, (width, height), 1, dtype)
+    if fitting is None:
+        needed = least_memory(recipe, (width, height), dtype)
+        raise RequestError(
+            f"{width}×{height} pixels take {needed / 1e9:.0f} GB at the least, more than the "
+            f"{hardware.memory / 1e9:.0f} GB that there are; lower size"
+        )
+    return replace(fitting, devices=hardware.devices)
 
 
 def _gather(

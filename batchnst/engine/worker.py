@@ -39,8 +39,9 @@ from batchnst.ledger.schema import PairRow
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.device import free_memory, network_dtype
+from batchnst.transfer.device import Hardware, network_dtype, release_memory
 from batchnst.transfer.losses import Losses
+from batchnst.transfer.memory import Fitting, fit_into
 from batchnst.transfer.stylize import Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
 
@@ -75,7 +76,7 @@ def paint_chunk(
     weights: Weights,
     out: str,
     lease: Lease,
-    device: torch.device,
+    hardware: Hardware,
     get_style: Callable[[StyleFile], Style] | None = None,
 ) -> Iterator[Event]:
     """Paint every pair of a chunk into OUT and commit it; yields what happened.
@@ -83,10 +84,10 @@ def paint_chunk(
     get_style: where styles come from; if left out, each is read once from where it lies.
     Raises StorageError if OUT cannot be written, or Superseded if the lease allows it no more.
     """
-    tensors = Tensors(device)
+    tensors = Tensors(hardware.device)
     with _Writer() as writer:
         for batch, loaded in ahead(Loader(get_style).load, chunk.batches):
-            yield from _Painter(batch.recipe, weights, Out(out), lease, tensors, writer).paint(loaded)
+            yield from _Painter(batch.recipe, weights, Out(out), lease, hardware, tensors, writer).paint(loaded)
         yield from writer.wait()
 
 
@@ -131,16 +132,25 @@ class _Painted:
     losses: Losses
     stopped: list[str]
     history: rows.History
+    fitting: Fitting
 
 
 class _Painter:
     """Paints jobs of one recipe and has them committed."""
 
     def __init__(
-        self, recipe: Recipe, weights: Weights, out: Out, lease: Lease, tensors: Tensors, writer: _Writer
+        self,
+        recipe: Recipe,
+        weights: Weights,
+        out: Out,
+        lease: Lease,
+        hardware: Hardware,
+        tensors: Tensors,
+        writer: _Writer,
     ) -> None:
         self.recipe, self.weights, self.out, self.lease = recipe, weights, out, lease
-        self.tensors, self.writer, self.device = tensors, writer, tensors.device
+        self.hardware, self.tensors, self.writer, self.device = hardware, tensors, writer, hardware.device
+        self.dtype = network_dtype(recipe.precision, hardware.device)
 
     def paint(self, loaded: Sequence[Loaded | Unloadable]) -> Iterator[Event]:
         """Commit the failures of what could not be loaded, then paint the rest, one working size at a time."""
@@ -151,40 +161,57 @@ class _Painter:
             else:
                 by_shape.setdefault(item.pictures.content.shape, []).append(item)
         for group in by_shape.values():
-            yield from self._paint_or_halve(group)
+            yield from self._paint_or_halve(group, self.hardware.memory)
 
-    def _paint_or_halve(self, group: Sequence[Loaded]) -> Iterator[Event]:
-        """Paint a group as one batch; if that fails, each half by itself, so that nobody fails with a neighbour."""
+    def _paint_or_halve(self, group: Sequence[Loaded], memory: float) -> Iterator[Event]:
+        """Paint a group as one batch in so many bytes.
+
+        If that fails, each half by itself, so that nobody fails with a neighbour; one alone for which memory was short
+        is tried in half of it.
+        """
         started = datetime.now(UTC)
-        error = yield from self._try(group, started)
+        error = yield from self._try(group, memory, started)
         if error is None:
             return
-        free_memory(self.device)
-        if len(group) == 1:
-            yield self._commit_failure(group[0].job, error, started, group[0])
-        else:
+        release_memory(self.device)
+        if len(group) > 1:
             for item in group:
                 self._log(logging.WARNING, item.job, f"failed with {len(group) - 1} others, halved: {error}")
-            yield from self._paint_or_halve(group[: len(group) // 2])
-            yield from self._paint_or_halve(group[len(group) // 2 :])
+            yield from self._paint_or_halve(group[: len(group) // 2], memory)
+            yield from self._paint_or_halve(group[len(group) // 2 :], memory)
+        elif isinstance(error, OutOfMemory) and self._fit(group, memory / 2):
+            self._log(logging.WARNING, group[0].job, f"tried again in half the memory: {error}")
+            yield from self._paint_or_halve(group, memory / 2)
+        else:
+            yield self._commit_failure(group[0].job, error, started, group[0])
 
-    def _try(self, group: Sequence[Loaded], started: datetime) -> Generator[Event, None, Exception | None]:
+    def _fit(self, group: Sequence[Loaded], memory: float) -> Fitting | None:
+        height, width = group[0].pictures.content.shape[:2]
+        return fit_into(memory, self.recipe, (width, height), len(group), self.dtype)
+
+    def _try(
+        self, group: Sequence[Loaded], memory: float, started: datetime
+    ) -> Generator[Event, None, Exception | None]:
         """Paint a group and have it committed, or return why it could not be painted."""
         try:
-            painted = yield from self._optimize(group)
+            fitting = self._fit(group, memory)
+            if fitting is None:
+                raise OutOfMemory(f"takes more than the {memory / 1e9:.1f} GB that there are; lower size")
+            painted = yield from self._optimize(group, replace(fitting, devices=self.hardware.devices))
         except StorageError:
             raise
         except Exception as error:
             # Its traceback would keep the batch's tensors in memory.
-            return error.with_traceback(None)
+            return as_pair_error(error.with_traceback(None))
         yield from self.writer.submit(partial(self._commit_all, group, painted, started))
         return None
 
-    def _optimize(self, group: Sequence[Loaded]) -> Generator[Event, None, _Painted]:
+    def _optimize(self, group: Sequence[Loaded], fitting: Fitting) -> Generator[Event, None, _Painted]:
         """Paint a group, reporting now and then."""
         batch = [item.pictures for item in group]
         contents, starts = self.tensors.contents(batch), self.tensors.starts(batch)
-        painting = stylize(contents, self.tensors.guides(batch), self.recipe, self._load_backbone, starts)
+        guides = self.tensors.guides(batch)
+        painting = stylize(contents, guides, self.recipe, self._load_backbone, starts, fitting)
         history = rows.History(len(group))
         reported, steps, work = time.perf_counter(), 0, 0
         while True:
@@ -197,7 +224,7 @@ class _Painter:
                 for i, item in enumerate(group):
                     if outputs.is_deep(item.job.pair.output):
                         pixels[i] = to_deep_pixels(result.pictures[i])
-                painted = _Painted(pixels, Losses.cat([result.losses]), result.stopped, history)
+                painted = _Painted(pixels, Losses.cat([result.losses]), result.stopped, history, fitting)
                 yield Progress(steps, work, time.perf_counter() - reported)
                 return painted
             history.add(step)
@@ -236,7 +263,12 @@ class _Painter:
         loss_rows = painted.history.rows([item.job for item in group], self.lease.run_id)
         pair_rows: list[PairRow] = []
         for i, (item, pixels) in enumerate(zip(group, painted.pixels, strict=True)):
-            columns = {**rows.inputs(item), "batch_size": len(group), "stopped": painted.stopped[i]}
+            columns = {
+                **rows.inputs(item),
+                **rows.fitting(item, painted.fitting),
+                "batch_size": len(group),
+                "stopped": painted.stopped[i],
+            }
             try:
                 data = self._encode(pixels, item, painted.losses.total[i].item())
             except PairError as error:
@@ -275,7 +307,7 @@ class _Painter:
         log.log(level, "run %s, pair %s, attempt %d: %s", self.lease.run_id, job.pair.id, job.attempt, text)
 
     def _row(self, job: Job, started: datetime, status: str, **columns: object) -> PairRow:
-        columns = rows.device(self.device, network_dtype(self.recipe.precision, self.device)) | columns
+        columns = rows.device(self.device, self.dtype) | columns
         return rows.pair_row(job, self.lease.run_id, self.weights.sha256, started, status, **columns)
 
 

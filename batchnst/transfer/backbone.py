@@ -93,6 +93,14 @@ class Backbone(nn.Module):
                 features[name] = x
         return features
 
+    def shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        """Channels, rows and columns (C, h, w) of each layer, for a picture of so many pixels."""
+        found = {}
+        for layer in self.layers:
+            height, width = layer.length(height), layer.length(width)
+            found[layer.name] = layer.channels, height, width
+        return found
+
     def _convolve(self, x: Tensor, layer: Layer, edges: Edges) -> Tensor:
         weight, bias = getattr(self, f"{layer.name}_weight"), getattr(self, f"{layer.name}_bias")
         padding = [layer.padding * edge for edge in (edges.left, edges.right, edges.top, edges.bottom)]

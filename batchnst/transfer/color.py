@@ -61,7 +61,7 @@ def match_histogram(style: Tensor, content: Tensor) -> Tensor:
     pixels, mean, covariance = _statistics(style)
     _, wanted_mean, wanted = _statistics(content)
     matched = _power(wanted, 0.5) @ _power(covariance, -0.5) @ (pixels - mean) + wanted_mean
-    return matched.to(style.dtype).view_as(style).clamp(0, 255)
+    return matched.to(content.dtype).view_as(style).clamp(0, 255)
 
 
 def _statistics(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
 import sys
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
-BYTES_A_PIXEL = 3500
-"""Memory that painting takes for each pixel of a batch (measured on a CPU at 256 and 512 pixels, bf16)."""
+CGROUPS = Path("/sys/fs/cgroup")
 
-PROCESS_BYTES = 800e6
-"""Memory of a process before it paints."""
 
-CPU_BATCH = 4 * 256 * 256
-"""Pixels of a batch on a CPU, which gains nothing from more."""
+@dataclass(frozen=True)
+class Hardware:
+    """What a worker paints on: its device, the bytes it may take there, and all devices that are its own."""
 
-GPU_BATCH = 16 * 512 * 512
-"""Pixels of a batch on a GPU, at the most."""
+    device: torch.device
+    memory: float
+    devices: tuple[torch.device, ...]
+
+    @classmethod
+    def here(cls, memory: float | None = None, share: float = 1.0) -> Hardware:
+        """This process's; with so many bytes at the most, and this share of a GPU."""
+        device = best_device()
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
+        devices = (device,) if count == 1 else tuple(torch.device("cuda", i) for i in range(count))
+        return cls(devices[0], min(memory or math.inf, free_memory(device, share)), devices)
 
 
 def best_device() -> torch.device:
@@ -70,21 +80,35 @@ def _has_native_bf16(device: torch.device) -> bool:
     return "AMX" in capabilities or torch.cpu._is_avx512_bf16_supported()
 
 
-def room(device: torch.device, share: float = 1.0) -> int:
-    """Pixels of the largest batch that the device's memory, or a share of it, holds with some to spare."""
+def free_memory(device: torch.device, share: float = 1.0) -> float:
+    """Bytes that may be taken on a device, or on a share of it, with some to spare."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(0.8 * share * free / BYTES_A_PIXEL)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int((0.9 * memory - PROCESS_BYTES) / BYTES_A_PIXEL)
+        return 0.8 * share * torch.cuda.mem_get_info(device)[0]
+    return 0.9 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _granted(CGROUPS))
 
 
-def largest_batch(device_type: str, room: int) -> int:
-    """Pixels of a batch on `auto`: no more than there is room for, nor than makes it faster."""
-    return min(GPU_BATCH if device_type == "cuda" else CPU_BATCH, room)
+def _granted(root: Path) -> float:
+    """Bytes that containers and batch systems grant this process: by its control group, or one around it."""
+    limits = [math.inf]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds in ("", "memory"):
+                name = "memory.limit_in_bytes" if kinds else "memory.max"
+                folder = root / kinds / path.lstrip("/")
+                limits += [_limit(around / name) for around in (folder, *folder.parents)]
+    return min(limits)
 
 
-def free_memory(device: torch.device) -> None:
+def _limit(file: Path) -> float:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return math.inf
+    return float(text) if text.isdecimal() else math.inf
+
+
+def release_memory(device: torch.device) -> None:
     """Give back what a failed batch has left."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.backbone import WHOLE, Backbone, Edges
 
 BLOCK = 4096
 """Positions that a CPU multiplies at once: few enough for their float32 copy to stay in its cache."""
+
+Place = tuple[Any, slice, slice]
+"""Where some positions lie in features (B, C, h, w), as an index."""
+
+ALL: Place = (..., slice(None), slice(None))
 
 EAGER_CALLS = 3
 """Calls of an objective on a GPU before it is recorded as a graph: libraries choose their algorithms meanwhile."""
@@ -46,6 +54,10 @@ class Losses:
             },
         )
 
+    def detach(self) -> Losses:
+        """The same losses without how they came about."""
+        return self._with(self, lambda mine, _: mine.detach())
+
     def copy(self) -> Losses:
         """The same losses in memory of their own."""
         return self._with(self, lambda mine, _: mine.clone())
@@ -71,53 +83,151 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Definition:
-    """A loss definition: per-picture content loss and style loss of one layer, each (B,)."""
+class Sums:
+    """What the losses are made of: sums over positions, so that those of a picture's tiles add up to its own.
 
-    content: Callable[[Tensor, Tensor], Tensor]
+    squares: content layer → Σ(F − P)², (B,). products: style layer → ΣFFᵀ of each region, R of (B, C, C).
+    variation: Σ|dx| + Σ|dy|, (B,).
+    """
+
+    squares: dict[str, Tensor]
+    products: dict[str, list[Tensor]]
+    variation: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        return [*self.squares.values(), *(own for each in self.products.values() for own in each), self.variation]
+
+    def add_(self, other: Sums) -> None:
+        """Add the sums of another part, in place."""
+        for mine, theirs in zip(self.tensors, other.tensors, strict=True):
+            mine += theirs.to(mine.device)
+
+    def requires_grad_(self) -> None:
+        """Have autograd derive by all of them."""
+        for tensor in self.tensors:
+            tensor.requires_grad_()
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A loss definition: each picture's content loss and style loss of one layer, (B,).
+
+    content: of Σ(F − P)², (B,), and how many squares that is. style: of a Gram matrix and its target, (B, C, C).
+    """
+
+    content: Callable[[Tensor, int], Tensor]
     style: Callable[[Tensor, Tensor], Tensor]
 
 
-class _Gram(torch.autograd.Function):
-    """FᵀF over positions, and F itself, whose gradient is added to the Gram's where it lies.
+def _neural_style_content(squares: Tensor, count: int) -> Tensor:
+    """Mean squared error over channels and positions."""
+    return squares / count
+
+
+def _neural_style_style(gram: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of Gram/(C·H·W); ours is already divided by H·W."""
+    return sum_of_squares(gram, target) / gram.shape[1] ** 4
+
+
+def _gatys_content(squares: Tensor, count: int) -> Tensor:
+    """½ Σ (F − P)² (Gatys et al. 2016, eq. 1)."""
+    return squares / 2
+
+
+def _gatys_style(gram: Tensor, target: Tensor) -> Tensor:
+    """1/(4 N² M²) Σ (G − A)² (Gatys et al. 2016, eq. 4), M divided out of each Gram by its own picture."""
+    return sum_of_squares(gram, target) / (4 * gram.shape[1] ** 2)
+
+
+DEFINITIONS = {
+    "neural-style": Definition(_neural_style_content, _neural_style_style),
+    "gatys2016": Definition(_gatys_content, _gatys_style),
+}
+
+
+def sum_of_squares(a: Tensor, b: Tensor) -> Tensor:
+    """Σ(a − b)² of each picture, (B,)."""
+    return (a - b).square().flatten(1).sum(1)
+
+
+def total_variation(pictures: Tensor, place: Place = ALL) -> Tensor:
+    """Σ|dx| + Σ|dy| of pictures (B, 3, H, W), (B,), from each pixel of a place to its right and its lower neighbour."""
+    _, rows, columns = place
+    across = pictures[..., rows, _and_next(columns)].diff(dim=-1)
+    down = pictures[..., _and_next(rows), columns].diff(dim=-2)
+    return across.abs().sum((1, 2, 3)) + down.abs().sum((1, 2, 3))
+
+
+def _and_next(positions: slice) -> slice:
+    """The positions and the one behind them, if there is one."""
+    return slice(positions.start, positions.stop and positions.stop + 1)
+
+
+class _Products(torch.autograd.Function):
+    """Features, to go on with, and ΣFFᵀ over some of their positions, whose derivative is added where it lies.
 
     Autograd's own derivative would multiply twice and add tensors of different memory layouts.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        positions = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h·w, C), a view when channels_last
-        ctx.save_for_backward(positions)
-        return features, _products(positions) / positions.shape[1]
+    def forward(ctx: Any, features: Tensor, place: Place, multiply: bool) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(features)
+        ctx.place = place
+        if multiply:
+            return features, _multiply(_positions(features[place]))
+        batch, channels = features.shape[:2]
+        return features, features.new_zeros(batch, channels, channels, dtype=_exact(features.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (positions,), (upstream, gradient) = ctx.saved_tensors, gradients
-        symmetric = ((gradient + gradient.mT) / positions.shape[1]).to(positions.dtype)
-        batch, channels, height, width = upstream.shape
-        own = (positions @ symmetric).add_(upstream.permute(0, 2, 3, 1).flatten(1, 2))
-        derived: Tensor = own.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return derived
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (features,), (upstream, gradient) = ctx.saved_tensors, gradients
+        symmetric = (gradient + gradient.mT).to(features.dtype)
+        own = _positions(features[ctx.place]) @ symmetric
+        if ctx.place is ALL:
+            return _features(own.add_(_positions(upstream)), upstream), None, None
+        derived = upstream.clone()
+        derived[ctx.place] += _features(own, derived[ctx.place])
+        return derived, None, None
 
 
-def _products(positions: Tensor) -> Tensor:
+def _positions(features: Tensor) -> Tensor:
+    """Features (B, C, h, w) as (B, h·w, C), a view when all of them are channels_last."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _features(positions: Tensor, like: Tensor) -> Tensor:
+    """Positions (B, h·w, C) as features (B, C, h, w)."""
+    batch, channels, height, width = like.shape
+    return positions.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """What sums of a dtype are kept in: float32 or better."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _multiply(positions: Tensor) -> Tensor:
     """PᵀP, (B, C, C), summed in float32 or better, of positions (B, n, C)."""
     if positions.is_cuda and positions.dtype == torch.bfloat16:
         product: Tensor = torch.bmm(positions.mT, positions, out_dtype=torch.float32)
         return product
     batch, _, channels = positions.shape
-    exact = torch.promote_types(positions.dtype, torch.float32)
-    sums = torch.zeros(batch, channels, channels, dtype=exact, device=positions.device)
+    sums = torch.zeros(batch, channels, channels, dtype=_exact(positions.dtype), device=positions.device)
     for block in torch.split(positions, BLOCK, dim=1):
-        wide = block.to(exact)
+        wide = block.to(sums.dtype)
         sums.baddbmm_(wide.mT, wide)
     return sums
 
 
-def tap_gram(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The features (B, C, h, w), to go on with, and their Gram matrix."""
-    passed_on, gram = _Gram.apply(features)
-    return passed_on, gram
+def tap_products(features: Tensor, place: Place, *, multiply: bool = True) -> tuple[Tensor, Tensor]:
+    """The features (B, C, h, w), to go on with, and ΣFFᵀ, (B, C, C), over the positions of a place in them.
+
+    multiply: whether the sum itself is wanted; without, it is zeros whose derivative is right.
+    """
+    passed_on, products = _Products.apply(features, place, multiply)
+    return passed_on, products
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -125,44 +235,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 
     The papers sum over positions (Gatys et al. 2016, eq. 3); the mean makes pictures of different sizes compare.
     """
-    return tap_gram(features)[1]
-
-
-def total_variation(pictures: Tensor) -> Tensor:
-    """Σ|dx| + Σ|dy| over pictures (B, 3, H, W), (B,)."""
-    across, down = pictures.diff(dim=-1).abs(), pictures.diff(dim=-2).abs()
-    return across.sum((1, 2, 3)) + down.sum((1, 2, 3))
-
-
-def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Σ(a − b)² of each picture, (B,)."""
-    return (a - b).square().flatten(1).sum(1)
-
-
-def _neural_style_content(features: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over channels and positions."""
-    return _squares(features, target) / features[0].numel()
-
-
-def _neural_style_style(gram: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of Gram/(C·H·W); ours is already divided by H·W."""
-    return _squares(gram, target) / gram.shape[1] ** 4
-
-
-def _gatys_content(features: Tensor, target: Tensor) -> Tensor:
-    """½ Σ (F − P)² (Gatys et al. 2016, eq. 1)."""
-    return _squares(features, target) / 2
-
-
-def _gatys_style(gram: Tensor, target: Tensor) -> Tensor:
-    """1/(4 N² M²) Σ (G − A)² (Gatys et al. 2016, eq. 4), M divided out of each Gram by its own picture."""
-    return _squares(gram, target) / (4 * gram.shape[1] ** 2)
-
-
-DEFINITIONS = {
-    "neural-style": Definition(_neural_style_content, _neural_style_style),
-    "gatys2016": Definition(_gatys_content, _gatys_style),
-}
+    return tap_products(features, ALL)[1] / features[0, 0].numel()
 
 
 @dataclass(frozen=True)
@@ -184,14 +257,32 @@ class Region:
         return Region(grams, guides, self.share[which])
 
 
-def guide(mask: Tensor, features: Tensor) -> Tensor:
-    """A mask (B, 1, H, W), 0..1, as the factor T for a layer's features (B, C, h, w) (Gatys et al. 2017, eq. 6).
+def guide(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask (B, 1, H, W), 0..1, as the factor T (B, 1, h, w) for a layer's features (Gatys et al. 2017, eq. 6).
 
     Averaged to the layer's size and scaled so that the mean of T² is 1: the Gram matrix of T∘F is then the mean over
     the masked part, and a mask of ones changes nothing.
     """
-    small = F.adaptive_avg_pool2d(mask, (features.shape[2], features.shape[3]))
-    return (small / small.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)).to(features.dtype)
+    small = F.adaptive_avg_pool2d(mask, (height, width))
+    return small / small.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a picture, which has positions of each layer for its own, and sees what lies around them.
+
+    window: where its pixels lie in the picture. edges: which of its sides are the picture's. own, place: layer → where
+    its own positions lie in what it sees, and in the picture; under "" the pixels.
+    """
+
+    window: Place
+    edges: Edges
+    own: Mapping[str, Place]
+    place: Mapping[str, Place]
+
+
+EVERYTHING = Tile(ALL, WHOLE, defaultdict(lambda: ALL), defaultdict(lambda: ALL))
+"""The whole picture as one tile."""
 
 
 class Objective:
@@ -204,8 +295,8 @@ class Objective:
         self, backbone: Backbone, recipe: Recipe, content: dict[str, Tensor], regions: Sequence[Region]
     ) -> None:
         self.backbone, self.recipe, self.content, self.regions = backbone, recipe, content, regions
-        self.definition = DEFINITIONS[recipe.loss]
         self._calls = 0
+        self._graph: _Graph | None = None
 
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
         """Losses of each picture, and each picture's gradient of its own total, shaped like the pictures.
@@ -214,63 +305,83 @@ class Objective:
         """
         self._calls += 1
         if not pictures.is_cuda or self._calls <= EAGER_CALLS:
-            return self._evaluate(pictures)
-        return self._replay(pictures)
+            return self.evaluate(pictures)
+        self._graph = self._graph or _Graph(self.evaluate, pictures)
+        return self._graph(pictures)
 
-    def _replay(self, pictures: Tensor) -> tuple[Losses, Tensor]:
-        """The same by a CUDA graph: hundreds of kernels are started at once."""
-        if self._calls == EAGER_CALLS + 1:
-            self._pictures, self._graph = pictures.clone(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._results = self._evaluate(self._pictures)
-        self._pictures.copy_(pictures)
-        self._graph.replay()
-        losses, gradient = self._results
-        return losses.copy(), gradient.clone()
-
-    def _evaluate(self, pictures: Tensor) -> tuple[Losses, Tensor]:
+    def evaluate(self, pictures: Tensor) -> tuple[Losses, Tensor]:
+        """What a call gives, without a graph."""
         pictures = pictures.detach().requires_grad_()
         with torch.enable_grad():
-            losses = self._losses(pictures.expand(-1, 3, -1, -1))
+            losses = self.losses(self.sums(self.backbone, pictures), *pictures.shape[-2:])
         (gradient,) = torch.autograd.grad(losses.total.sum(), pictures)
-        detached = {name: loss.detach() for name, loss in losses.style_layers.items()}
-        return Losses(losses.content.detach(), losses.style.detach(), losses.tv.detach(), detached), gradient
+        return losses.detach(), gradient
 
-    def select(self, which: Tensor) -> Objective:
+    def select(self, which: Tensor) -> Self:
         """The objective of some of the pictures."""
-        content = {name: features[which] for name, features in self.content.items()}
-        return Objective(self.backbone, self.recipe, content, [region.select(which) for region in self.regions])
+        chosen = copy(self)
+        chosen.content = {name: features[which] for name, features in self.content.items()}
+        chosen.regions = [region.select(which) for region in self.regions]
+        chosen._calls, chosen._graph = 0, None
+        return chosen
 
-    def _losses(self, pictures: Tensor) -> Losses:
-        recipe = self.recipe
-        content = pictures.new_zeros(len(pictures))
-        layers: dict[str, Tensor] = {}
+    def sums(self, backbone: Backbone, pictures: Tensor, tile: Tile = EVERYTHING, *, multiply: bool = True) -> Sums:
+        """The sums over a tile's own positions, of its pixels (B, 3 or 1, h, w); multiply as in `tap_products`."""
+        squares: dict[str, Tensor] = {}
+        products: dict[str, list[Tensor]] = {}
 
         def tap(name: str, features: Tensor) -> Tensor:
-            nonlocal content
-            if name in recipe.content_layers:
-                own = self.definition.content(features.to(pictures.dtype), self.content[name])
-                content = content + recipe.content_layers[name] * own
-            if name in recipe.style_layers:
-                features, layers[name] = self._style_loss(name, features)
+            if name in self.recipe.content_layers:
+                target = self.content[name][tile.place[name]].to(pictures)
+                squares[name] = sum_of_squares(features[tile.own[name]].to(pictures.dtype), target)
+            if name in self.recipe.style_layers:
+                products[name] = []
+                for region in self.regions:
+                    if region.guides:
+                        guided = features[tile.own[name]] * region.guides[name][tile.place[name]].to(features)
+                        products[name].append(tap_products(guided, ALL, multiply=multiply)[1])
+                    else:
+                        features, sums = tap_products(features, tile.own[name], multiply=multiply)
+                        products[name].append(sums)
             return features
 
-        self.backbone(pictures, tap)
+        pictures = pictures.expand(-1, 3, -1, -1)
+        backbone(pictures, tap, tile.edges)
+        return Sums(squares, products, total_variation(pictures, tile.own[""]))
+
+    def losses(self, sums: Sums, height: int, width: int) -> Losses:
+        """The losses of pictures of a size in pixels, from their sums."""
+        recipe, definition = self.recipe, DEFINITIONS[self.recipe.loss]
+        shapes = self.backbone.shapes(height, width)
+        content = torch.zeros_like(sums.variation)
+        for name, weight in recipe.content_layers.items():
+            content = content + weight * definition.content(sums.squares[name], math.prod(shapes[name]))
+        layers = {}
+        for name, products in sums.products.items():
+            _, rows, columns = shapes[name]
+            grams = [product / (rows * columns) for product in products]
+            parts = zip(grams, self.regions, strict=True)
+            own = [region.share * definition.style(gram, region.grams[name]) for gram, region in parts]
+            layers[name] = torch.stack(own).sum(0)
         style = torch.stack([weight * layers[name] for name, weight in recipe.style_layers.items()]).sum(0)
         return Losses(
             content=recipe.content_weight * content,
             style=recipe.style_weight * style,
-            tv=recipe.tv_weight * total_variation(pictures),
+            tv=recipe.tv_weight * sums.variation,
             style_layers=layers,
         )
 
-    def _style_loss(self, name: str, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, to go on with, and the style loss of their layer, (B,), over all regions."""
-        loss = torch.zeros_like(self.regions[0].share)
-        for region in self.regions:
-            if region.guides:
-                gram = gram_matrix(features * region.guides[name])
-            else:
-                features, gram = tap_gram(features)
-            loss = loss + region.share * self.definition.style(gram, region.grams[name])
-        return features, loss
+
+class _Graph:
+    """A CUDA graph of an evaluation: hundreds of kernels are started at once."""
+
+    def __init__(self, evaluate: Callable[[Tensor], tuple[Losses, Tensor]], pictures: Tensor) -> None:
+        self.pictures, self.graph = pictures.clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.results = evaluate(self.pictures)
+
+    def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
+        self.pictures.copy_(pictures)
+        self.graph.replay()
+        losses, gradient = self.results
+        return losses.copy(), gradient.clone()

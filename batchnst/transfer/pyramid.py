@@ -41,7 +41,8 @@ def work(recipe: Recipe, width: int, height: int) -> int:
 
 
 def resize(pictures: Tensor, width: int, height: int) -> Tensor:
-    """Pictures (B, 3, H, W) in 0..255 at another size, antialiased, inside the box."""
+    """Pictures (B, 3, H, W) in 0..255 at another size, antialiased, inside the box; floats."""
+    pictures = pictures if pictures.is_floating_point() else pictures.float()
     if pictures.shape[-2:] == (height, width):
         return pictures
-    return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True).clamp(0, 255)
+    return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True).clamp_(0, 255)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,9 +14,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.color import COLORS, ColorMethod
-from batchnst.transfer.losses import Losses, Objective, Region, gram_matrix, guide
+from batchnst.transfer.losses import Losses, Objective, Region, guide
+from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.optimizers import BOX, OPTIMIZERS
 from batchnst.transfer.pyramid import Scale, resize, scales
+from batchnst.transfer.tiling import FORWARD, TiledObjective, features, gram_matrices
 
 CHECK_EVERY = 10
 """Steps between two looks at who has stopped: a look makes the host wait for the device."""
@@ -32,7 +34,7 @@ EXPLODED = 10.0
 class Guide:
     """What one picture is to look like, or one part of it: styles, their weights, and where.
 
-    styles: (1, 3, h, w) each, of any sizes, RGB, 0..255, float32; weights: one each, summing to 1.
+    styles: (1, 3, h, w) each, of any sizes, RGB, 0..255, of any dtype; weights: one each, summing to 1.
     share: the part's share in the style loss. content_mask (1, 1, H, W), style_mask (1, 1, h, w): 0..1, None for all.
     """
 
@@ -54,7 +56,9 @@ class Step:
     losses: Losses
     share: float  # of all steps, at the most
     render: Callable[[], Tensor]
-    """The best so far of the active pictures, (b, 3, h, w), RGB, 0..255, at this scale."""
+    """The best so far of the active pictures, (b, 3, h, w), RGB, 0..255, at this scale; to be called before the next
+    step.
+    """
 
 
 @dataclass(frozen=True)
@@ -72,24 +76,27 @@ def stylize(
     recipe: Recipe,
     load: Callable[[Recipe], Backbone],
     starts: Tensor | None = None,
+    fitting: Fitting = UNBOUNDED,
 ) -> Generator[Step, None, Stylized]:
     """Paint `contents` as their guides say; yields every step, returns the pictures.
 
     contents: (B, 3, H, W), RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
     guides: for each picture the same number of parts; a style tensor that stands in several is measured once a scale.
     load: gives the backbone for a recipe. starts: (B, 3, H, W), what to start from in place of `recipe.init`.
+    fitting: how all of this is made to fit into memory.
 
     A picture whose loss explodes or is no number is tried once more, in a SAFER way, from the best it had.
     """
     everyone = list(range(len(contents)))
-    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, everyone)
+    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, everyone, fitting)
     lost = [i for i, why in enumerate(result.stopped) if why == "diverged"]
     if not lost:
         return result
     safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
     finite = result.losses.total[lost].isfinite()[:, None, None, None]
     starts = torch.where(finite, result.pictures[lost], contents[lost])
-    rescued = yield from _optimize(contents[lost], [guides[i] for i in lost], safer, load(safer), starts, lost)
+    guides = [guides[i] for i in lost]
+    rescued = yield from _optimize(contents[lost], guides, safer, load(safer), starts, lost, fitting)
     places = torch.tensor(lost, device=contents.device)
     pictures = result.pictures.index_copy(0, places, rescued.pictures)
     return Stylized(pictures, result.losses.put(places, rescued.losses), result.stopped)
@@ -102,6 +109,7 @@ def _optimize(
     backbone: Backbone,
     starts: Tensor | None,
     places: Sequence[int],
+    fitting: Fitting,
 ) -> Generator[Step, None, Stylized]:
     """The optimisation itself, scale by scale; `places` are the pictures' own in the whole batch, for the steps."""
     color = COLORS[recipe.preserve_color]
@@ -114,13 +122,13 @@ def _optimize(
     index, passed, total = 0, 0, sum(scale.steps for scale in pyramid)
     for scale in pyramid:
         size = fit(width, height, scale.size)
-        objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale)
+        objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale, fitting)
         start = resize(starts, *size)
         pictures = resize(painted, *size)
         if recipe.init != "noise":
             # The coarser scale has not seen the start's fine detail: only what it changed is carried over.
-            pictures = (start + pictures - resize(begun, *size)).clamp(*BOX)
-        painter = _Painter(objective, pictures, recipe, good_step)
+            pictures = (pictures - resize(begun, *size)).add_(start).clamp_(*BOX)
+        painter = _Painter(objective, pictures, recipe, good_step, fitting.history)
         shown = resize(contents, *size)
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
@@ -143,16 +151,26 @@ def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[
 class _Painter:
     """The pictures of a batch at one scale: `active` are those that still move; `best` and `losses` are of all."""
 
-    def __init__(self, objective: Objective, pictures: Tensor, recipe: Recipe, good_step: Tensor | None) -> None:
+    def __init__(
+        self, objective: Objective, pictures: Tensor, recipe: Recipe, good_step: Tensor | None, history: int
+    ) -> None:
         self.objective, self.tolerance = objective, recipe.tolerance
-        self.optimizer = OPTIMIZERS[recipe.optimizer](pictures, recipe.learning_rate, good_step)
-        self.best = pictures
+        self.optimizer = OPTIMIZERS[recipe.optimizer](pictures, recipe.learning_rate, good_step, history)
         self.active = list(range(len(pictures)))
         self.stopped = ["steps"] * len(pictures)
+        self._ended: dict[int, Tensor] = {}
         self._places = torch.arange(len(pictures), device=pictures.device)
         self._good_step = torch.zeros(len(pictures), device=pictures.device)
         self._kept: Losses | None = None
         self._seen = torch.full_like(self._good_step, torch.inf)
+
+    @property
+    def best(self) -> Tensor:
+        """The best of each picture so far, (B, C, H, W)."""
+        if not self._ended:
+            return self.optimizer.best
+        moving = dict(zip(self.active, self.optimizer.best, strict=True))
+        return torch.stack([picture for _, picture in sorted({**self._ended, **moving}.items())])
 
     @property
     def good_step(self) -> Tensor:
@@ -161,9 +179,8 @@ class _Painter:
 
     def step(self) -> tuple[list[int], Losses]:
         """One step; returns which pictures moved and the losses (b,) they have now."""
-        trial, places = self.optimizer.trial, self._places
         with record_function("objective"):
-            losses, gradient = self.objective(trial)
+            losses, gradient = self.objective(self.optimizer.trial)
         with record_function("optimizer"):
             accepted = self.optimizer.observe(losses.total, gradient)
         if self._kept is None:
@@ -171,11 +188,9 @@ class _Painter:
             return self.active, losses
         # A step that was taken back leaves the picture, and so its losses, as they were.
         self._kept = losses.where(accepted, self._kept)
-        before = self.losses.select(places)
+        before = self.losses.select(self._places)
         better = (losses.total < before.total) | ~before.total.isfinite()
-        self.losses = self.losses.put(places, losses.where(better, before))
-        best = torch.where(better[:, None, None, None], trial, self.best[places])
-        self.best = self.best.index_copy(0, places, best)
+        self.losses = self.losses.put(self._places, losses.where(better, before))
         return self.active, self._kept
 
     def drop_stopped(self) -> bool:
@@ -187,11 +202,9 @@ class _Painter:
         for picture, is_flat, is_lost in zip(self.active, flat.tolist(), lost.tolist(), strict=True):
             if is_flat or is_lost:
                 self.stopped[picture] = "diverged" if is_lost else "plateau"
-        going = (~(flat | lost)).nonzero()[:, 0]
+        going = (~(flat | lost)).nonzero()[:, 0].tolist()
         if len(going) < len(self.active):
-            self._good_step = self.good_step
-            self.active = [self.active[place] for place in going.tolist()]
-            self._select(going)
+            self._go_on_with(going)
         return bool(self.active)
 
     def close(self) -> None:
@@ -206,8 +219,14 @@ class _Painter:
         now = self._kept.total
         return ~now.isfinite() | (now > EXPLODED * self.losses.total[self._places])
 
-    def _select(self, which: Tensor) -> None:
+    def _go_on_with(self, places: list[int]) -> None:
+        """Go on with some of the active pictures alone."""
         assert self._kept is not None
+        self._good_step = self.good_step
+        ended = [place for place in range(len(self.active)) if place not in places]
+        self._ended |= {self.active[place]: self.optimizer.best[place].clone() for place in ended}
+        self.active = [self.active[place] for place in places]
+        which = torch.tensor(places, dtype=torch.long, device=self._places.device)
         self._places, self._seen, self._kept = self._places[which], self._seen[which], self._kept.select(which)
         self.objective = self.objective.select(which)
         self.optimizer.select(which)
@@ -231,34 +250,48 @@ def _start(subjects: Tensor, guides: Sequence[Sequence[Guide]], recipe: Recipe) 
 
 
 def _objective(
-    subjects: Tensor, guides: Sequence[Sequence[Guide]], recipe: Recipe, backbone: Backbone, scale: Scale
+    subjects: Tensor,
+    guides: Sequence[Sequence[Guide]],
+    recipe: Recipe,
+    backbone: Backbone,
+    scale: Scale,
+    fitting: Fitting,
 ) -> Objective:
     """The objective of one scale, of subjects (B, C, h, w) resized to it: content features and style Grams."""
+    height, width = subjects.shape[-2:]
+    tiled = max(height, width) > fitting.tile
     with torch.no_grad():
-        features = backbone(subjects)
-        regions = [_region(parts, features, recipe, backbone, scale) for parts in zip(*guides, strict=True)]
-        content = {name: features[name].to(subjects.dtype) for name in recipe.content_layers}
+        host = torch.device("cpu") if tiled else subjects.device
+        content = features(backbone, subjects, recipe.content_layers, FORWARD * fitting.tile, host)
+        shapes = backbone.shapes(height, width)
+        regions = [_region(parts, shapes, recipe, backbone, scale, fitting) for parts in zip(*guides, strict=True)]
+    if tiled:
+        return TiledObjective(backbone, recipe, content, regions, int(fitting.tile), fitting.devices)
     return Objective(backbone, recipe, content, regions)
 
 
 def _region(
-    parts: Sequence[Guide], features: dict[str, Tensor], recipe: Recipe, backbone: Backbone, scale: Scale
+    parts: Sequence[Guide],
+    shapes: Mapping[str, tuple[int, int, int]],
+    recipe: Recipe,
+    backbone: Backbone,
+    scale: Scale,
+    fitting: Fitting,
 ) -> Region:
     """One part of every picture: the blends of its styles' Grams, and its guides."""
-    blends = [_blend(part, recipe, backbone, scale) for part in parts]
+    blends = [_blend(part, recipe, backbone, scale, fitting) for part in parts]
     grams = {name: torch.cat([blend[name] for blend in blends]) for name in recipe.style_layers}
-    shape = features[recipe.deepest_layer]
-    share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=shape.device)
+    share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=backbone.mean.device)
     factors: dict[str, Tensor] = {}
     if any(part.content_mask is not None for part in parts):
         masks = torch.cat([part.content_mask for part in parts if part.content_mask is not None])
-        factors = {name: guide(masks, features[name]) for name in recipe.style_layers}
+        factors = {name: guide(masks, *shapes[name][1:]).to(backbone.dtype) for name in recipe.style_layers}
     return Region(grams, factors, share)
 
 
-def _blend(part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale) -> dict[str, Tensor]:
+def _blend(part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting) -> dict[str, Tensor]:
     """The Gram matrices (1, C, C) that a part is to have: the weighted mean of its styles'."""
-    own = [_style_grams(style, part.style_mask, recipe, backbone, scale) for style in part.styles]
+    own = [_style_grams(style, part.style_mask, recipe, backbone, scale, fitting) for style in part.styles]
     return {
         name: torch.stack([weight * grams[name] for weight, grams in zip(part.weights, own, strict=True)]).sum(0)
         for name in recipe.style_layers
@@ -270,7 +303,7 @@ _measured: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _style_grams(
-    style: Tensor, mask: Tensor | None, recipe: Recipe, backbone: Backbone, scale: Scale
+    style: Tensor, mask: Tensor | None, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting
 ) -> dict[str, Tensor]:
     """The Gram matrices (1, C, C) of one style (1, C, h, w), or of a part of it, in proportion to the scale.
 
@@ -283,8 +316,6 @@ def _style_grams(
     known: dict[object, dict[str, Tensor]] = _measured[style]
     key = mask, size, backbone, tuple(recipe.style_layers)
     if key not in known:
-        features = backbone(resize(style, *size))
-        if mask is not None:
-            features = {name: features[name] * guide(mask, features[name]) for name in recipe.style_layers}
-        known[key] = {name: gram_matrix(features[name]) for name in recipe.style_layers}
+        picture = style if size == (width, height) else resize(style, *size)
+        known[key] = gram_matrices(backbone, picture, list(recipe.style_layers), FORWARD * fitting.tile, mask)
     return known[key]

@@ -91,7 +91,7 @@ def jobs(tmp_path: Path) -> list[Job]:
 
 
 def test_batches_have_one_recipe_and_one_size(jobs: list[Job]) -> None:
-    batches = make_batches(jobs, 4, workers=1, largest=10**9)
+    batches = make_batches(jobs, 4, workers=1, largest=lambda _: 10**9)
     for batch in batches:
         assert len({job.pair.recipe for job in batch.jobs}) == 1
         assert 1 <= len(batch.jobs) <= 4
@@ -103,11 +103,11 @@ def test_batches_have_one_recipe_and_one_size(jobs: list[Job]) -> None:
 
 def test_automatic_batches_fill_the_device_but_leave_no_worker_idle(jobs: list[Job]) -> None:
     wide = jobs[1:6]
-    assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=10**9)] == [5]
-    assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=4 * 64 * 32)] == [3, 2]
-    assert [len(b.jobs) for b in make_batches(wide, None, workers=2, largest=10**9)] == [3, 2]
-    assert [len(b.jobs) for b in make_batches(wide, None, workers=99, largest=10**9)] == [1] * 5
-    assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=1)] == [1] * 5
+    assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=lambda _: 10**9)] == [5]
+    assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=lambda _: 4 * 64 * 32)] == [3, 2]
+    assert [len(b.jobs) for b in make_batches(wide, None, workers=2, largest=lambda _: 10**9)] == [3, 2]
+    assert [len(b.jobs) for b in make_batches(wide, None, workers=99, largest=lambda _: 10**9)] == [1] * 5
+    assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=lambda _: 1)] == [1] * 5
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Workers:
 
 
 def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list[Job]) -> None:
-    batches = make_batches(jobs[1:6], 1, workers=1, largest=10**9)
+    batches = make_batches(jobs[1:6], 1, workers=1, largest=lambda _: 10**9)
     blocks = [(batches[:1], False), (batches[1:], True)]
 
     def lengths(workers: int, batches_a_minute: float) -> list[int]:
@@ -135,7 +135,7 @@ def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list
 
 
 def test_a_batch_that_takes_no_time_is_in_a_chunk_too(jobs: list[Job]) -> None:
-    batches = make_batches(jobs, 4, workers=1, largest=10**9)
+    batches = make_batches(jobs, 4, workers=1, largest=lambda _: 10**9)
     chunks = list(make_chunks([(batches, True)], Workers(1), (1e9).__mul__))
     assert sorted(job.pair.id for chunk in chunks for batch in chunk.batches for job in batch.jobs) == list(
         "0123456789"

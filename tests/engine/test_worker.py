@@ -22,10 +22,14 @@ from batchnst.errors import StorageError, Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
+from batchnst.transfer.device import Hardware
 from batchnst.transfer.weights import Weights
 from tests.conftest import size_of
 
 RECIPE = Recipe(size=48, steps=4)
+
+
+CPU = Hardware.here()
 
 
 def job(images: Path, name: str, content: str = "astronaut.png", style: str = "swirls.png") -> Job:
@@ -36,7 +40,7 @@ def job(images: Path, name: str, content: str = "astronaut.png", style: str = "s
 def paint(jobs: list[Job], weights: Weights, out: Path) -> list[Any]:
     chunk = Chunk((Batch(tuple(jobs), (48, 48)),))
     with Out(str(out)).claim("r1"):
-        return list(paint_chunk(chunk, weights, str(out), Lease("r1"), torch.device("cpu")))
+        return list(paint_chunk(chunk, weights, str(out), Lease("r1"), CPU))
 
 
 def rows(out: Path, table: str = "pairs") -> dict[str, dict[str, Any]]:
@@ -160,10 +164,10 @@ def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights,
     chunk = Chunk((Batch((job(images, "a"),), (48, 48)),))
     with Out(str(tmp_path)).claim("r2") as claim:
         with pytest.raises(Superseded, match="another run"):
-            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))
+            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
         claim.revoke(7)
         with pytest.raises(Superseded, match="this task was taken for lost"):
-            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r2", 7), torch.device("cpu")))
+            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r2", 7), CPU))
     assert rows(tmp_path) == {}
     assert not (tmp_path / "images").exists()
 
@@ -190,7 +194,7 @@ def test_a_batch_is_committed_while_the_next_is_painted(
     monkeypatch.setattr(Out, "append", append)
     chunk = Chunk(tuple(Batch((job(images, name),), (48, 48)) for name in "abc"))
     with Out(str(tmp_path)).claim("r1"):
-        events = list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))
+        events = list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
     assert [event.pair_id for event in events if isinstance(event, Finished)] == ["a", "b", "c"]
     assert all(event.seconds > 0 for event in events if isinstance(event, Progress))
     assert sorted(rows(tmp_path)) == ["a", "b", "c"]
@@ -208,7 +212,7 @@ def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_
     monkeypatch.setattr(worker.outputs, "encode", encode)
     chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
     with Out(str(tmp_path)).claim("r1"):
-        list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), torch.device("cpu")))
+        list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
     found = {name: (row["status"], row["error_message"]) for name, row in rows(tmp_path).items()}
     assert found == {"a": ("failed", "no such encoder"), "b": ("failed", "no such encoder"), "c": ("ok", None)}
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import (
+    ALL,
     BLOCK,
     DEFINITIONS,
     EAGER_CALLS,
@@ -15,7 +18,8 @@ from batchnst.transfer.losses import (
     Region,
     gram_matrix,
     guide,
-    tap_gram,
+    sum_of_squares,
+    tap_products,
     total_variation,
 )
 from batchnst.transfer.weights import Weights
@@ -37,7 +41,22 @@ def test_gram_is_the_papers_over_positions(memory_format: torch.memory_format) -
 def test_grams_derivative_is_right() -> None:
     assert torch.autograd.gradcheck(gram_matrix, random(2, 3, 4, 5).requires_grad_())
     # And with the features going on to other layers.
-    assert torch.autograd.gradcheck(tap_gram, random(2, 3, 4, 5).requires_grad_())
+    for place in (ALL, (..., slice(1, 3), slice(0, 4))):
+        assert torch.autograd.gradcheck(partial(tap_products, place=place), random(2, 3, 4, 5).requires_grad_())
+
+
+def test_the_products_of_a_place_are_those_of_what_lies_there() -> None:
+    features, place = random(2, 3, 8, 9), (..., slice(1, 6), slice(2, 9))
+    assert torch.equal(tap_products(features, place)[1], tap_products(features[place], ALL)[1])
+    # Without the sums themselves, their derivative is the same.
+    derivatives = []
+    for multiply in (True, False):
+        variable = features.clone().requires_grad_()
+        passed_on, products = tap_products(variable, place, multiply=multiply)
+        (passed_on.sum() + (products * random(2, 3, 3, seed=1)).sum()).backward()
+        derivatives.append(variable.grad)
+        assert products.any() == multiply
+    assert torch.equal(*derivatives)
 
 
 def test_gram_of_more_positions_than_a_block_holds() -> None:
@@ -61,7 +80,7 @@ def test_a_recorded_objective_gives_what_it_gives_step_by_step(weights: Weights)
     for call in range(EAGER_CALLS + 3):
         moved = (pictures + call).clamp(0, 255)
         losses, gradient = objective(moved)
-        expected, derivative = objective._evaluate(moved)
+        expected, derivative = objective.evaluate(moved)
         torch.testing.assert_close(losses.total, expected.total, rtol=1e-3, atol=0)
         torch.testing.assert_close(gradient, derivative, rtol=1e-2, atol=1e-3)
 
@@ -84,7 +103,7 @@ def test_neural_style_definition() -> None:
     style = random(2, 4, 9, 8, seed=2)
     definition = DEFINITIONS["neural-style"]
     content = [np.mean((a - b) ** 2) for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(f, p), content)
+    np.testing.assert_allclose(definition.content(sum_of_squares(f, p), f[0].numel()), content)
     expected = [
         np.mean((oracles.gram(a) / a.size - oracles.gram(b) / b.size) ** 2)
         for a, b in zip(f.numpy(), style.numpy(), strict=True)
@@ -96,7 +115,7 @@ def test_gatys_definition_is_equations_1_and_4() -> None:
     f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
     definition = DEFINITIONS["gatys2016"]
     content = [0.5 * ((a - b) ** 2).sum() for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(f, p), content)
+    np.testing.assert_allclose(definition.content(sum_of_squares(f, p), f[0].numel()), content)
     expected = [
         ((oracles.gram(a) - oracles.gram(b)) ** 2).sum() / (4 * 4**2 * 30**2)
         for a, b in zip(f.numpy(), p.numpy(), strict=True)
@@ -130,7 +149,7 @@ def test_a_guided_gram_is_the_mean_over_the_masked_part() -> None:
     # Gatys et al. 2017, eq. 6 and 7: T scaled so that Σ T² is the number of positions.
     features, mask = random(2, 5, 6, 8), (random(2, 1, 24, 32, seed=1) > 0.5).double()
     mask[:, :, :12] = 1
-    factor = guide(mask, features)
+    factor = guide(mask, 6, 8)
     for picture, own, gram in zip(features.numpy(), mask.numpy(), gram_matrix(features * factor), strict=True):
         soft = own[0].reshape(6, 4, 8, 4).mean((1, 3)).reshape(-1)
         seen = picture.reshape(5, -1)
@@ -142,7 +161,7 @@ def test_a_hard_mask_hides_the_rest_completely() -> None:
     mask[..., :3] = 1
     changed = features.clone()
     changed[..., 3:] = 99
-    grams = [gram_matrix(f * guide(mask, f)) for f in (features, changed)]
+    grams = [gram_matrix(f * guide(mask, 6, 6)) for f in (features, changed)]
     assert torch.equal(*grams)
     np.testing.assert_allclose(grams[0], gram_matrix(features[..., :3]), rtol=1e-12)
 

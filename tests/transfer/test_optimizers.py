@@ -236,7 +236,7 @@ def test_pixels_held_by_the_box_do_not_mislead_the_others() -> None:
         return (off * gradient).sum(1) / 2, gradient.view_as(pictures)
 
     optimizer = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
-    minimise(optimizer, function, 60)
+    minimise(optimizer, function, 100)
     _, gradient = function(optimizer.trial)
     stuck = ((optimizer.trial - gradient).clamp(0, 255) - optimizer.trial).abs().max()
     assert ((optimizer.trial == 0) | (optimizer.trial == 255)).sum() > 10

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,10 @@ from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer import stylize as module
 from batchnst.transfer.color import luminance
-from batchnst.transfer.losses import gram_matrix
+from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.pyramid import Scale, resize, scales, work
 from batchnst.transfer.stylize import Guide, Step, Stylized, stylize
+from batchnst.transfer.tiling import gram_matrices
 from batchnst.transfer.weights import Weights
 
 CPU = torch.device("cpu")
@@ -25,13 +29,24 @@ def load(path: Path, recipe: Recipe) -> Tensor:
 
 
 def paint(
-    contents: Tensor, guides: list[list[Guide]], recipe: Recipe, weights: Weights, starts: Tensor | None = None
+    contents: Tensor,
+    guides: list[list[Guide]],
+    recipe: Recipe,
+    weights: Weights,
+    starts: Tensor | None = None,
+    fitting: Fitting = UNBOUNDED,
 ) -> tuple[Stylized, list[Step]]:
     recipe = recipe.model_copy(update={"precision": "fp32"}) if recipe.precision == "auto" else recipe
-    painting, steps = stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, CPU), starts), []
+    return finish(stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, CPU), starts, fitting))
+
+
+def finish(painting: Generator[Step, None, Stylized]) -> tuple[Stylized, list[Step]]:
+    steps = []
     while True:
         try:
-            steps.append(next(painting))
+            step = next(painting)
+            picture = step.render()
+            steps.append(replace(step, render=lambda picture=picture: picture))
         except StopIteration as end:
             return end.value, steps
 
@@ -168,16 +183,16 @@ def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
     measured = 0
 
-    def counting(features: Tensor) -> Tensor:
+    def counting(*arguments: Any) -> dict[str, Tensor]:
         nonlocal measured
         measured += 1
-        return gram_matrix(features)
+        return gram_matrices(*arguments)
 
-    monkeypatch.setattr(module, "gram_matrix", counting)
+    monkeypatch.setattr(module, "gram_matrices", counting)
     first, _ = paint(content, [whole(style)], recipe, weights)
-    assert measured == 5 * 2  # layers and scales
+    assert measured == 2  # scales
     second, _ = paint(content, [whole(style)], recipe, weights)
-    assert measured == 5 * 2
+    assert measured == 2
     assert torch.equal(first.pictures, second.pictures)
     known = len(module._measured)
     del style

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.ledger.audit.findings import Finding
+from batchnst.recipe import NOT_OF_THE_PICTURE
 
 FEWEST, FAR, NARROWEST = 8, 5.0, 0.05
 """Outliers: pairs that are enough to say what is usual, the robust z-score that is far, the least deviation of ln loss.
@@ -119,12 +120,12 @@ def _difference(found: str, usual: str) -> str:
 
 
 def _recipes(ok: pa.Table) -> list[str]:
-    """The recipes, as JSON, but for the seed: that is each pair's own."""
-    return list(map(cache(_without_seed), ok["recipe"].to_pylist()))
+    """The recipes, as JSON, but for what does not change the picture, and the seed: that is each pair's own."""
+    return list(map(cache(_shared), ok["recipe"].to_pylist()))
 
 
-def _without_seed(recipe: str) -> str:
-    return json.dumps({key: value for key, value in json.loads(recipe).items() if key != "seed"})
+def _shared(recipe: str) -> str:
+    return json.dumps({k: v for k, v in json.loads(recipe).items() if k not in {"seed", *NOT_OF_THE_PICTURE}})
 
 
 @lru_cache(maxsize=1024)

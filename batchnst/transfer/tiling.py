@@ -1,0 +1,183 @@
+"""The same gradient, exactly, for pictures larger than memory: tile by tile.
+
+Losses are functions of sums over positions (`Sums`). A first walk over the tiles adds these up, without gradients; they
+tell the losses, and the losses' derivatives by them. A second walk derives each tile's own sums by its pixels. A tile
+sees as far around itself as its positions of the deepest layer do, so that they are the whole picture's; at the
+picture's own sides the network sees its zeros, at cuts it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from copy import deepcopy
+from itertools import cycle
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from batchnst.layers import Layer, Margin, margins, strides
+from batchnst.recipe import Recipe
+from batchnst.transfer.backbone import Backbone, Edges
+from batchnst.transfer.losses import ALL, Losses, Objective, Region, Sums, Tile, guide, tap_products
+
+Result = TypeVar("Result")
+
+FORWARD = 1.5
+"""Side of a tile without gradients, as a multiple of one with: it takes no more memory, and overlaps less."""
+
+
+def grid(backbone: Backbone, height: int, width: int, side: float) -> list[Tile]:
+    """A picture's tiles, row by row: all of much the same size, `side` pixels at the most.
+
+    They begin at multiples of the deepest layer's stride, so that no pooling window is cut.
+    """
+    layers, around = backbone.layers, margins(backbone.layers)
+    stride = strides(layers)[layers[-1].name]
+    rows, columns = (
+        [_Axis(layers, around, length, *span) for span in _spans(length, side, stride)] for length in (height, width)
+    )
+    return [_tile(row, column) for row in rows for column in columns]
+
+
+def _spans(length: int, side: float, stride: int) -> list[tuple[int, int]]:
+    """A length in pixels in pieces (start, stop)."""
+    strides_in_all = -(-length // stride)
+    strides_in_one = max(1, int(min(side, length) // stride))
+    count = -(-strides_in_all // strides_in_one)
+    cuts = [i * strides_in_all // count * stride for i in range(count)]
+    return list(zip(cuts, [*cuts[1:], length], strict=True))
+
+
+class _Axis:
+    """One axis of a tile: pixels start..stop are its own."""
+
+    def __init__(self, layers: Sequence[Layer], around: dict[str, Margin], length: int, start: int, stop: int) -> None:
+        first, last = start - around[""].before, stop + around[""].after
+        self.is_first, self.is_last = first <= 0, last >= length
+        self.window = slice(max(0, first), min(length, last))
+        self.own, self.place = {}, {}
+        ends = stop == length
+        for layer in (Layer("", 3), *layers):
+            start, length = start // layer.stride, layer.length(length)
+            stop = length if ends else stop // layer.stride
+            offset = start if self.is_first else around[layer.name].before
+            self.own[layer.name] = slice(offset, offset + stop - start)
+            self.place[layer.name] = slice(start, stop)
+
+
+def _tile(row: _Axis, column: _Axis) -> Tile:
+    return Tile(
+        window=(..., row.window, column.window),
+        edges=Edges(column.is_first, column.is_last, row.is_first, row.is_last),
+        own={name: (..., row.own[name], column.own[name]) for name in row.own},
+        place={name: (..., row.place[name], column.place[name]) for name in row.place},
+    )
+
+
+class TiledObjective(Objective):
+    """An objective that never sees more at once than a tile of `side` pixels, and what surrounds it.
+
+    `content` may lie on the host. With several devices, each has a share of the tiles.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        content: dict[str, Tensor],
+        regions: Sequence[Region],
+        side: int,
+        devices: Sequence[torch.device] = (),
+    ) -> None:
+        super().__init__(backbone, recipe, content, regions)
+        self.side = side
+        self.backbones = [backbone, *(deepcopy(backbone).to(device) for device in devices[1:])]
+
+    def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
+        """Losses and gradients as an Objective gives them."""
+        height, width = pictures.shape[-2:]
+        coarse, fine = (grid(self.backbone, height, width, side) for side in (FORWARD * self.side, self.side))
+
+        def measure(backbone: Backbone, tile: Tile) -> Sums:
+            with torch.no_grad():
+                return self.sums(backbone, pictures[tile.window].to(backbone.mean.device), tile)
+
+        def derive(backbone: Backbone, tile: Tile) -> Tensor:
+            pixels = pictures[tile.window].to(backbone.mean.device).detach().requires_grad_()
+            with torch.enable_grad():
+                own = self.sums(backbone, pixels, tile, multiply=False)
+            given = [derivative.to(pixels.device) for derivative in derivatives]
+            return torch.autograd.grad(own.tensors, pixels, given)[0].to(pictures.device)
+
+        sums, *others = self._on_each(coarse, measure)
+        for other in others:
+            sums.add_(other)
+        sums.requires_grad_()
+        with torch.enable_grad():
+            losses = self.losses(sums, height, width)
+        derivatives = torch.autograd.grad(losses.total.sum(), sums.tensors)
+        gradient = torch.zeros_like(pictures)
+        for tile, own in zip(fine, self._on_each(fine, derive), strict=True):
+            gradient[tile.window] += own
+        return losses.detach(), gradient
+
+    def _on_each(self, tiles: Sequence[Tile], function: Callable[[Backbone, Tile], Result]) -> Iterator[Result]:
+        """What a function gives for each tile, in order; several devices take turns."""
+        if len(self.backbones) == 1:
+            yield from (function(self.backbone, tile) for tile in tiles)
+            return
+        with ExitStack() as stack:
+            pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in self.backbones]
+            turns = zip(cycle(zip(pools, self.backbones, strict=True)), tiles, strict=False)
+            for result in [pool.submit(function, backbone, tile) for (pool, backbone), tile in turns]:
+                yield result.result()
+
+
+def gram_matrices(
+    backbone: Backbone, picture: Tensor, layers: Iterable[str], side: float, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Gram matrices (1, C, C) of a picture (1, 3, H, W), or of the part of it that a mask (1, 1, H, W), 0..1, shows."""
+    height, width = picture.shape[-2:]
+    shapes = backbone.shapes(height, width)
+    guides = {} if mask is None else {name: guide(mask, *shapes[name][1:]) for name in layers}
+    sums: dict[str, Tensor] = {}
+    for tile in grid(backbone, height, width, side):
+
+        def tap(name: str, features: Tensor, tile: Tile = tile) -> Tensor:
+            if name in layers:
+                own = features[tile.own[name]]
+                if guides:
+                    own = own * guides[name][tile.place[name]].to(own)
+                products = tap_products(own, ALL)[1]
+                sums[name] = sums[name] + products if name in sums else products
+            return features
+
+        backbone(picture[tile.window].to(backbone.mean), tap, tile.edges)
+    return {name: products / math.prod(shapes[name][1:]) for name, products in sums.items()}
+
+
+def features(
+    backbone: Backbone, pictures: Tensor, layers: Iterable[str], side: float, device: torch.device
+) -> dict[str, Tensor]:
+    """Features (B, C, h, w) of pictures (B, 3 or 1, H, W), on a device."""
+    height, width = pictures.shape[-2:]
+    shapes = backbone.shapes(height, width)
+    made = {
+        name: torch.empty(
+            len(pictures), *shapes[name], dtype=backbone.dtype, device=device, memory_format=torch.channels_last
+        )
+        for name in layers
+    }
+    for tile in grid(backbone, height, width, side):
+
+        def tap(name: str, features: Tensor, tile: Tile = tile) -> Tensor:
+            if name in made:
+                made[name][tile.place[name]] = features[tile.own[name]].to(device)
+            return features
+
+        backbone(pictures[tile.window], tap, tile.edges)
+    return made
