@@ -74,23 +74,3 @@ def strides(layers: Sequence[Layer]) -> dict[str, int]:
         stride *= layer.stride
         found[layer.name] = stride
     return found
-
-
-@dataclass(frozen=True)
-class Margin:
-    """How many positions before and after its own ones a layer must have for those of the layers above it."""
-
-    before: int
-    after: int
-
-
-def margins(layers: Sequence[Layer]) -> dict[str, Margin]:
-    """Each layer's margin for the last layer's own positions; under "" that of the picture, in pixels."""
-    found, margin = {}, Margin(0, 0)
-    for layer in reversed(layers):
-        found[layer.name] = margin
-        margin = Margin(
-            margin.before * layer.stride + layer.padding,
-            (margin.after - 1) * layer.stride + layer.kernel - layer.padding,
-        )
-    return {**found, "": margin}

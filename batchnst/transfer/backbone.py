@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +14,10 @@ from torch import Tensor, nn
 from batchnst.layers import Layer, cut
 from batchnst.transfer.weights import Weights
 
+Place = tuple[Any, slice, slice]
+"""Where some positions lie in features (B, C, h, w), as an index."""
+
 POOLING: dict[str, Callable[..., Tensor]] = {"max": F.max_pool2d, "avg": F.avg_pool2d}
-
-
-@dataclass(frozen=True)
-class Edges:
-    """Which sides of a picture are its own, where the network sees zeros, and not cuts through a larger picture."""
-
-    left: bool = True
-    right: bool = True
-    top: bool = True
-    bottom: bool = True
-
-
-WHOLE = Edges()
 
 
 def _pool_first(layers: list[Layer], wanted: frozenset[str]) -> None:
@@ -70,19 +61,23 @@ class Backbone(nn.Module):
                 self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
     def forward(
-        self, pictures: Tensor, tap: Callable[[str, Tensor], Tensor] | None = None, edges: Edges = WHOLE
+        self,
+        pictures: Tensor,
+        tap: Callable[[str, Tensor], Tensor] | None = None,
+        crops: Mapping[str, list[int]] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
         """Features (B, C, h, w) of the wanted layers by name, for pictures (B, 3, H, W), RGB, 0..255.
 
-        `tap` is given each wanted layer's name and features, and returns the features that go on. At a side that is
-        not one of `edges` only features are computed that see nothing beyond it.
+        `tap` is given each wanted layer's name and features, and returns the features that go on. Of a layer in `crops`
+        that many columns on the left and right, and rows at the top and bottom, do not go on.
         """
         x = (pictures - self.mean).to(self.dtype, memory_format=torch.channels_last)
         features = {}
         for layer in self.layers:
             name = layer.name
             if layer.is_convolution:
-                x = self._convolve(x, layer, edges)
+                weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
+                x = F.conv2d(x, weight, bias, layer.stride, layer.padding)
             elif layer.is_pooling:
                 x = self.pool(x, layer.kernel, layer.stride)
             else:
@@ -91,6 +86,8 @@ class Backbone(nn.Module):
             if name in self.wanted:
                 x = tap(name, x) if tap else x
                 features[name] = x
+            if name in crops:
+                x = F.pad(x, [-positions for positions in crops[name]])  # a slice's derivative is not channels_last
         return features
 
     def shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
@@ -100,10 +97,3 @@ class Backbone(nn.Module):
             height, width = layer.length(height), layer.length(width)
             found[layer.name] = layer.channels, height, width
         return found
-
-    def _convolve(self, x: Tensor, layer: Layer, edges: Edges) -> Tensor:
-        weight, bias = getattr(self, f"{layer.name}_weight"), getattr(self, f"{layer.name}_bias")
-        padding = [layer.padding * edge for edge in (edges.left, edges.right, edges.top, edges.bottom)]
-        if edges.left != edges.right or edges.top != edges.bottom:
-            x, padding = F.pad(x, padding), [0] * 4
-        return F.conv2d(x, weight, bias, stride=layer.stride, padding=(padding[2], padding[0]))

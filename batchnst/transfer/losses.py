@@ -14,13 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import WHOLE, Backbone, Edges
+from batchnst.transfer.backbone import Backbone, Place
 
 BLOCK = 4096
 """Positions that a CPU multiplies at once: few enough for their float32 copy to stay in its cache."""
-
-Place = tuple[Any, slice, slice]
-"""Where some positions lie in features (B, C, h, w), as an index."""
 
 ALL: Place = (..., slice(None), slice(None))
 
@@ -176,7 +173,7 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(features)
         ctx.place = place
         if multiply:
-            return features, _multiply(_positions(features[place]))
+            return features, _multiply(features[place])
         batch, channels = features.shape[:2]
         return features, features.new_zeros(batch, channels, channels, dtype=_exact(features.dtype))
 
@@ -184,23 +181,12 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (features,), (upstream, gradient) = ctx.saved_tensors, gradients
         symmetric = (gradient + gradient.mT).to(features.dtype)
-        own = _positions(features[ctx.place]) @ symmetric
+        own = features[ctx.place].permute(0, 2, 3, 1) @ symmetric[:, None]
         if ctx.place is ALL:
-            return _features(own.add_(_positions(upstream)), upstream), None, None
-        derived = upstream.clone()
-        derived[ctx.place] += _features(own, derived[ctx.place])
-        return derived, None, None
-
-
-def _positions(features: Tensor) -> Tensor:
-    """Features (B, C, h, w) as (B, h·w, C), a view when all of them are channels_last."""
-    return features.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _features(positions: Tensor, like: Tensor) -> Tensor:
-    """Positions (B, h·w, C) as features (B, C, h, w)."""
-    batch, channels, height, width = like.shape
-    return positions.view(batch, height, width, channels).permute(0, 3, 1, 2)
+            return own.permute(0, 3, 1, 2).add_(upstream), None, None
+        # In place: it is the layer above that made it, for nobody else.
+        upstream[ctx.place] += own.permute(0, 3, 1, 2)
+        return upstream, None, None
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -208,15 +194,16 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _multiply(positions: Tensor) -> Tensor:
-    """PᵀP, (B, C, C), summed in float32 or better, of positions (B, n, C)."""
-    if positions.is_cuda and positions.dtype == torch.bfloat16:
+def _multiply(features: Tensor) -> Tensor:
+    """ΣFFᵀ, (B, C, C), summed in float32 or better, of features (B, C, h, w)."""
+    batch, channels, _, width = features.shape
+    if features.is_cuda and features.dtype == torch.bfloat16:
+        positions = features.permute(0, 2, 3, 1).flatten(1, 2)
         product: Tensor = torch.bmm(positions.mT, positions, out_dtype=torch.float32)
         return product
-    batch, _, channels = positions.shape
-    sums = torch.zeros(batch, channels, channels, dtype=_exact(positions.dtype), device=positions.device)
-    for block in torch.split(positions, BLOCK, dim=1):
-        wide = block.to(sums.dtype)
+    sums = torch.zeros(batch, channels, channels, dtype=_exact(features.dtype), device=features.device)
+    for rows in torch.split(features, max(1, BLOCK // max(1, width)), dim=2):
+        wide = rows.to(sums.dtype).permute(0, 2, 3, 1).flatten(1, 2)
         sums.baddbmm_(wide.mT, wide)
     return sums
 
@@ -271,17 +258,18 @@ def guide(mask: Tensor, height: int, width: int) -> Tensor:
 class Tile:
     """A part of a picture, which has positions of each layer for its own, and sees what lies around them.
 
-    window: where its pixels lie in the picture. edges: which of its sides are the picture's. own, place: layer → where
-    its own positions lie in what it sees, and in the picture; under "" the pixels.
+    window: where its pixels lie in the picture. crops: layer → what the layers above do not need of it: columns on
+    the left and right, rows at the top and bottom. own, place: layer → where its own positions lie in what it sees, and
+    in the picture; under "" the pixels.
     """
 
     window: Place
-    edges: Edges
+    crops: Mapping[str, list[int]]
     own: Mapping[str, Place]
     place: Mapping[str, Place]
 
 
-EVERYTHING = Tile(ALL, WHOLE, defaultdict(lambda: ALL), defaultdict(lambda: ALL))
+EVERYTHING = Tile(ALL, {}, defaultdict(lambda: ALL), defaultdict(lambda: ALL))
 """The whole picture as one tile."""
 
 
@@ -346,7 +334,7 @@ class Objective:
             return features
 
         pictures = pictures.expand(-1, 3, -1, -1)
-        backbone(pictures, tap, tile.edges)
+        backbone(pictures, tap, tile.crops)
         return Sums(squares, products, total_variation(pictures, tile.own[""]))
 
     def losses(self, sums: Sums, height: int, width: int) -> Losses:

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import torch
 
-from batchnst.layers import cut, margins, strides
+from batchnst.layers import cut, strides
 from batchnst.recipe import Recipe
 from batchnst.transfer.optimizers import HISTORY
+from batchnst.transfer.tiling import margins
 
 PROCESS_BYTES = 900e6
 """Memory of a process before it paints."""

@@ -1,9 +1,10 @@
 """The same gradient, exactly, for pictures larger than memory: tile by tile.
 
 Losses are functions of sums over positions (`Sums`). A first walk over the tiles adds these up, without gradients; they
-tell the losses, and the losses' derivatives by them. A second walk derives each tile's own sums by its pixels. A tile
-sees as far around itself as its positions of the deepest layer do, so that they are the whole picture's; at the
-picture's own sides the network sees its zeros, at cuts it does not.
+tell the losses, and the losses' derivatives by them. A second walk derives each tile's own sums by its pixels.
+
+A tile sees as far around itself as its own positions of the deepest layer do: these are then exactly the whole
+picture's. What lies around them sees the zeros that every layer finds beyond its sides, and is not used.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import cycle
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from batchnst.layers import Layer, Margin, margins, strides
+from batchnst.layers import Layer, strides
 from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import Backbone, Edges
+from batchnst.transfer.backbone import Backbone, Place
 from batchnst.transfer.losses import ALL, Losses, Objective, Region, Sums, Tile, guide, tap_products
 
 Result = TypeVar("Result")
@@ -30,10 +32,35 @@ FORWARD = 1.5
 """Side of a tile without gradients, as a multiple of one with: it takes no more memory, and overlaps less."""
 
 
+@dataclass(frozen=True)
+class Margin:
+    """How many positions around its own ones a tile needs of a layer, before and after them."""
+
+    before: int
+    after: int
+
+
+def margins(layers: Sequence[Layer]) -> dict[str, Margin]:
+    """What the layers above need of the pixels, under "", and of each layer with a stride.
+
+    Before its own positions a tile begins where the next stride does, so that no pooling window is cut.
+    """
+    found, before, after, stride = {}, 0, 0, 1
+    for layer in reversed((Layer("", 3), *layers)):
+        if layer.stride > 1 or not layer.name:
+            before = -(-before // stride) * stride
+            found[layer.name] = Margin(before, after)
+            stride = layer.stride
+        # Positions that see beyond a side, and then those that the own ones see.
+        before = (before + -(-layer.padding // layer.stride)) * layer.stride
+        after = max(0, (after - 1) * layer.stride + layer.kernel - layer.padding)
+    return found
+
+
 def grid(backbone: Backbone, height: int, width: int, side: float) -> list[Tile]:
     """A picture's tiles, row by row: all of much the same size, `side` pixels at the most.
 
-    They begin at multiples of the deepest layer's stride, so that no pooling window is cut.
+    They begin at multiples of the deepest layer's stride.
     """
     layers, around = backbone.layers, margins(backbone.layers)
     stride = strides(layers)[layers[-1].name]
@@ -53,28 +80,36 @@ def _spans(length: int, side: float, stride: int) -> list[tuple[int, int]]:
 
 
 class _Axis:
-    """One axis of a tile: pixels start..stop are its own."""
+    """One axis of a tile: pixels start..stop of so many are its own. The attributes are those of a Tile."""
 
     def __init__(self, layers: Sequence[Layer], around: dict[str, Margin], length: int, start: int, stop: int) -> None:
-        first, last = start - around[""].before, stop + around[""].after
-        self.is_first, self.is_last = first <= 0, last >= length
-        self.window = slice(max(0, first), min(length, last))
-        self.own, self.place = {}, {}
-        ends = stop == length
-        for layer in (Layer("", 3), *layers):
-            start, length = start // layer.stride, layer.length(length)
-            stop = length if ends else stop // layer.stride
-            offset = start if self.is_first else around[layer.name].before
-            self.own[layer.name] = slice(offset, offset + stop - start)
+        self.window = slice(max(0, start - around[""].before), min(length, stop + around[""].after))
+        offset, seen, is_last = start - self.window.start, self.window.stop - self.window.start, stop == length
+        self.place = {"": slice(start, stop)}
+        self.own = {"": slice(offset, offset + stop - start)}
+        self.crops: dict[str, list[int]] = {}
+        for layer in layers:
+            length, seen = layer.length(length), layer.length(seen)
+            start, stop, offset = start // layer.stride, stop // layer.stride, offset // layer.stride
+            stop = length if is_last else stop
             self.place[layer.name] = slice(start, stop)
+            self.own[layer.name] = slice(offset, offset + stop - start)
+            if layer.name in around:
+                first = max(0, offset - around[layer.name].before)
+                last = min(seen, offset + stop - start + around[layer.name].after)
+                self.crops[layer.name] = [first, seen - last]
+                offset, seen = offset - first, last - first
 
 
 def _tile(row: _Axis, column: _Axis) -> Tile:
+    def both(rows: dict[str, slice], columns: dict[str, slice]) -> dict[str, Place]:
+        return {name: (..., rows[name], columns[name]) for name in rows}
+
     return Tile(
         window=(..., row.window, column.window),
-        edges=Edges(column.is_first, column.is_last, row.is_first, row.is_last),
-        own={name: (..., row.own[name], column.own[name]) for name in row.own},
-        place={name: (..., row.place[name], column.place[name]) for name in row.place},
+        crops={name: column.crops[name] + row.crops[name] for name in row.crops},
+        own=both(row.own, column.own),
+        place=both(row.place, column.place),
     )
 
 
@@ -156,7 +191,7 @@ def gram_matrices(
                 sums[name] = sums[name] + products if name in sums else products
             return features
 
-        backbone(picture[tile.window].to(backbone.mean), tap, tile.edges)
+        backbone(picture[tile.window].to(backbone.mean), tap, tile.crops)
     return {name: products / math.prod(shapes[name][1:]) for name, products in sums.items()}
 
 
@@ -179,5 +214,5 @@ def features(
                 made[name][tile.place[name]] = features[tile.own[name]].to(device)
             return features
 
-        backbone(pictures[tile.window], tap, tile.edges)
+        backbone(pictures[tile.window], tap, tile.crops)
     return made
