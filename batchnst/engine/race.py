@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import RequestError
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import best_device, largest_batch, room, synchronize, tune_process
 from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.textbook import STEPS, Moment, Textbook
-from batchnst.transfer.weights import load_weights
 
 REPEATS = 3
 """The recipe is run so often, the textbook once: it takes minutes, and repeats itself to a few percent."""

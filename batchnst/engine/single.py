@@ -28,13 +28,13 @@ from batchnst.engine.loading import (
     to_pixels,
     wish,
 )
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged, RequestError
 from batchnst.recipe import Recipe
 from batchnst.transfer import stylize as transfer
 from batchnst.transfer.device import best_device
 from batchnst.transfer.losses import Losses
-from batchnst.transfer.weights import load_weights
 
 Source = str | PathLike[str] | Image.Image
 
