@@ -144,8 +144,12 @@ class Recipe(BaseModel):
 
     @cached_property
     def picture_text(self) -> str:
-        """The recipe as the fingerprint hashes it: without what may refuse a picture, but does not change it."""
-        return json.dumps(self.model_dump(exclude={"max_megapixels"}), sort_keys=True, separators=(",", ":"))
+        """The recipe as the fingerprint hashes it: without what does not change the picture.
+
+        Such are what may only refuse it, and where the weights come from: their own hash stands beside this.
+        """
+        settings = self.model_dump(exclude={"max_megapixels"}) | {"weights": SOURCES[0]}
+        return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
     @property
     def network(self) -> tuple[str, str]:

@@ -63,6 +63,8 @@ def test_imported_weights_paint_are_listed_and_replayed(folder: Path) -> None:
     Path("m.csv").write_text("content,style,id\ncoffee.png,swirls.png,a\n")
     options = ["--backbone", "alexnet", "--weights", "mine", "--precision", "fp32"]
     assert batchnst("run", "m.csv", "--out", "out", *QUICK, *options).exit_code == 0
+    elsewhere = batchnst("run", "m.csv", "--out", "out", *QUICK, *options, "--weights", "mine/w.pth")
+    assert "1 of 1 pairs are done already" in elsewhere.stderr
     listed = batchnst("weights", "--out", "out").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["bundled", "random", "random", "random", "mine"]
     assert f" 1 row  {sha256}  {folder}/mine/w.pth" in listed[-1]
