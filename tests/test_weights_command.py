@@ -67,7 +67,7 @@ def test_imported_weights_paint_are_listed_and_replayed(folder: Path) -> None:
     assert "1 of 1 pairs are done already" in elsewhere.stderr
     listed = batchnst("weights", "--out", "out").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["bundled", "random", "random", "random", "mine"]
-    assert f" 1 row  {sha256}  {folder}/mine/w.pth" in listed[-1]
+    assert f" 1 row   {sha256}  {folder}/mine/w.pth" in listed[-1]
     assert batchnst("replay", "out", "a").exit_code == 0
     os.remove(folder / "cache/batchnst/weights/mine.safetensors")
     gone = batchnst("replay", "out", "a")

@@ -82,7 +82,7 @@ def entries(out: Out | None) -> Iterator[Entry]:
 
 def describe(entry: Entry) -> str:
     """An entry in a line."""
-    rows = "" if entry.rows is None else f"{entry.rows:7} {'row' if entry.rows == 1 else 'rows'}"
+    rows = "" if entry.rows is None else f"{entry.rows:7} {'row' if entry.rows == 1 else 'rows':4}"
     size = f"{entry.size / 1e6:.1f} MB" if entry.size else ""
     return f"{entry.name or '-':14} {entry.backbone or '-':8} {size:>8}{rows}  {entry.sha256}  {entry.origin}"
 

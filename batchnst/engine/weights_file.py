@@ -19,7 +19,7 @@ from batchnst.collection import storage
 from batchnst.errors import BatchNSTError, RequestError
 from batchnst.layers import BACKBONES, layer_names
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.weights import NORMALISATIONS, Tensors, Weights, by_layer, tensor_shapes, to_weights
+from batchnst.transfer.weights import NORMALISATIONS, Tensors, Weights, by_layer, tensor_shapes, to_arrays, to_weights
 
 SIDE = 64
 """Of the made-up picture that a network must see something in, in pixels."""
@@ -72,8 +72,7 @@ class WeightsFile:
 
     def arrays(self, backbone: str) -> Tensors:
         """The tensors of a backbone, which it holds, by our names."""
-        own = by_layer(backbone, self.tensors)
-        return {name: own[name].float().contiguous().numpy() for name in tensor_shapes(backbone)}
+        return to_arrays(backbone, self.tensors)
 
     def _misfit(self, backbone: str) -> str:
         """What keeps it from being a backbone's, in a few words; nothing if it is."""
@@ -141,5 +140,5 @@ def _from_torch(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError("is truncated or damaged; fetch it again") from None
     if not isinstance(state, dict):
         raise ValueError(f"holds a {type(state).__name__}; expected a state dict, or safetensors")
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {}
+    dense = (item for item in state.items() if isinstance(item[1], Tensor) and item[1].layout == torch.strided)
+    return {str(name): tensor for name, tensor in dense}, {}

@@ -81,6 +81,12 @@ def by_layer(backbone: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def to_arrays(backbone: str, state: Mapping[str, torch.Tensor]) -> Tensors:
+    """The convolutions of a state dict that has them all, in the backbone's order, by our names."""
+    own = by_layer(backbone, state)
+    return {name: own[name].detach().float().contiguous().numpy() for name in tensor_shapes(backbone)}
+
+
 def to_weights(backbone: str, tensors: Tensors, normalisation: str) -> Weights:
     """Weights from all tensors of a backbone by our names, that expect a normalisation; it is folded into them.
 
@@ -90,7 +96,7 @@ def to_weights(backbone: str, tensors: Tensors, normalisation: str) -> Weights:
     """
     expected = NORMALISATIONS[normalisation]
     unit = float(np.mean(expected.std))
-    own = {name: np.asarray(tensors[name], np.float32) for name in tensor_shapes(backbone)}
+    own = {name: tensors[name] for name in tensor_shapes(backbone)}
     first = next(iter(own))
     scale = unit / np.array(expected.std).reshape(1, 3, 1, 1)
     own[first] = (own[first][:, :: -1 if expected.bgr else 1] * scale).astype(np.float32)
@@ -124,8 +130,7 @@ def _torchvision(backbone: str) -> Weights:
         state = published(backbone).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; another hash
         raise RequestError(f"weights: torchvision's {backbone}: {error}; {by_hand(backbone)}") from None
-    tensors = {name: tensor.numpy() for name, tensor in by_layer(backbone, state).items()}
-    return to_weights(backbone, tensors, "imagenet")
+    return to_weights(backbone, to_arrays(backbone, state), "imagenet")
 
 
 def _random(backbone: str) -> Weights:

@@ -71,6 +71,7 @@ def test_all_formats_of_the_same_tensors_have_one_hash(tmp_path: Path, cache: Pa
         as_zip(theirs),
         as_pickle(theirs),
         as_zip({**theirs, **classifier}),
+        as_pickle({name: torch.nn.Parameter(tensor) for name, tensor in theirs.items()}),
         as_zip({name: tensor.double() for name, tensor in theirs.items()}),
         safetensors.torch.save(theirs),
         safetensors.torch.save(STATE, {"normalisation": "imagenet"}),
@@ -137,6 +138,7 @@ BAD = {
         as_zip(changed("conv3.bias", STATE["conv3.bias"], "conv3.b")),
         "is not alexnet's: it has no conv3.bias",
     ),
+    "sparse": (as_zip(changed("conv1.bias", torch.ones(64).to_sparse())), "is not alexnet's: it has no conv1.bias"),
     "too many": (as_zip({**STATE, "conv6.bias": torch.ones(3)}), "is not alexnet's: it has conv6.bias as well"),
     "shape": (
         as_zip(changed("conv2.weight", torch.ones(192, 48, 5, 5))),

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.transforms.functional import normalize
 
+from batchnst import recipe
 from batchnst.errors import RequestError
 from batchnst.layers import BACKBONES, layer_names
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.weights import SOURCES, Weights, by_layer, cached, tensor_shapes, to_weights
+from batchnst.transfer.weights import SOURCES, Weights, cached, tensor_shapes, to_arrays, to_weights
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNIT = 255 * sum(DEVIATION) / 3
@@ -39,7 +40,7 @@ def state_of(features: nn.Sequential) -> dict[str, Tensor]:
 
 
 def arrays(backbone: str, features: nn.Sequential) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in by_layer(backbone, state_of(features)).items()}
+    return dict(to_arrays(backbone, state_of(features)))
 
 
 def check_features(backbone: str, weights: Weights, theirs: nn.Sequential) -> None:
@@ -57,6 +58,10 @@ def check_features(backbone: str, weights: Weights, theirs: nn.Sequential) -> No
 def test_the_network_is_torchvisions_with_its_normalisation(backbone: str) -> None:
     theirs = torchvisions(backbone)
     check_features(backbone, to_weights(backbone, arrays(backbone, theirs), "imagenet"), theirs)
+
+
+def test_a_recipe_names_the_sources_there_are() -> None:
+    assert [*SOURCES] == recipe.SOURCES
 
 
 def test_the_original_normalisation_is_bgr_with_a_mean_subtracted() -> None:
@@ -108,7 +113,8 @@ def test_without_a_network_one_line_says_what_to_do() -> None:
 def test_torchvisions_cache_is_used() -> None:
     theirs = torchvisions("alexnet")
     cached("alexnet").parent.mkdir(parents=True)
-    torch.save({**state_of(theirs), "classifier.1.weight": torch.zeros(9)}, cached("alexnet"))
+    learned = {name: nn.Parameter(tensor) for name, tensor in state_of(theirs).items()}
+    torch.save({**learned, "classifier.1.weight": torch.zeros(9)}, cached("alexnet"))
     weights = SOURCES["torchvision"]("alexnet")
     assert weights == to_weights("alexnet", arrays("alexnet", theirs), "imagenet")
     assert [*weights.tensors] == [*tensor_shapes("alexnet")]
