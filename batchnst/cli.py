@@ -15,12 +15,26 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.options import takes_recipe
 from batchnst.recipe import Recipe
 
+COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay"]
+COMMANDS += ["layers", "weights", "bench", "ledger"]
+"""The order in which the help has them."""
+
+
+class _Ordered(TyperGroup):
+    """Commands and groups of commands in one order."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+
 app = typer.Typer(
+    cls=_Ordered,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -319,6 +333,55 @@ def replay(
     print(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
     if wrong:
         raise typer.Exit(FAILED)
+
+
+weights = typer.Typer(invoke_without_command=True, help="List the weights that are at hand, or import some.")
+app.add_typer(weights, name="weights")
+
+
+@weights.callback()
+@_edge
+def list_weights(
+    context: typer.Context,
+    out: Annotated[str | None, typer.Option(help="Count the rows of this run's ledger that they painted.")] = None,
+) -> None:
+    """List the weights that are at hand: name, backbone, size, where from and under which licence, SHA-256."""
+    if context.invoked_subcommand:
+        return
+    from batchnst.engine.weights import describe, entries
+    from batchnst.ledger.store import open_out
+
+    for entry in entries(open_out(out) if out else None):
+        print(describe(entry))
+
+
+class Expected(StrEnum):
+    """What a network expects of its input."""
+
+    imagenet = "imagenet"
+    caffe = "caffe"
+
+
+@weights.command("import")
+@_edge
+def import_weights(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="safetensors, or a state dict; a path or URI.", show_default=False)
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What --weights shall call them.", show_default=False)],
+    normalisation: Annotated[
+        Expected | None,
+        typer.Option(
+            help="Of the network's input: ImageNet's mean and deviation, RGB; or 0..255 minus a mean, BGR.",
+            show_default="as the file says, else torchvision's if it names layers so",
+        ),
+    ] = None,
+) -> None:
+    """Check a file of weights, and keep its convolutions on this machine under a name."""
+    from batchnst.engine.weights import import_weights as take
+
+    backbone, made = take(file, name, normalisation.value if normalisation else None)
+    print(f"{name}: {backbone}, {made.sha256}; --backbone {backbone} --weights {name}")
 
 
 class Opponent(StrEnum):

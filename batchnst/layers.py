@@ -44,19 +44,52 @@ def _vgg(convolutions: Sequence[int]) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-BACKBONES = {"vgg19": _vgg((2, 2, 4, 4, 4))}
-"""Every backbone's layers, in order."""
+def _alexnet() -> tuple[Layer, ...]:
+    """AlexNet on one GPU, as torchvision has it (Krizhevsky 2014, without its response normalisation)."""
+    layers: list[Layer] = []
+    for i, (channels, kernel, stride, padding) in enumerate(
+        [(64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)], 1
+    ):
+        layers += [Layer(f"conv{i}", channels, kernel, stride, padding), Layer(f"relu{i}", channels)]
+        if i in (1, 2, 5):
+            layers.append(Layer(f"pool{i}", channels, kernel=3, stride=2))
+    return tuple(layers)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone: its layers, each at its place in torchvision's `features`, and those of a recipe that names none."""
+
+    layers: tuple[Layer, ...]
+    content_layers: tuple[str, ...]
+    style_layers: tuple[str, ...]
+
+
+_GATYS = {
+    "content_layers": ("relu4_2",),
+    "style_layers": ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+}
+"""Gatys et al. 2016, section 3; VGG16 has all of them as well."""
+
+BACKBONES = {
+    "vgg19": Architecture(_vgg((2, 2, 4, 4, 4)), **_GATYS),
+    "vgg16": Architecture(_vgg((2, 2, 3, 3, 3)), **_GATYS),
+    "alexnet": Architecture(
+        _alexnet(), content_layers=("relu3",), style_layers=("relu1", "relu2", "relu3", "relu4", "relu5")
+    ),
+}
+"""Every backbone, by torchvision's name."""
 
 
 def layer_names(backbone: str) -> list[str]:
     """Every layer of a backbone in order: conv1_1, relu1_1, …, pool5."""
-    return [layer.name for layer in BACKBONES[backbone]]
+    return [layer.name for layer in BACKBONES[backbone].layers]
 
 
 def cut(backbone: str, wanted: Sequence[str]) -> list[Layer]:
     """The layers of a backbone up to the last of those wanted."""
     names = layer_names(backbone)
-    return list(BACKBONES[backbone][: max(map(names.index, wanted)) + 1])
+    return list(BACKBONES[backbone].layers[: max(map(names.index, wanted)) + 1])
 
 
 def smallest_side(layers: Sequence[Layer]) -> int:

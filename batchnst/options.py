@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from batchnst.errors import RecipeError
-from batchnst.recipe import Recipe, read_recipe_file
+from batchnst.layers import BACKBONES
+from batchnst.recipe import SOURCES, Recipe, read_recipe_file
 
 RECIPE_OPTIONS = {
     "size": "Longest side of the picture, in pixels.",
@@ -24,8 +25,8 @@ RECIPE_OPTIONS = {
     "style_scale": "Size of the style's patterns; 1 is as large as in the style picture.",
     "preserve_color": "none, luminance or histogram.",
     "format": "Of pictures without an output of their own: png, jpg, webp, avif or tif.",
-    "backbone": "The network: vgg19.",
-    "weights": "Where its weights come from: bundled.",
+    "backbone": f"The network: {', '.join(BACKBONES)}.",
+    "weights": f"Its weights: {', '.join(SOURCES)}, a file, or a name from `batchnst weights`.",
     "precision": "The network's numbers: auto, fp32 or bf16.",
     "tile": "Side of the tiles of pictures larger than memory, in pixels, or auto, or off.",
 }

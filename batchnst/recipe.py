@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from batchnst.errors import RecipeError
-from batchnst.layers import cut, layer_names, smallest_side
+from batchnst.layers import BACKBONES, cut, layer_names, smallest_side
 
 SMALLEST_TILE = 64
 
-NOT_OF_THE_PICTURE = {"max_megapixels", "tile"}
-"""Keys that say how, or whether at all, but not what is painted."""
+NOT_OF_THE_PICTURE = {"max_megapixels", "tile", "weights"}
+"""Keys that say how, or whether at all, but not what is painted; weights have a hash of their own."""
 
 STARTS = ["content", "noise", "style"]
 """What `init` may name beside a picture."""
@@ -27,6 +27,15 @@ STARTS = ["content", "noise", "style"]
 def is_start_picture(init: str) -> bool:
     """Whether `init` is the path or URI of a picture: no path is without an ending."""
     return init not in STARTS and "." in init
+
+
+SOURCES = ["bundled", "torchvision", "random"]
+"""What `weights` may name beside a file, or what was imported."""
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether `weights` is the path or URI of a file, and no name."""
+    return "." in weights or "/" in weights
 
 
 def _parse_layers(value: Any) -> Any:
@@ -50,6 +59,11 @@ def _parse_layers(value: Any) -> Any:
 Layers = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_parse_layers)]
 
 
+def _own_layers(kind: Literal["content_layers", "style_layers"]) -> Any:
+    """The layers of a recipe that names none: its backbone's own."""
+    return Field(default_factory=lambda settings: dict.fromkeys(getattr(BACKBONES[settings["backbone"]], kind), 1.0))
+
+
 class Recipe(BaseModel):
     """All settings of one pair: frozen, validated, hashable; the same JSON for the same settings.
 
@@ -59,11 +73,11 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    backbone: Literal["vgg19"] = "vgg19"
-    weights: Literal["bundled"] = "bundled"
+    backbone: str = "vgg19"
+    weights: str = "bundled"
     pooling: Literal["max", "avg"] = "max"
-    content_layers: Layers = {"relu4_2": 1.0}
-    style_layers: Layers = {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0}
+    content_layers: Layers = _own_layers("content_layers")
+    style_layers: Layers = _own_layers("style_layers")
     loss: Literal["neural-style", "gatys2016"] = "neural-style"
     content_weight: float = Field(5.0, ge=0)
     style_weight: float = Field(100.0, ge=0)
@@ -88,13 +102,23 @@ class Recipe(BaseModel):
     snapshot_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
 
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, backbone: str) -> str:
+        if backbone not in BACKBONES:
+            raise ValueError(_not_allowed(backbone, list(BACKBONES)))
+        return backbone
+
     @field_validator("content_layers", "style_layers")
     @classmethod
     def _known_layers(cls, layers: dict[str, float], info: Any) -> dict[str, float]:
-        known = layer_names(info.data.get("backbone", "vgg19"))
+        if (backbone := info.data.get("backbone")) is None:
+            return layers  # it is unknown, and that is said
+        known = layer_names(backbone)
         for name in layers:
             if name not in known:
-                raise ValueError(f"no layer {name!r}{_did_you_mean(name, known)}; layers are named like relu4_2")
+                like = f"those of {backbone} are named like {BACKBONES[backbone].content_layers[0]}"
+                raise ValueError(f"no layer {name!r}{did_you_mean(name, known)}; {like}")
         if not layers or not any(layers.values()):
             raise ValueError("expected at least one layer with a weight above 0")
         # In the network's order, so that the same settings are the same recipe.
@@ -104,7 +128,7 @@ class Recipe(BaseModel):
     @classmethod
     def _known_start(cls, init: str) -> str:
         if init not in STARTS and not is_start_picture(init):
-            raise ValueError(f"{init!r} is not allowed{_did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
+            raise ValueError(f"{init!r} is not allowed{did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
     @field_validator("tile")
@@ -174,7 +198,9 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(dict(settings))
         except ValidationError as error:
-            raise RecipeError(*(_explain(item) for item in error.errors())) from None
+            # Of an unknown backbone that its layers are unknown needs no saying.
+            items = (item for item in error.errors() if item["type"] != "default_factory_not_called")
+            raise RecipeError(*map(_explain, items)) from None
 
 
 def fit(width: int, height: int, size: float) -> tuple[int, int]:
@@ -205,16 +231,21 @@ def _explain(item: Any) -> str:
     key = str(item["loc"][0])
     found = item["input"]
     if item["type"] == "extra_forbidden":
-        return f"{key}: no such recipe key{_did_you_mean(key, recipe_keys())}"
+        return f"{key}: no such recipe key{did_you_mean(key, recipe_keys())}"
     if item["type"] == "literal_error":
         allowed = list(Recipe.model_fields[key].annotation.__args__)  # type: ignore[union-attr]
-        return f"{key}: {found!r} is not allowed{_did_you_mean(str(found), allowed)}; one of {', '.join(allowed)}"
+        return f"{key}: {_not_allowed(found, allowed)}"
     if item["type"] == "value_error":
         return f"{key}: {item['ctx']['error']}"
     where = ".".join(str(part) for part in item["loc"])
     return f"{where}: {found!r} is not allowed: {item['msg'].replace('Input s', 's')}"
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
+def _not_allowed(found: object, allowed: list[str]) -> str:
+    return f"{found!r} is not allowed{did_you_mean(str(found), allowed)}; one of {', '.join(allowed)}"
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The nearest of the known words, if any is near, in parentheses."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

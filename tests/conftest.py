@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.weights import Weights, load_weights
+from batchnst.transfer.weights import Weights
 
 IMAGES = Path(__file__).parent.parent / "manifests" / "images"
 

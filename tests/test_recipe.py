@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnst.errors import RecipeError
-from batchnst.layers import layer_names
 from batchnst.recipe import Recipe, fit, read_recipe_file
 
 
@@ -21,6 +21,18 @@ from batchnst.recipe import Recipe, fit, read_recipe_file
         ({"tv_weight": "nan"}, "tv_weight: 'nan' is not allowed: should be a finite number"),
         ({"learning_rate": 0}, "learning_rate: 0 is not allowed: should be greater than 0"),
         ({"style_layers": "relu6_1"}, "style_layers: no layer 'relu6_1' (did you mean 'relu5_1'?)"),
+        (
+            {"backbone": "alexnet", "content_layers": "relu4_2"},
+            "content_layers: no layer 'relu4_2' (did you mean 'relu4'?); those of alexnet are named like relu3",
+        ),
+        (
+            {"backbone": "vgg16", "style_layers": "relu3_4"},
+            "style_layers: no layer 'relu3_4' (did you mean 'relu3_3'?)",
+        ),
+        (
+            {"backbone": "vgg11"},
+            "backbone: 'vgg11' is not allowed (did you mean 'vgg19'?); one of vgg19, vgg16, alexnet",
+        ),
         ({"style_layers": "relu1_1=much"}, "style_layers.relu1_1: 'much' is not allowed: should be a valid number"),
         ({"style_layers": ""}, "style_layers: expected at least one layer with a weight above 0"),
         ({"style_layers": 3}, "style_layers: 3 is not allowed: should be a valid dictionary"),
@@ -41,6 +53,12 @@ def test_what_is_not_allowed_is_named_with_what_is(settings: dict[str, object], 
     with pytest.raises(RecipeError) as caught:
         Recipe.from_settings(settings)
     assert str(caught.value).startswith(message)
+
+
+def test_of_an_unknown_backbone_nothing_else_is_said() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_settings({"backbone": "resnet", "style_layers": "relu9"})
+    assert len(caught.value.problems) == 1
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -83,10 +101,24 @@ def test_a_recipe_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         read_recipe_file(tmp_path / "broken.toml")
 
 
-def test_layer_names_are_the_papers() -> None:
-    names = layer_names("vgg19")
-    assert names[:6] == ["conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "conv2_1"]
-    assert sum(name.startswith("conv") for name in names) == 16
+def test_layers_that_are_not_given_are_the_backbones_own() -> None:
+    vgg16, alexnet = (Recipe.from_settings({"backbone": name}) for name in ("vgg16", "alexnet"))
+    assert vgg16.layers == Recipe().layers == ["relu4_2", "relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
+    assert alexnet.layers == ["relu3", "relu1", "relu2", "relu4", "relu5"]
+    assert json.loads(alexnet.json_text)["content_layers"] == {"relu3": 1.0}
+    assert Recipe.from_settings({"backbone": "alexnet", "style_layers": "relu2"}).layers == ["relu3", "relu2"]
+
+
+def test_the_default_recipe_is_what_it_was() -> None:
+    """Its text is in every fingerprint: a change of it would paint all pairs of every OUT again."""
+    assert Recipe().picture_text == (
+        '{"alpha":"white","backbone":"vgg19","content_layers":{"relu4_2":1.0},"content_weight":5.0,"format":"png",'
+        '"init":"content","learning_rate":null,"loss":"neural-style","metadata":"none","min_size":128,'
+        '"optimizer":"lbfgs","pooling":"max","precision":"auto","preserve_color":"none","quality":95,'
+        '"resample":"lanczos","seed":0,"size":512,"snapshot_every":0,"steps":110,"style_layers":{"relu1_1":1.0,'
+        '"relu2_1":1.0,"relu3_1":1.0,"relu4_1":1.0,"relu5_1":1.0},"style_scale":1.0,"style_weight":100.0,'
+        '"tolerance":0.002,"tv_weight":0.001}'
+    )
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(16, 4096))

@@ -23,11 +23,12 @@ from batchnst.collection.outputs import FORMATS, OPAQUE
 from batchnst.collection.readers import BLOCK, KNOWN, LISTS, READERS, RECIPE_KEYS, Row, Unreadable, first_bad_line
 from batchnst.collection.storage import open_file, parent, resolve
 from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
-from batchnst.recipe import Recipe, is_start_picture
+from batchnst.recipe import Recipe, is_start_picture, is_weights_file
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
-_NETWORK = '"(backbone|weights)":'
+_TEXT = {key: rf'"{key}": (?P<text>"(?:[^"\\]|\\.)*")' for key in ("backbone", "weights")}
+"""Where a row's own settings, as JSON, name its network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,15 @@ class Manifest:
     @property
     def networks(self) -> set[tuple[str, str]]:
         """Backbone and weights of every recipe."""
-        # Where every row has a seed of its own there are as many recipes as rows, but few that name a network.
-        naming = (block.filter(pc.match_substring_regex(block["settings"], _NETWORK)) for block in self._blocks)
-        settings = {own for block in naming for own in pc.unique(block["settings"]).to_pylist()}
-        return {self._recipe(own).network for own in settings | {"{}"}}
+        # Where every row has a seed of its own there are as many recipes as rows, but few networks.
+        usual = dict(zip(_TEXT, self._recipe("{}").network, strict=True))
+        found = set()
+        for block in self._blocks:
+            texts = [pc.struct_field(pc.extract_regex(block["settings"], text), "text") for text in _TEXT.values()]
+            for own in pa.table(texts, list(_TEXT)).group_by(list(_TEXT)).aggregate([]).to_pylist():
+                named = usual | {key: json.loads(text) for key, text in own.items() if text}
+                found.add((named["backbone"], named["weights"]))
+        return found
 
     def __len__(self) -> int:
         return sum(block.num_rows for block in self._blocks)
@@ -147,10 +153,12 @@ def read_manifest(address: str, settings: Mapping[str, Any]) -> Manifest:
 
 def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
     """Recipe settings with the addresses among them resolved against the folder they were written in."""
-    settings, init = dict(settings), settings.get("init")
-    if isinstance(init, str) and is_start_picture(init):
-        settings["init"] = resolve(init, base)
-    return settings
+    resolved = dict(settings)
+    for key, is_address in (("init", is_start_picture), ("weights", is_weights_file)):
+        value = settings.get(key)
+        if isinstance(value, str) and is_address(value):
+            resolved[key] = resolve(value, base)
+    return resolved
 
 
 def shares(weights: Sequence[str | float], styles: int) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import RequestError
 from batchnst.recipe import Recipe
@@ -17,7 +18,6 @@ from batchnst.transfer.device import best_device, free_memory, network_dtype, sy
 from batchnst.transfer.memory import largest_batch
 from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.textbook import STEPS, Moment, Textbook
-from batchnst.transfer.weights import load_weights
 
 REPEATS = 3
 """The recipe is run so often, the textbook once: it takes minutes, and repeats itself to a few percent."""

@@ -16,13 +16,13 @@ from batchnst.collection import images, storage
 from batchnst.engine import rows
 from batchnst.engine.plan import loss_definition
 from batchnst.engine.single import Painting, stylize
+from batchnst.engine.weights import load_weights
 from batchnst.errors import InputError, LedgerError
 from batchnst.ledger.schema import TERMS
 from batchnst.ledger.store import Out, newest_rows, of_attempt
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import best_device, network_dtype
 from batchnst.transfer.stylize import Step
-from batchnst.transfer.weights import load_weights
 
 CLOSE = 0.02
 """Share by which the final loss may differ: more than bf16, another batch or another machine changes."""

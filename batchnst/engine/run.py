@@ -20,6 +20,7 @@ from batchnst.engine.address import choose
 from batchnst.engine.events import Event, Notice, Progress
 from batchnst.engine.loading import ahead
 from batchnst.engine.plan import Batch, Plan, expected_dtype, make_batches, make_plan
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import Chunk, paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
@@ -28,7 +29,7 @@ from batchnst.ledger.store import Out, Outcomes
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import Hardware, tune_process
 from batchnst.transfer.memory import largest_batch, least_memory
-from batchnst.transfer.weights import Weights, load_weights
+from batchnst.transfer.weights import Weights
 
 BLOCK = 10_000
 """Jobs that are put into batches together, while those before them are painted."""

@@ -28,6 +28,7 @@ from batchnst.engine.loading import (
     to_pixels,
     wish,
 )
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.errors import Diverged, RequestError
 from batchnst.recipe import Recipe
@@ -35,7 +36,6 @@ from batchnst.transfer import stylize as transfer
 from batchnst.transfer.device import Hardware, network_dtype
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.memory import Fitting, fit_into, least_memory
-from batchnst.transfer.weights import load_weights
 
 Source = str | PathLike[str] | Image.Image
 

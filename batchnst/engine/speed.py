@@ -14,11 +14,11 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import best_device, device_name, network_dtype, synchronize, tune_process
 from batchnst.transfer.stylize import Guide, stylize
-from batchnst.transfer.weights import load_weights
 
 ROUNDS = 3
 """Every figure is the median of so many rounds."""

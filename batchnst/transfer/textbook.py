@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
+from torchvision.models import get_model
 
+from batchnst.layers import BACKBONES
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import synchronize
 from batchnst.transfer.weights import Weights
@@ -42,7 +43,7 @@ class Textbook:
     def __init__(self, content: Tensor, style: Tensor, recipe: Recipe, weights: Weights) -> None:
         self.recipe, self.device = recipe, content.device
         self.mean = torch.tensor(weights.mean, device=self.device).view(1, 3, 1, 1)
-        self.network = _torchvision_vgg19(weights).to(self.device)
+        self.network = _torchvision(recipe.backbone, weights).to(self.device)
         with torch.no_grad():
             shown, painted = self._features(content), self._features(style)
         self.content = {name: shown[name] for name in recipe.content_layers}
@@ -113,18 +114,14 @@ def _gram(features: Tensor) -> Tensor:
     return flat @ flat.T / flat.numel()
 
 
-def _torchvision_vgg19(weights: Weights) -> nn.Sequential:
-    """Torchvision's VGG19, by the papers' layer names, with these weights."""
-    named, block, conv = nn.Sequential(), 1, 0
-    for layer in make_layers(cfgs["E"]):
-        if isinstance(layer, nn.Conv2d):
-            conv += 1
-            name = f"conv{block}_{conv}"
-            layer.weight.data = torch.tensor(weights.tensors[f"{name}.weight"])
-            layer.bias.data = torch.tensor(weights.tensors[f"{name}.bias"])  # type: ignore[union-attr]
-        elif isinstance(layer, nn.ReLU):
-            name, layer = f"relu{block}_{conv}", nn.ReLU(inplace=False)
-        else:
-            name, block, conv = f"pool{block}", block + 1, 0
-        named.add_module(name, layer)
+def _torchvision(backbone: str, weights: Weights) -> nn.Sequential:
+    """The features of torchvision's network, by the papers' layer names, with these weights."""
+    named = nn.Sequential()
+    with torch.device("meta"):  # no memory for what is replaced, or left out
+        features = get_model(backbone).features
+    for own, layer in zip(BACKBONES[backbone].layers, features, strict=True):
+        if own.is_convolution:
+            layer.weight = nn.Parameter(torch.tensor(weights.tensors[f"{own.name}.weight"]))
+            layer.bias = nn.Parameter(torch.tensor(weights.tensors[f"{own.name}.bias"]))
+        named.add_module(own.name, nn.ReLU(inplace=False) if isinstance(layer, nn.ReLU) else layer)
     return named.requires_grad_(False)

@@ -62,6 +62,18 @@ def test_rows_of_one_recipe_share_it(tmp_path: Path) -> None:
     assert pairs[0].recipe is not pairs[2].recipe
 
 
+def test_only_the_networks_that_some_row_needs_are_asked_for(tmp_path: Path) -> None:
+    everywhere = "content,style,backbone,weights,seed\na,s,alexnet,random,1\nb,s,alexnet,random,2\n"
+    somewhere = everywhere + 'c,s,,,3\nd,s,vgg16,my/weights.pth,4\ne,s,,my"name,5\n'
+    assert read_manifest(write(tmp_path, everywhere), {}).networks == {("alexnet", "random")}
+    assert read_manifest(write(tmp_path, somewhere), {"weights": "random"}).networks == {
+        ("alexnet", "random"),
+        ("vgg19", "random"),
+        ("vgg16", str(tmp_path / "my/weights.pth")),
+        ("vgg19", 'my"name'),
+    }
+
+
 def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
     path = write(
         tmp_path,

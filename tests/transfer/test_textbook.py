@@ -10,11 +10,25 @@ import torch
 from PIL import Image
 
 from batchnst import Recipe, stylize
+from batchnst.layers import BACKBONES
+from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.stylize import Guide
+from batchnst.transfer.stylize import stylize as stylize_batch
 from batchnst.transfer.textbook import Textbook
-from batchnst.transfer.weights import Weights
+from batchnst.transfer.weights import SOURCES, Weights
 from tests import oracles
 
 SIZE = 256
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_its_losses_are_ours_on_every_backbone(backbone: str) -> None:
+    recipe, weights = Recipe(backbone=backbone, size=64, min_size=64), SOURCES["random"](backbone)
+    content, style = torch.rand(2, 1, 3, 64, 48, generator=torch.Generator().manual_seed(2)) * 255
+    moment, _ = Textbook(content, style, recipe, weights).run(steps=1)
+    network = Backbone(backbone, weights, recipe.layers)
+    first = next(stylize_batch(content, [[Guide((style,), (1.0,))]], recipe, lambda _: network))
+    assert first.losses.total.item() == pytest.approx(moment.total, rel=1e-4)
 
 
 @pytest.mark.slow

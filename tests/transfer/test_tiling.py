@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import load_backbone
-from batchnst.layers import layer_names
+from batchnst.layers import BACKBONES, layer_names
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import Objective, Region, gram_matrix, guide
@@ -90,6 +91,17 @@ def test_every_layer_set(weights: Weights, layer: str, pooling: str) -> None:
     whole, tiled = both(backbone, recipe, 50, 77, 32)
     assert len(grid(backbone, 50, 77, 32)) == 6
     shown = pictures(1, 50, 77)
+    assert apart(tiled(shown)[1], whole(shown)[1]) < 1e-10
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("side", [64, 100])
+def test_every_backbone(backbone: str, side: int) -> None:
+    recipe = Recipe.from_settings({"backbone": backbone, "weights": "random"})
+    exact = network(load_weights(backbone, "random"), recipe)
+    whole, tiled = both(exact, recipe, 131, 203, side)
+    shown = pictures(1, 131, 203)
+    assert len(grid(exact, 131, 203, side)) > 3
     assert apart(tiled(shown)[1], whole(shown)[1]) < 1e-10
 
 
