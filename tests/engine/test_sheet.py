@@ -171,6 +171,14 @@ def test_a_ledger_that_has_nothing_to_say(out: Path) -> None:
         contributions(Out(str(out)), None, "alexnet")
 
 
+def test_a_picture_in_its_own_style_has_no_style_loss_to_share(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(f"content,style\n{images}/coffee.png,{images}/coffee.png\n")
+    more = ["--engine", "inline", "--size", "32", "--steps", "1", "--precision", "fp32"]
+    assert batchnst("run", tmp_path / "m.csv", "--out", tmp_path / "out", *more).exit_code == 0
+    with pytest.raises(LedgerError, match="and had a style loss"):
+        contributions(Out(str(tmp_path / "out")), None, "vgg19")
+
+
 # The sheet ---------------------------------------------------------------------------------------------------------
 
 

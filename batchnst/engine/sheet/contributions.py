@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 from statistics import fmean
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.errors import LedgerError
@@ -33,16 +34,15 @@ def contributions(out: Out, pair_id: str | None, backbone: str) -> dict[str, Con
 
     Each pair counts by its newest row. Raises LedgerError where there is no such pair.
     """
-    pairs = _painted(out, pair_id, backbone)
-    if not pairs:
-        what = f"{pair_id}: the ledger of {out.address} knows no such pair" if pair_id else f"{out.address}: no pair"
-        raise LedgerError(f"{what} that was painted by {backbone}")
     found: defaultdict[str, list[Contribution]] = defaultdict(list)
-    for weights, first, last in _ends(out, pairs):
+    for weights, first, last in _ends(out, _painted(out, pair_id, backbone)):
         before, after = (sum(weights[name] * loss[name] for name in weights) for loss in (first, last))
         for name, weight in weights.items():
             shares = weight * first[name] / before, weight * last[name] / after
             found[name].append(Contribution(*shares, last[name] / first[name]))
+    if not found:
+        what = f"{pair_id}: the ledger of {out.address} knows no such pair" if pair_id else f"{out.address}: no pair"
+        raise LedgerError(f"{what} that was painted by {backbone} and had a style loss")
     return {name: Contribution(*map(fmean, zip(*map(astuple, own), strict=True))) for name, own in found.items()}
 
 
@@ -64,13 +64,14 @@ def _ends(
     out: Out, pairs: dict[tuple[Any, ...], dict[str, Any]]
 ) -> Iterator[tuple[dict[str, float], dict[str, float], dict[str, float]]]:
     """Of each pair the weights of its style layers, and their unweighted losses at its first step and at its last."""
-    ids, steps = sorted({row["pair_id"] for row in pairs.values()}), {0, *(row["steps"] - 1 for row in pairs.values())}
+    ids = pa.array((row["pair_id"] for row in pairs.values()), pa.string())
+    steps = {0, *(row["steps"] - 1 for row in pairs.values())}
     wanted = pc.field("pair_id").isin(ids) & pc.field("step").isin(sorted(steps))
     losses = out.rows("losses", [*ATTEMPT, "step", "style_layers"], matching=wanted).to_pylist()
     by_step = {(_key(row), row["step"]): dict(row["style_layers"]) for row in losses}
     for key, row in pairs.items():
         first, last = by_step.get((key, 0)), by_step.get((key, row["steps"] - 1))
-        if first and last:
+        if first and last and all(first.values()) and all(last.values()):  # not one in its own style
             yield row["recipe"]["style_layers"], first, last
 
 
