@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
-from batchnst.options import takes_recipe
+from batchnst.options import takes, takes_recipe
 from batchnst.recipe import Recipe
 
 COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay"]
@@ -333,6 +333,52 @@ def replay(
     print(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
     if wrong:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+@_edge
+@takes("size", "steps", "optimizer", "seed", "backbone", "weights", "precision")
+def layers(
+    settings: dict[str, Any],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE...", help="Or folders, prefixes, globs in quotes.", show_default=False),
+    ],
+    out: Annotated[str, typer.Option(help="The sheet: .html, or a picture, by its ending.", show_default=False)],
+    names: Annotated[
+        str | None, typer.Option("--layers", help="As in relu1_1,relu4_2.", show_default="the recipe's")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Of each layer, the strongest.")] = 6,
+    top: Annotated[int, typer.Option(min=1, help="Patches of each channel.")] = 9,
+    style: Annotated[
+        str | None, typer.Option(help="Whose texture to paint from noise.", show_default="the first picture")
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(metavar="OUT", help="A run's: what each layer contributed to its style losses.")
+    ] = None,
+    pair: Annotated[str | None, typer.Option(metavar="PAIR_ID", help="To those of one pair alone.")] = None,
+) -> None:
+    """Draw what the network's layers see in these pictures, and hold of a content and a style."""
+    from batchnst.collection import storage
+    from batchnst.display import Bar
+    from batchnst.engine.sheet import formats
+    from batchnst.engine.sheet.sheet import Request, make
+    from batchnst.ledger.store import open_out
+    from batchnst.transfer.device import tune_process
+
+    formats.check(out)
+    storage.check_writable(out)
+    if pair and not ledger:
+        raise RequestError(f"--pair {pair}: expected --ledger OUT with it")
+    recipe = Recipe.from_settings(settings | ({"content_layers": names, "style_layers": names} if names else {}))
+    tune_process()
+    request = Request(pictures, style, channels, top, open_out(ledger) if ledger else None, pair)
+    with Bar() as bar:
+        sheet = make(request, recipe, bar.update)
+    for why in sheet.left_out:
+        _error(f"left out: {why}")
+    storage.write(out, formats.render(sheet, out))
+    print(out)
 
 
 weights = typer.Typer(invoke_without_command=True, help="List the weights that are at hand, or import some.")

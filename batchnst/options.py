@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,17 +33,28 @@ RECIPE_OPTIONS = {
 """Recipe keys with an option of their own; `--set` reaches the others."""
 
 
-def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the recipe's options; it gets what they and the recipe file say as `settings`."""
+Command = Callable[..., None]
 
+
+def takes(*keys: str) -> Callable[[Command], Command]:
+    """Give a command options for some recipe keys; it gets what they and the recipe file say as `settings`."""
+    return lambda command: _with_options(command, keys)
+
+
+def takes_recipe(command: Command) -> Command:
+    """Give a command all of the recipe's options."""
+    return _with_options(command, list(RECIPE_OPTIONS))
+
+
+def _with_options(command: Command, keys: Sequence[str]) -> Command:
     def option(kind: Any, name: str, text: str, default: Any = None) -> Any:
         shown = str(default) if default is not None else False
         return Annotated[kind, typer.Option(name, help=text, rich_help_panel="Recipe", show_default=shown)]
 
     kinds: dict[str, Any] = {"recipe": option(str | None, "--recipe", "A TOML file with recipe keys.")}
-    for key, text in RECIPE_OPTIONS.items():
+    for key in keys:
         default = Recipe.model_fields[key].default
-        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", text, default)
+        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", RECIPE_OPTIONS[key], default)
     kinds["set_"] = option(list[str] | None, "--set", "KEY=VALUE: any other recipe key; may be repeated.")
 
     @functools.wraps(command)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -337,3 +338,10 @@ def test_the_example_manifests_run_as_they_stand(images: Path, name: str) -> Non
 def test_the_papers_recipe_is_valid(images: Path) -> None:
     recipe = Recipe.from_settings(read_recipe_file(images.parent / "paper.toml"))
     assert (recipe.loss, recipe.init, recipe.pooling) == ("gatys2016", "noise", "avg")
+
+
+def test_help_lists_the_commands_in_their_order() -> None:
+    shown = re.findall(r"^│ (\w+) ", batchnst("--help").stdout.partition("Commands")[2], re.MULTILINE)
+    order = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay", "layers", "weights", "bench"]
+    assert [name for name in shown if name in order] == [name for name in order if name in shown]
+    assert "layers" in shown
