@@ -97,7 +97,7 @@ class Recipe(BaseModel):
     metadata: Literal["none", "keep"] = "none"
     max_megapixels: float = Field(250.0, gt=0, le=100_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    tile: Annotated[str, BeforeValidator(str)] = "auto"
+    tile: Literal["auto", "off"] | int = "auto"
     tolerance: float = Field(0.002, ge=0, lt=1)
     snapshot_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -131,12 +131,14 @@ class Recipe(BaseModel):
             raise ValueError(f"{init!r} is not allowed{did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
-    @field_validator("tile")
+    @field_validator("tile", mode="before")
     @classmethod
-    def _known_tile(cls, tile: str) -> str:
-        if tile not in ("auto", "off") and not (tile.isdecimal() and int(tile) >= SMALLEST_TILE):
+    def _known_tile(cls, tile: Any) -> Any:
+        if tile in ("auto", "off"):
+            return tile
+        if not (str(tile).isdecimal() and int(tile) >= SMALLEST_TILE):
             raise ValueError(f"{tile!r} is not allowed; auto, off, or a side in pixels, {SMALLEST_TILE} at the least")
-        return tile
+        return int(tile)
 
     @model_validator(mode="after")
     def _can_paint(self) -> Recipe:
@@ -170,7 +172,7 @@ class Recipe(BaseModel):
     @property
     def tile_side(self) -> int | None:
         """The side of a tile that is asked for, in pixels."""
-        return None if self.tile in ("auto", "off") else int(self.tile)
+        return self.tile if isinstance(self.tile, int) else None
 
     @property
     def network(self) -> tuple[str, str]:

@@ -149,10 +149,50 @@ def test_plan_says_what_run_would_do(manifest: Path, tmp_path: Path) -> None:
     result = batchnst("plan", manifest, "--out", out, *QUICK[2:])
     assert result.exit_code == 0, result.output
     assert "3 in the manifest · 1 done · 0 failed and left alone · 2 to paint" in result.stdout
-    assert "48×32  1 pair in 1" in result.stdout
+    assert "48×32  1 pair in 1 · fits, 0.9 GB, about 0:00:" in result.stdout
     assert "unreadable, will fail  1 pair in 1" in result.stdout
     assert "time     about 0:00:" in result.stdout
     assert read_ledger(str(out), "pairs").count_rows() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--size", 1024, "--memory", 2), "1024×683  1 pair in 1 · tiled at 512, 1.9 GB, about"),
+        (("--size", 1024, "--memory", 16), "1024×683  1 pair in 1 · fits, 2."),
+        (("--size", 1024, "--memory", 1.5, "--tile", "off"), "1024×683  1 pair in 1 · does not fit: "),
+        (("--size", 4096, "--memory", 4), "4096×2731  1 pair in 1 · tiled at 512, L-BFGS remembers "),
+        (("--size", 20000, "--memory", 4), "20000×13333  1 pair in 1 · does not fit: "),
+    ],
+)
+def test_plan_says_what_fits_and_how(images: Path, tmp_path: Path, options: tuple[object, ...], said: str) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(f"content,style\n{images / 'coffee.png'},{images / 'swirls.png'}\n")
+    result = batchnst("plan", manifest, *options, "--precision", "bf16")
+    assert said in result.stdout
+
+
+def test_what_was_tiled_says_so_and_is_not_painted_again(images: Path, tmp_path: Path) -> None:
+    manifest, out = tmp_path / "m.csv", tmp_path / "out"
+    manifest.write_text(f"content,style,id,tile\n{images / 'coffee.png'},{images / 'swirls.png'},a,64\n")
+    quick = ("--engine", "inline", "--size", 96, "--steps", 2, "--precision", "fp32")
+    assert batchnst("run", manifest, "--out", out, *quick).exit_code == 0
+    row = read_ledger(str(out), "pairs").to_table().to_pylist()[0]
+    assert json.loads(row["recipe"])["tile"] == 64
+    manifest.write_text(f"content,style,id\n{images / 'coffee.png'},{images / 'swirls.png'},a\n")
+    again = batchnst("run", manifest, "--out", out, *quick)
+    assert "1 of 1 pairs are done already" in again.stderr
+    assert batchnst("replay", out, "a").exit_code == 0
+    assert batchnst("audit", out, "--manifest", manifest).exit_code == 0
+
+
+def test_more_than_the_memory_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+    pair = (images / "coffee.png", images / "swirls.png")
+    result = batchnst("stylize", *pair, "--out", tmp_path / "x.png", "--size", 4000, "--memory", 1)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("batchnst: 4000×2667 pixels take ")
+    assert result.stderr.endswith(" GB at the least, more than the 1 GB that there are; lower size\n")
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_stylize_writes_one_picture_and_no_ledger(images: Path, tmp_path: Path) -> None:
@@ -234,6 +274,7 @@ CONTROLS = {
     "quality": "70",
     "metadata": "keep",
     "max_megapixels": "30",
+    "tile": "64",
 }
 
 

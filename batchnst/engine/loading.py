@@ -227,8 +227,12 @@ def check_size(pixels: images.Pixels, name: str, recipe: Recipe) -> None:
 
 def to_tensors(pictures: Sequence[images.Pixels], device: torch.device) -> Tensor:
     """Pictures (H, W, 3) of one size as (B, 3, H, W), float32, 0..255."""
-    stacked = torch.stack([torch.tensor(pixels, device=device) for pixels in pictures])
-    return stacked.permute(0, 3, 1, 2).float().contiguous()
+    return torch.cat([_to_bytes(pixels, device) for pixels in pictures]).float()
+
+
+def _to_bytes(pixels: images.Pixels, device: torch.device) -> Tensor:
+    """A picture (H, W, C) as (1, C, H, W), uint8."""
+    return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].contiguous()
 
 
 class Tensors:
@@ -254,11 +258,11 @@ class Tensors:
         return [_parts(pictures, self._tensor) for pictures in batch]
 
     def _tensor(self, pixels: images.Pixels) -> Tensor:
-        """A picture as (1, 3, H, W), 0..255, or a mask as (1, 1, H, W), 0..1."""
+        """A picture as (1, 3, H, W), uint8, or a mask as (1, 1, H, W), 0..1."""
         if id(pixels) not in self._kept:
-            picture = to_tensors([pixels if pixels.ndim == 3 else pixels[..., None]], self.device)
+            picture = _to_bytes(pixels if pixels.ndim == 3 else pixels[..., None], self.device)
             # The array is kept too: as long as it lives no other has its id.
-            self._kept[id(pixels)] = pixels, picture if pixels.ndim == 3 else picture / 255
+            self._kept[id(pixels)] = pixels, picture if pixels.ndim == 3 else picture.float() / 255
         self._kept.move_to_end(id(pixels))
         if len(self._kept) > self.most:
             self._kept.popitem(last=False)

@@ -124,7 +124,7 @@ def inputs(loaded: Loaded) -> dict[str, Any]:
 
 def fitting(loaded: Loaded, fitting: Fitting) -> dict[str, Any]:
     """The columns that say how a picture fitted into memory: its recipe's `tile`, and what else is worth knowing."""
-    recipe = loaded.job.pair.recipe.model_copy(update={"tile": fitting.tile_text})
+    recipe = loaded.job.pair.recipe.model_copy(update={"tile": fitting.recipe_tile})
     notes = [*loaded.notes, *fitting.notes(recipe)]
     return {"recipe": recipe.json_text, "notes": notes}
 

@@ -37,7 +37,7 @@ def luminance(pictures: Tensor) -> Tensor:
 
 def match_luminance(style: Tensor, content: Tensor) -> Tensor:
     """The style's luminance with the content's mean and deviation, (1, 1, h, w) (section 3.2 there)."""
-    ours, theirs = luminance(style), luminance(content)
+    ours, theirs = luminance(style.to(content.dtype)), luminance(content)
     deviation = ours.std(correction=0).clamp_min(1e-6)
     return ((ours - ours.mean()) * theirs.std(correction=0) / deviation + theirs.mean()).clamp(0, 255)
 

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ def tune_process() -> None:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt:  # not in every C library
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, -1)
+    if mallopt := _from_libc("mallopt"):
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _from_libc(name: str) -> Callable[..., int] | None:
+    """A function of glibc's that not every C library has."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def network_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -84,18 +88,18 @@ def free_memory(device: torch.device, share: float = 1.0) -> float:
     """Bytes that may be taken on a device, or on a share of it, with some to spare."""
     if device.type == "cuda":
         return 0.8 * share * torch.cuda.mem_get_info(device)[0]
-    return 0.9 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _granted(CGROUPS))
+    return 0.9 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _granted())
 
 
-def _granted(root: Path) -> float:
+def _granted() -> float:
     """Bytes that containers and batch systems grant this process: by its control group, or one around it."""
     limits = [math.inf]
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in OWN_CGROUP.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds in ("", "memory"):
                 name = "memory.limit_in_bytes" if kinds else "memory.max"
-                folder = root / kinds / path.lstrip("/")
+                folder = CGROUPS / kinds / path.lstrip("/")
                 limits += [_limit(around / name) for around in (folder, *folder.parents)]
     return min(limits)
 
@@ -109,9 +113,11 @@ def _limit(file: Path) -> float:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what a failed batch has left."""
+    """Give back what is free, and kept for more of the same."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif trim := _from_libc("malloc_trim"):
+        trim(0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

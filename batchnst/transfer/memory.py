@@ -14,13 +14,13 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.optimizers import HISTORY
 from batchnst.transfer.tiling import margins
 
-PROCESS_BYTES = 900e6
+PROCESS_BYTES = 850e6
 """Memory of a process before it paints."""
 
 ACTIVATIONS = 2.5
 """What a step holds of the network, as a multiple of what its convolutions put out (measured on a CPU)."""
 
-VECTORS = 9
+VECTORS = 7
 """Copies of a picture, (3, H, W) in float32, that are held at once beside the history: content, style, trial, best,
 gradients, the optimiser's state, and what it works with.
 """
@@ -37,7 +37,7 @@ TILES = (2048, 1024, 512, 256)
 SMALL_TILE = 512
 """The largest tile for whose sake the history is not made shorter."""
 
-LEAST_HISTORY = 3
+LEAST_HISTORY = 2
 
 CPU_BATCH = 4 * 256 * 256
 """Pixels of a batch on a CPU, which gains nothing from more."""
@@ -60,9 +60,9 @@ class Fitting:
     devices: Sequence[torch.device] = ()
 
     @property
-    def tile_text(self) -> str:
+    def recipe_tile(self) -> int | str:
         """The recipe's `tile` for just this."""
-        return "off" if math.isinf(self.tile) else str(self.tile)
+        return "off" if math.isinf(self.tile) else int(self.tile)
 
     def notes(self, recipe: Recipe) -> list[str]:
         """What is not as it would be with more memory."""

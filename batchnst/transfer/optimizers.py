@@ -172,7 +172,7 @@ class LBFGS:
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Keep the trial where its loss is lower, and step from there; elsewhere try a shorter step again."""
-        accepted = (loss < self.loss) & gradient.isfinite().flatten(1).all(1)
+        accepted = (loss < self.loss) & torch.stack([own.isfinite().all(1) for (own,) in _pieces(gradient)]).all(0)
         place = self._remember(gradient, accepted & self.loss.isfinite())
         self.refusals = torch.where(accepted, 0, self.refusals + 1)
         stuck = self.refusals >= self.give_up
@@ -181,8 +181,9 @@ class LBFGS:
         products = self._accept(accepted, gradient)
         self.loss = torch.where(accepted, loss, self.loss)
         if self.observed == 0:
-            first = self.first_move / _rms(self._smooth(self.gradient))
-            self.gamma = torch.where(self.gamma > 0, self.gamma, first)
+            squares = [self._smooth(self.gradient[part]).square().mean((1, 2, 3)) for part in _planes(self.gradient)]
+            length = torch.stack(squares).mean(0).sqrt().clamp_min(torch.finfo(loss.dtype).tiny)
+            self.gamma = torch.where(self.gamma > 0, self.gamma, self.first_move / length)
         direction = self._newton_direction(products, place)
         self.step = torch.where(accepted, self.learning_rate, self.step * self.shrink)
         self.trial = direction.mul_(self.step[:, None, None, None]).add_(self.best).clamp_(*BOX)
@@ -255,15 +256,17 @@ class LBFGS:
 
     def _newton_direction(self, products: Tensor, place: Tensor) -> Tensor:
         """−H·gradient, shaped like the pictures, without the pixels that it would push out of the box."""
-        direction = self.gradient * ~outward(self.best, self.gradient)
+        direction = torch.empty_like(self.gradient)
         for part in _planes(direction):
-            direction[part] = self._smooth(direction[part])
+            free = ~outward(self.best[part], self.gradient[part])
+            direction[part] = self._smooth(self.gradient[part] * free)
         direction *= -self.gamma[:, None, None, None]
         if self.observed:
             weights = self._weights(products, place).to(direction.dtype)
             for pairs, own in _pieces(self._known, direction):
                 own -= (weights[:, None] @ pairs)[:, 0]
-        direction *= ~outward(self.best, self.gradient)
+        for own, best, gradient in _pieces(direction, self.best, self.gradient):
+            own *= ~outward(best, gradient)
         return direction
 
     def _weights(self, products: Tensor, place: Tensor) -> Tensor:
@@ -307,11 +310,6 @@ def _planes(pictures: Tensor) -> list[tuple[slice, slice]]:
     """Indices of pictures (B, C, H, W) as a whole, or where they are large of one channel after the other."""
     channels = [slice(None)] if pictures[0].numel() <= PIECE else [slice(i, i + 1) for i in range(pictures.shape[1])]
     return [(slice(None), channel) for channel in channels]
-
-
-def _rms(pictures: Tensor) -> Tensor:
-    """Root mean square over each picture, (B,)."""
-    return pictures.square().mean((1, 2, 3)).sqrt().clamp_min(torch.finfo(pictures.dtype).tiny)
 
 
 def _reorder(matrices: Tensor, order: Tensor) -> Tensor:

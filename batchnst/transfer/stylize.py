@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.color import COLORS, ColorMethod
+from batchnst.transfer.device import release_memory
 from batchnst.transfer.losses import Losses, Objective, Region, guide
 from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.optimizers import BOX, OPTIMIZERS
@@ -266,6 +267,7 @@ def _objective(
         shapes = backbone.shapes(height, width)
         regions = [_region(parts, shapes, recipe, backbone, scale, fitting) for parts in zip(*guides, strict=True)]
     if tiled:
+        release_memory(subjects.device)
         return TiledObjective(backbone, recipe, content, regions, int(fitting.tile), fitting.devices)
     return Objective(backbone, recipe, content, regions)
 

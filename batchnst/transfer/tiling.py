@@ -24,6 +24,7 @@ from torch import Tensor
 from batchnst.layers import Layer, strides
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone, Place
+from batchnst.transfer.device import release_memory
 from batchnst.transfer.losses import ALL, Losses, Objective, Region, Sums, Tile, guide, tap_products
 
 Result = TypeVar("Result")
@@ -158,6 +159,7 @@ class TiledObjective(Objective):
         gradient = torch.zeros_like(pictures)
         for tile, own in zip(fine, self._on_each(fine, derive), strict=True):
             gradient[tile.window] += own
+        release_memory(pictures.device)  # for the optimiser
         return losses.detach(), gradient
 
     def _on_each(self, tiles: Sequence[Tile], function: Callable[[Backbone, Tile], Result]) -> Iterator[Result]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -215,6 +218,30 @@ def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_
         list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
     found = {name: (row["status"], row["error_message"]) for name, row in rows(tmp_path).items()}
     assert found == {"a": ("failed", "no such encoder"), "b": ("failed", "no such encoder"), "c": ("ok", None)}
+
+
+def test_a_pair_for_which_memory_is_short_is_painted_in_less(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def stylize(*arguments: Any) -> Any:
+        tried.append(arguments[-1])
+        if math.isinf(tried[-1].tile):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    real = worker.stylize
+    monkeypatch.setattr(worker, "stylize", stylize)
+    recipe = Recipe(size=480, min_size=480, steps=1, precision="bf16", optimizer="sgd")
+    wide = replace(job(images, "a"), pair=replace(job(images, "a").pair, recipe=recipe))
+    with Out(str(tmp_path)).claim("r1"):
+        hardware = replace(CPU, memory=2.4e9)
+        list(paint_chunk(Chunk((Batch((wide,), (480, 480)),)), weights, str(tmp_path), Lease("r1"), hardware))
+    row = rows(tmp_path)["a"]
+    assert (row["status"], row["error_message"]) == ("ok", None)
+    assert json.loads(row["recipe"])["tile"] == 256
+    assert [fitting.tile for fitting in tried] == [math.inf, 256]
 
 
 def test_arrays_that_come_again_are_the_same_tensors_up_to_a_bound() -> None:

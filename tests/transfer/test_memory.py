@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from batchnst.recipe import Recipe
+from batchnst.transfer import device
+from batchnst.transfer.memory import HISTORY, LEAST_HISTORY, Fitting, fit_into, largest_batch, least_memory, memory_of
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize("gigabytes", [1.2, 2, 4, 8, 16, 64, 1000])
+@pytest.mark.parametrize("size", [(512, 384), (4096, 2731), (8192, 8192)])
+@pytest.mark.parametrize("tile", ["auto", "off", "300"])
+def test_what_is_chosen_fits_and_nothing_better_would(gigabytes: float, size: tuple[int, int], tile: str) -> None:
+    recipe, memory = Recipe.from_settings({"tile": tile}), gigabytes * 1e9
+    fitting = fit_into(memory, recipe, size, 1, BF16)
+    assert (fitting is None) == (least_memory(recipe, size, BF16) > memory)
+    if fitting is None:
+        return
+    assert fitting.memory == memory_of(fitting, recipe, size, 1, BF16) <= memory
+    assert LEAST_HISTORY <= fitting.history <= HISTORY
+    # What was granted to a task leads it to the same choice.
+    assert fit_into(fitting.memory, recipe, size, 1, BF16) == fitting
+    if tile == "auto" and not math.isinf(fitting.tile):
+        assert memory_of(Fitting(math.inf), recipe, size, 1, BF16) > memory
+    if fitting.history < HISTORY:
+        longer = Fitting(fitting.tile, fitting.history + 1)
+        assert memory_of(longer, recipe, size, 1, BF16) > memory
+
+
+def test_a_long_history_is_worth_smaller_tiles_but_not_the_smallest() -> None:
+    size = (4096, 4096)
+    tiles = {gigabytes: fit_into(gigabytes * 1e9, Recipe(), size, 1, BF16) for gigabytes in (64, 20, 14, 12, 8, 4.1)}
+    assert [(own.tile, own.history == HISTORY) for own in tiles.values() if own] == [
+        (math.inf, True),
+        (2048, True),
+        (1024, True),
+        (512, True),
+        (512, False),
+        (256, False),
+    ]
+
+
+def test_a_shorter_history_is_told() -> None:
+    recipe = Recipe()
+    assert Fitting(512, 7).notes(recipe) == ["L-BFGS remembers 7 steps, not 20: memory"]
+    assert Fitting(512).notes(recipe) == []
+    assert Fitting(512, 7).notes(Recipe(optimizer="adam")) == []
+    assert [Fitting(tile).recipe_tile for tile in (math.inf, 512)] == ["off", 512]
+
+
+def test_batches_are_bounded_by_memory_and_by_use() -> None:
+    recipe = Recipe()
+    assert largest_batch(1e12, recipe, "cpu", BF16) == 4 * 256 * 256
+    assert largest_batch(1e12, recipe, "cuda", BF16) == 16 * 512 * 512
+    pixels = largest_batch(2e9, recipe, "cuda", BF16)
+    assert 400_000 < pixels < 600_000
+    # A lighter network, or wider numbers.
+    assert largest_batch(2e9, Recipe.from_settings({"backbone": "alexnet"}), "cuda", BF16) > pixels
+    assert largest_batch(2e9, recipe, "cuda", torch.float32) < pixels
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/", {}, math.inf),
+        ("0::/job/step", {"job/memory.max": "4000000000", "job/step/memory.max": "max"}, 4e9),
+        ("0::/job/step", {"job/step/memory.max": "3000000000", "job/memory.max": "4000000000"}, 3e9),
+        ("4:memory:/pod\n3:cpu:/other", {"memory/pod/memory.limit_in_bytes": "5000000000"}, 5e9),
+        ("4:memory:/elsewhere", {"memory/memory.limit_in_bytes": "6000000000"}, 6e9),
+    ],
+)
+def test_what_a_control_group_grants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str], limit: float
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "cgroup").write_text(own + "\n")
+    monkeypatch.setattr(device, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(device, "CGROUPS", tmp_path)
+    assert device._granted() == limit
+    assert device.free_memory(torch.device("cpu")) <= 0.9 * limit
