@@ -84,7 +84,7 @@ def fit_into(memory: float, recipe: Recipe, size: tuple[int, int], count: int, d
     """
     whole, fixed = Fitting(math.inf), recipe.tile_side
     if recipe.tile == "off":
-        tries = [whole]
+        tries = [whole, *(Fitting(math.inf, history) for history in _shorter())]
     elif fixed:
         tries = [Fitting(fixed), *(Fitting(fixed, history) for history in _shorter())]
     else:

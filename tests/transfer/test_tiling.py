@@ -223,9 +223,7 @@ print(*losses.total.tolist())
 def test_a_poster_fits_into_little_memory(images: Path, size: int, granted: int, steps: int, limit: int) -> None:
     # The first step has no history yet, which is what the rest of what is granted is for.
     command = [sys.executable, "-c", PEAK, *(str(images / name) for name in ("astronaut.png", "swirls.png"))]
-    done = subprocess.run(
-        [*command, str(size), f"{granted}e9", str(steps)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, str(size), f"{granted}e9", str(steps)], check=True, capture_output=True, text=True)
     losses = [float(loss) for loss in done.stdout.split()]
     assert len(losses) == steps
     assert losses == sorted(losses, reverse=True)
