@@ -96,10 +96,11 @@ class Sums:
         """All of them, in a fixed order."""
         return [*self.squares.values(), *(own for each in self.products.values() for own in each), self.variation]
 
-    def add_(self, other: Sums) -> None:
-        """Add the sums of another part, in place."""
+    def add_(self, other: Sums) -> Self:
+        """These with the sums of another part added, in place."""
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine += theirs.to(mine.device)
+        return self
 
     def requires_grad_(self) -> None:
         """Have autograd derive by all of them."""

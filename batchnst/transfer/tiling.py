@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
 from itertools import cycle
 from typing import TypeVar
 
@@ -49,11 +50,11 @@ def margins(layers: Sequence[Layer]) -> dict[str, Margin]:
     found, before, after, stride = {}, 0, 0, 1
     for layer in reversed((Layer("", 3), *layers)):
         if layer.stride > 1 or not layer.name:
-            before = -(-before // stride) * stride
+            before = math.ceil(before / stride) * stride
             found[layer.name] = Margin(before, after)
             stride = layer.stride
         # Positions that see beyond a side, and then those that the own ones see.
-        before = (before + -(-layer.padding // layer.stride)) * layer.stride
+        before = (before + math.ceil(layer.padding / layer.stride)) * layer.stride
         after = max(0, (after - 1) * layer.stride + layer.kernel - layer.padding)
     return found
 
@@ -73,9 +74,9 @@ def grid(backbone: Backbone, height: int, width: int, side: float) -> list[Tile]
 
 def _spans(length: int, side: float, stride: int) -> list[tuple[int, int]]:
     """A length in pixels in pieces (start, stop)."""
-    strides_in_all = -(-length // stride)
+    strides_in_all = math.ceil(length / stride)
     strides_in_one = max(1, int(min(side, length) // stride))
-    count = -(-strides_in_all // strides_in_one)
+    count = math.ceil(strides_in_all / strides_in_one)
     cuts = [i * strides_in_all // count * stride for i in range(count)]
     return list(zip(cuts, [*cuts[1:], length], strict=True))
 
@@ -149,9 +150,7 @@ class TiledObjective(Objective):
             given = [derivative.to(pixels.device) for derivative in derivatives]
             return torch.autograd.grad(own.tensors, pixels, given)[0].to(pictures.device)
 
-        sums, *others = self._on_each(coarse, measure)
-        for other in others:
-            sums.add_(other)
+        sums = reduce(Sums.add_, self._on_each(coarse, measure))
         sums.requires_grad_()
         with torch.enable_grad():
             losses = self.losses(sums, height, width)
