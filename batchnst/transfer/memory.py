@@ -20,7 +20,7 @@ PROCESS_BYTES = 850e6
 ACTIVATIONS = 2.5
 """What a step holds of the network, as a multiple of what its convolutions put out (measured on a CPU)."""
 
-VECTORS = 7
+VECTORS = 8
 """Copies of a picture, (3, H, W) in float32, that are held at once beside the history: content, style, trial, best,
 gradients, the optimiser's state, and what it works with.
 """
@@ -37,7 +37,7 @@ TILES = (2048, 1024, 512, 256)
 SMALL_TILE = 512
 """The largest tile for whose sake the history is not made shorter."""
 
-LEAST_HISTORY = 2
+LEAST_HISTORY = 1
 
 CPU_BATCH = 4 * 256 * 256
 """Pixels of a batch on a CPU, which gains nothing from more."""

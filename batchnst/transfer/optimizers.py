@@ -34,7 +34,7 @@ class Optimizer(Protocol):
     """What the loop in stylize.py needs of an optimiser."""
 
     trial: Tensor
-    """The pictures (B, 3, H, W) to evaluate next, inside the box."""
+    """The pictures (B, 3, H, W) to evaluate next, inside the box; may be changed in place by the next step."""
 
     best: Tensor
     """The pictures (B, 3, H, W) with the lowest loss so far; changed in place by the next step."""
@@ -135,8 +135,7 @@ class LBFGS:
     direction. A step that raises the loss is taken back and tried again shorter. A pair without positive curvature is
     not kept.
 
-    Beside the history it holds three vectors of a picture's size (`trial`, `best`, `gradient`), and one more while it
-    observes.
+    Beside the history it holds three vectors of a picture's size, `trial`, `best` and `gradient`, changed in place.
     """
 
     cutoff = 0.02
@@ -152,7 +151,7 @@ class LBFGS:
     ) -> None:
         count, pixels = len(pictures), pictures[0].numel()
         self.learning_rate = 1.0 if learning_rate is None else learning_rate
-        self.trial, self.best = pictures, pictures.clone(memory_format=torch.contiguous_format)
+        self.trial, self.best = (pictures.clone(memory_format=torch.contiguous_format) for _ in range(2))
         self.gradient = torch.zeros_like(self.best)
         self.loss = pictures.new_full((count,), torch.inf)
         self.step = pictures.new_ones(count)
@@ -184,9 +183,8 @@ class LBFGS:
             squares = [self._smooth(self.gradient[part]).square().mean((1, 2, 3)) for part in _planes(self.gradient)]
             length = torch.stack(squares).mean(0).sqrt().clamp_min(torch.finfo(loss.dtype).tiny)
             self.gamma = torch.where(self.gamma > 0, self.gamma, self.first_move / length)
-        direction = self._newton_direction(products, place)
         self.step = torch.where(accepted, self.learning_rate, self.step * self.shrink)
-        self.trial = direction.mul_(self.step[:, None, None, None]).add_(self.best).clamp_(*BOX)
+        self._follow(products, place)
         self.observed += 1
         return accepted
 
@@ -254,12 +252,12 @@ class LBFGS:
             products += pairs @ torch.stack([y, old * ~outward(best, old)], 2)
         return products
 
-    def _newton_direction(self, products: Tensor, place: Tensor) -> Tensor:
-        """−H·gradient, shaped like the pictures, without the pixels that it would push out of the box."""
-        direction = torch.empty_like(self.gradient)
+    def _follow(self, products: Tensor, place: Tensor) -> None:
+        """The next trial: a step along −H·gradient, without the pixels that this would push out of the box."""
+        direction = self.trial  # in its place
         for part in _planes(direction):
-            free = ~outward(self.best[part], self.gradient[part])
-            direction[part] = self._smooth(self.gradient[part] * free)
+            torch.mul(self.gradient[part], ~outward(self.best[part], self.gradient[part]), out=direction[part])
+            direction[part] = self._smooth(direction[part])
         direction *= -self.gamma[:, None, None, None]
         if self.observed:
             weights = self._weights(products, place).to(direction.dtype)
@@ -267,7 +265,7 @@ class LBFGS:
                 own -= (weights[:, None] @ pairs)[:, 0]
         for own, best, gradient in _pieces(direction, self.best, self.gradient):
             own *= ~outward(best, gradient)
-        return direction
+        direction.mul_(self.step[:, None, None, None]).add_(self.best).clamp_(*BOX)
 
     def _weights(self, products: Tensor, place: Tensor) -> Tensor:
         """The pairs' weights (B, 2k) in the direction; `place` is where the newest was written."""

@@ -125,11 +125,7 @@ def _optimize(
         size = fit(width, height, scale.size)
         objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale, fitting)
         start = resize(starts, *size)
-        pictures = resize(painted, *size)
-        if recipe.init != "noise":
-            # The coarser scale has not seen the start's fine detail: only what it changed is carried over.
-            pictures = (pictures - resize(begun, *size)).add_(start).clamp_(*BOX)
-        painter = _Painter(objective, pictures, recipe, good_step, fitting.history)
+        painter = _Painter(objective, _carried(painted, begun, start, recipe), recipe, good_step, fitting.history)
         shown = resize(contents, *size)
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
@@ -143,6 +139,16 @@ def _optimize(
         passed += scale.steps
         begun, painted, good_step = start, painter.best, painter.good_step
     return Stylized(color.finish(painted, contents), painter.losses, painter.stopped)
+
+
+def _carried(painted: Tensor, begun: Tensor, start: Tensor, recipe: Recipe) -> Tensor:
+    """The pictures to begin a scale with, from those painted at the coarser one, what these had begun with, and a start."""
+    height, width = start.shape[-2:]
+    pictures = resize(painted, width, height)
+    if recipe.init == "noise":
+        return pictures
+    # The coarser scale has not seen the start's fine detail: only what it changed is carried over.
+    return (pictures - resize(begun, width, height)).add_(start).clamp_(*BOX)
 
 
 def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[int]) -> Tensor:

@@ -255,7 +255,7 @@ def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(man
     assert no_room.returncode == 2
     line = no_room.stderr.splitlines()[-1]
     assert line.startswith("batchnst: pair-")
-    assert "60000×60000 pixels take 620 GB at the least, more than the " in line
+    assert "60000×60000 pixels take 577 GB at the least, more than the " in line
     assert line.endswith(" GB that a worker has; lower its size")
     nobody = finish([*command(manifest, out), "--address", "127.0.0.1:9"])
     assert nobody.returncode == 2
