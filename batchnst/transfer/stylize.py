@@ -142,7 +142,7 @@ def _optimize(
 
 
 def _carried(painted: Tensor, begun: Tensor, start: Tensor, recipe: Recipe) -> Tensor:
-    """The pictures to begin a scale with, from those painted at the coarser one, what these had begun with, and a start."""
+    """The pictures to begin a scale with, of what was painted at the coarser one and begun there, and of a start."""
     height, width = start.shape[-2:]
     pictures = resize(painted, width, height)
     if recipe.init == "noise":

@@ -120,9 +120,6 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
     assert f"of {PAIRS} pairs are done already" in again.stderr
     assert f"{PAIRS} of {PAIRS} pairs done" in again.stdout
     assert set(check_complete(out).values()) == {1}
-    third = finish(command(manifest, out))
-    assert third.returncode == 0
-    assert f"{PAIRS} of {PAIRS} pairs are done already; 0 left" in third.stderr
 
 
 def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tmp_path: Path) -> None:
@@ -242,8 +239,6 @@ def test_the_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> N
     os.kill(driver.pid, signal.SIGTERM)
     assert driver.wait(2) == 130
     wait_for(lambda: not task_pids(), 30)
-    assert finish(command(manifest, out)).returncode == 0
-    assert set(check_complete(out).values()) == {1}
 
 
 def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(manifest: Path, tmp_path: Path) -> None:
