@@ -226,4 +226,4 @@ def test_a_poster_fits_into_little_memory(images: Path, size: int, granted: int,
     peak, *losses = [float(number) for number in done.stdout.split()]
     assert len(losses) == steps
     assert losses == sorted(losses, reverse=True)
-    assert peak < limit * 1e9
+    assert peak < limit * 2**30
