@@ -145,6 +145,8 @@ def run(
             for event in engine_run.run(pairs, options):
                 display.show(event)
     except KeyboardInterrupt:
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, signal.SIG_IGN)  # all is done but for leaving, which says that it was interrupted
         _error(f"interrupted: what was finished is kept. Go on with: {shlex.join(['batchnst', *sys.argv[1:]])}")
         raise typer.Exit(INTERRUPTED) from None
     print(display.summary())

@@ -185,9 +185,9 @@ class _Products(torch.autograd.Function):
         own = features[ctx.place].permute(0, 2, 3, 1) @ symmetric[:, None]
         if ctx.place is ALL:
             return own.permute(0, 3, 1, 2).add_(upstream), None, None
-        # In place: it is the layer above that made it, for nobody else.
-        upstream[ctx.place] += own.permute(0, 3, 1, 2)
-        return upstream, None, None
+        derived = upstream.clone()
+        derived[ctx.place] += own.permute(0, 3, 1, 2)
+        return derived, None, None
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

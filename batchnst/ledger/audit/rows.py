@@ -91,9 +91,9 @@ def odd_ones(ok: pa.Table, asked: pa.Table | None) -> Iterator[Finding]:
     names, recipes = ok["pair_id"].to_pylist(), _recipes(ok)
     not_asked: list[int] = np.flatnonzero(~_as_asked(ok, asked)).tolist()
     by_network: dict[str, list[int]] = defaultdict(list)
+    settings, hashes = ok["recipe"].to_pylist(), ok["weights_sha256"].to_pylist()
     for i in not_asked:
-        by_network[_network(recipes[i])].append(i)
-    hashes = ok["weights_sha256"].to_pylist()
+        by_network[_network(settings[i])].append(i)
     for network, rows in by_network.items():
         for i, usual in _odd([hashes[i] for i in rows], 0):
             text = f"{hashes[rows[i]][:12]}…, where most by the name of {network} have {usual[:12]}…"
