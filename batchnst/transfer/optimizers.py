@@ -217,6 +217,8 @@ class LBFGS:
         place = (self.newest + 1) % self.places
         if self.observed == 0:
             return place
+        if self.observed <= self.places:
+            self._known[:, -2:] = 0  # never written so far, nor now by a picture that has nothing to remember
         products = self.gamma.new_zeros(3, len(moved), dtype=torch.float64)
         for trial, best, new, old in _pieces(self.trial, self.best, gradient, self.gradient):
             s, y = trial - best, new - old

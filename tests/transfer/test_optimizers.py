@@ -222,6 +222,22 @@ def test_a_finer_scale_inherits_the_scale_of_the_inverse_hessian(monkeypatch: py
     np.testing.assert_allclose(fine.gamma, 1.0)
 
 
+def test_memory_that_was_never_written_has_no_part_in_a_step() -> None:
+    # The second step raises the loss, so that there are fewer pairs than steps.
+    minimum, curvature = 100 + 50 * random(1, 3, 4, 4), 0.1 + 30 * random(1, 3, 4, 4, seed=1) ** 3
+    function, start = quadratic(minimum, curvature), torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64)
+    paths = []
+    for found in (0.0, math.nan):
+        optimizer, losses = LBFGS(start, None, torch.full((1,), 10.0, dtype=torch.float64)), []
+        optimizer.pairs.fill_(found)
+        for _ in range(12):
+            loss, gradient = function(optimizer.trial)
+            losses.append((loss.item(), bool(optimizer.observe(loss, gradient))))
+        paths.append(losses)
+    assert paths[0] == paths[1]
+    assert not all(kept for _, kept in paths[0])
+
+
 def test_pixels_held_by_the_box_do_not_mislead_the_others() -> None:
     # Pixels that pull on one another, and a minimum outside the box for many: at the box's own minimum the gradient
     # is zero for every pixel that can move, and points outward for the rest.
