@@ -11,13 +11,13 @@ from datetime import timedelta
 import torch
 
 from batchnst.collection.manifest import Manifest
-from batchnst.engine.plan import Batch, expected_dtype, make_batches
+from batchnst.engine.plan import Batch, expected_dtype, largest_by_recipe, make_batches
 from batchnst.engine.run import load_all_weights, plan_run
 from batchnst.engine.speed import known_speed, measure_speed
 from batchnst.ledger.store import Out
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import Hardware, best_device
-from batchnst.transfer.memory import Fitting, largest_batch, least_memory, slowdown
+from batchnst.transfer.memory import Fitting, least_memory, slowdown
 from batchnst.transfer.pyramid import scales
 
 PICTURE_BYTES_A_PIXEL = 2.0
@@ -64,11 +64,7 @@ def describe(pairs: Manifest, out: str | None, *, retry_failed: bool, memory: fl
     jobs = plan.sample(SAMPLE)
     of_each = len(plan) / max(1, len(jobs))
     hardware = Hardware.here(memory)
-
-    def largest(recipe: Recipe) -> int:
-        return largest_batch(hardware.memory, recipe, hardware.device.type, expected_dtype(recipe))
-
-    batches = make_batches(jobs, None, workers, largest)
+    batches = make_batches(jobs, None, workers, largest_by_recipe(hardware.memory, hardware.device.type))
     readable = [batch for batch in batches if batch.size]
     pace = _Pace.here(readable[0].recipe) if readable else None
     lines = [

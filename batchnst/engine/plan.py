@@ -19,7 +19,7 @@ from batchnst.collection.manifest import Manifest, Pair
 from batchnst.ledger.store import Outcomes
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.device import best_device, network_dtype
-from batchnst.transfer.memory import PROCESS_BYTES, Fitting, fit_into
+from batchnst.transfer.memory import PROCESS_BYTES, Fitting, fit_into, largest_batch
 from batchnst.transfer.pyramid import work
 
 
@@ -106,6 +106,11 @@ class Plan:
 def expected_dtype(recipe: Recipe) -> torch.dtype:
     """The network's dtype, if workers are as this machine."""
     return network_dtype(recipe.precision, best_device())
+
+
+def largest_by_recipe(memory: float, device_type: str) -> Callable[[Recipe], int]:
+    """For `make_batches`: the pixels of a recipe's largest batch, on workers with so many bytes."""
+    return lambda recipe: largest_batch(memory, recipe, device_type, expected_dtype(recipe))
 
 
 def loss_definition(recipe: Recipe) -> str:

@@ -19,16 +19,15 @@ from batchnst.collection.storage import resolve
 from batchnst.engine.address import choose
 from batchnst.engine.events import Event, Notice, Progress
 from batchnst.engine.loading import ahead
-from batchnst.engine.plan import Batch, Plan, expected_dtype, make_batches, make_plan
+from batchnst.engine.plan import Batch, Plan, expected_dtype, largest_by_recipe, make_batches, make_plan
 from batchnst.engine.weights import load_weights
 from batchnst.engine.worker import Chunk, paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
 from batchnst.ledger.schema import RunRow
 from batchnst.ledger.store import Out, Outcomes
-from batchnst.recipe import Recipe
 from batchnst.transfer.device import Hardware, tune_process
-from batchnst.transfer.memory import largest_batch, least_memory
+from batchnst.transfer.memory import least_memory
 from batchnst.transfer.weights import Weights
 
 BLOCK = 10_000
@@ -212,10 +211,7 @@ def load_all_weights(pairs: Manifest) -> dict[tuple[str, str], Weights]:
 
 def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[tuple[list[Batch], bool]]:
     """The plan's batches, a block at a time, and whether it is the last; each is made in a thread, ahead of its use."""
-
-    def largest(recipe: Recipe) -> int:
-        return largest_batch(memory, recipe, engine.device_type, expected_dtype(recipe))
-
+    largest = largest_by_recipe(memory, engine.device_type)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
     for part, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
         yield batches, part is parts[-1]

@@ -228,10 +228,8 @@ class LBFGS:
         roughness = torch.zeros_like(curvature)
         # What was not learnt may be no number.
         known = learnt[:, None, None, None]
-        batch, planes = (
-            torch.arange(len(moved), device=moved.device),
-            self.pairs.view(*self.pairs.shape[:2], *gradient.shape[1:]),
-        )
+        batch = torch.arange(len(moved), device=moved.device)
+        planes = self.pairs.view(*self.pairs.shape[:2], *gradient.shape[1:])
         for part in _planes(gradient):
             s, y = self.trial[part] - self.best[part], gradient[part] - self.gradient[part]
             smooth = self._smooth(y)

@@ -6,11 +6,11 @@ import base64
 import io
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from batchnst.engine.sheet.contributions import percent
 from batchnst.engine.sheet.sheet import LEGEND, Sheet
+from batchnst.pages import templates
 
 QUALITY = 88
 """Of pictures in the page, 0..100."""
@@ -21,13 +21,7 @@ SMALLEST_PHOTO = 48
 
 def page(sheet: Sheet) -> bytes:
     """The page, UTF-8."""
-    environment = Environment(
-        loader=PackageLoader("batchnst.engine.sheet", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("batchnst.engine.sheet")
     environment.filters.update(source=_source, percent=percent)
     style = (files("batchnst.engine.sheet") / "page" / "sheet.css").read_text("utf-8")
     html = environment.get_template("sheet.html").render(sheet=sheet, legend=LEGEND, style=style)

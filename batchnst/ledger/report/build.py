@@ -24,7 +24,6 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from batchnst.collection.storage import is_uri, parent
@@ -34,6 +33,7 @@ from batchnst.ledger.report import curves, figures
 from batchnst.ledger.report.curves import Curve
 from batchnst.ledger.report.previews import Album, Preview, Wanted
 from batchnst.ledger.store import Out, newest_rows, patiently
+from batchnst.pages import templates
 
 Row = dict[str, Any]
 
@@ -269,13 +269,7 @@ def _render(**values: Any) -> bytes:
     page = files("batchnst.ledger.report") / "page"
     script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
     plotly = get_plotlyjs()
-    environment = Environment(
-        loader=PackageLoader("batchnst.ledger.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("batchnst.ledger.report")
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters.update(count=_count, figure=_figure, duration=_duration, time=_time, clock=_clock)
     html = environment.get_template("report.html").render(
