@@ -1,16 +1,16 @@
-# `make demo` and `make test` do everything on a fresh machine that has Python 3.11 or newer, and make.
+# Every target works on a fresh machine that has Python 3.11 or newer, and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
 IMAGES := manifests/images/.made
 
-.PHONY: setup demo test slow chaos scheduling fuzz volume clean
+.PHONY: setup demo wheel docs test slow chaos scheduling fuzz volume clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 $(IMAGES): manifests/make_images.py constraints.txt | .venv/.ready
@@ -24,12 +24,21 @@ demo: .venv/.ready $(IMAGES)
 	$(BIN)/batchnst report out/demo
 	@echo "Look at $$($(BIN)/python manifests/contact_sheet.py out/demo), and at out/demo/report.html in a browser"
 
-.venv/.chromium: tests/chromium.sh | .venv/.ready
-	tests/chromium.sh
+# One folder with all that another machine needs. build/lib is what an earlier build left, and would go into the wheel.
+wheel: .venv/.ready
+	rm -rf build/dist build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/dist .
+	cp constraints.txt build/dist
+
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict
+
+.venv/.chromium: tests/tools/chromium.sh | .venv/.ready
+	tests/tools/chromium.sh
 	touch $@
 
-.venv/.servers: tests/servers.sh | .venv/.ready
-	tests/servers.sh
+.venv/.servers: tests/tools/servers.sh | .venv/.ready
+	tests/tools/servers.sh
 	touch $@
 
 test: .venv/.ready $(IMAGES) .venv/.chromium .venv/.servers
@@ -43,16 +52,16 @@ slow: .venv/.ready $(IMAGES)
 	$(BIN)/pytest -m slow
 
 chaos: .venv/.ready $(IMAGES)
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.tools.chaos
 
 fuzz: .venv/.ready $(IMAGES)
-	FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/test_fuzz.py
+	FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/manifest/test_fuzz.py
 
 volume: .venv/.ready
-	$(BIN)/python -m tests.volume
+	$(BIN)/python -m tests.tools.volume
 
 scheduling: .venv/.ready $(IMAGES)
-	$(BIN)/python -m tests.scheduling
+	$(BIN)/python -m tests.tools.scheduling
 
 clean:
 	rm -rf .venv build out manifests/images *.egg-info

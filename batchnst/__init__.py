@@ -9,12 +9,12 @@ from batchnst.errors import BatchNSTError
 from batchnst.recipe import Recipe
 
 if TYPE_CHECKING:
-    from batchnst.engine.single import stylize
-    from batchnst.ledger.store import read_ledger
+    from batchnst.ledger.out import read_ledger
+    from batchnst.painting.single import stylize
 
 __all__ = ["BatchNSTError", "Recipe", "read_ledger", "stylize"]
 
-_LAZY = {"stylize": "batchnst.engine.single", "read_ledger": "batchnst.ledger.store"}
+_LAZY = {"stylize": "batchnst.painting.single", "read_ledger": "batchnst.ledger.out"}
 
 
 def __getattr__(name: str) -> Any:

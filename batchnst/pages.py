@@ -6,9 +6,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def templates(package: str) -> Environment:
-    """The templates in a package's folder `page`."""
+    """The templates in the folder `templates` of a package."""
     return Environment(
-        loader=PackageLoader(package, "page"),
+        loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from batchnst.backbones import BACKBONES, cut, layer_names, smallest_side
 from batchnst.errors import RecipeError
-from batchnst.layers import BACKBONES, cut, layer_names, smallest_side
 
 SMALLEST_TILE = 64
 
@@ -173,6 +173,11 @@ class Recipe(BaseModel):
     def tile_side(self) -> int | None:
         """The side of a tile that is asked for, in pixels."""
         return self.tile if isinstance(self.tile, int) else None
+
+    @property
+    def loss_definition(self) -> str:
+        """Name and version of the loss, as the ledger and the fingerprint have it."""
+        return f"{self.loss}/1"
 
     @property
     def network(self) -> tuple[str, str]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from batchnst.engine.weights import load_weights
-from batchnst.engine.worker import load_backbone
+from batchnst.painting.named_weights import load_weights
+from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import Weights

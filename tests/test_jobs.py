@@ -16,7 +16,7 @@ import typer.main
 import yaml
 
 from batchnst import read_ledger
-from batchnst.cli import app
+from batchnst.cli.main import app
 
 JOBS = Path(__file__).parent.parent / "jobs"
 FILES = ["submit.sh", "slurm.sbatch", "kuberay.yaml", "cluster.yaml"]

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
-from batchnst.cli import app
+from batchnst.cli.main import app
 from batchnst.recipe import recipe_keys
 
 ROOT = Path(__file__).parent.parent

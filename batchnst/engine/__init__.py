@@ -1,1 +1,1 @@
-"""How it gets done: the room that brings transfer, collection and ledger together."""
+"""The run of a night: what is left, in which batches, on which workers."""

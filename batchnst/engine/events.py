@@ -1,24 +1,15 @@
-"""What a worker tells the driver while it paints."""
+"""Events of a run."""
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Work done on a host since the last event, in steps of one picture and in pixel-steps, and the seconds it took."""
-
-    steps: int
-    work: int
-    seconds: float
-    host: str = field(default_factory=socket.gethostname)
+from batchnst.progress import Work
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A pair's attempt has ended and its row is in the ledger; `error` is None if that says `ok`."""
+    """An attempt at a pair has ended and its row is in the ledger; `error` is None if the row says `ok`."""
 
     pair_id: str
     error: str | None
@@ -26,9 +17,9 @@ class Finished:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that whoever watches the run should know."""
+    """A line for the person who watches the run."""
 
     text: str
 
 
-Event = Progress | Finished | Notice
+Event = Work | Finished | Notice

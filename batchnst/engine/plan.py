@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batchnst.collection.images import probe
-from batchnst.collection.manifest import Manifest, Pair
-from batchnst.ledger.store import Outcomes
+from batchnst.ledger.out import Outcomes
+from batchnst.manifest.manifest import Manifest
+from batchnst.manifest.pair import Pair, fingerprint
+from batchnst.painting.inputs import StyleFile, style_files
+from batchnst.pictures.decode import probe
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.device import best_device, network_dtype
 from batchnst.transfer.memory import PROCESS_BYTES, Fitting, fit_into, largest_batch
@@ -59,6 +59,28 @@ class Batch:
             return PROCESS_BYTES
         fitting = self.fitting(memory, len(self.jobs))
         return fitting.memory if fitting else memory
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Batches of one network: what one task of a worker paints, and what is lost with the worker."""
+
+    batches: tuple[Batch, ...]
+
+    @property
+    def network(self) -> tuple[str, str]:
+        """Backbone and weights of all its recipes."""
+        return self.batches[0].recipe.network
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of all its batches."""
+        return [job for batch in self.batches for job in batch.jobs]
+
+    @property
+    def style_files(self) -> list[StyleFile]:
+        """The style pictures that its jobs need, each once."""
+        return list(dict.fromkeys(file for job in self.jobs for file in style_files(job.pair)))
 
 
 @dataclass(frozen=True)
@@ -111,18 +133,6 @@ def expected_dtype(recipe: Recipe) -> torch.dtype:
 def largest_by_recipe(memory: float, device_type: str) -> Callable[[Recipe], int]:
     """For `make_batches`: the pixels of a recipe's largest batch, on workers with so many bytes."""
     return lambda recipe: largest_batch(memory, recipe, device_type, expected_dtype(recipe))
-
-
-def loss_definition(recipe: Recipe) -> str:
-    """The name and version of the loss, as the ledger and the fingerprint have it."""
-    return f"{recipe.loss}/1"
-
-
-def fingerprint(pair: Pair, weights_sha256: str) -> str:
-    """A hash of everything asked for: where the pictures come from and go to, recipe, weights, loss definition."""
-    pictures = [pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks, pair.output]
-    text = json.dumps([pictures, pair.recipe.picture_text, weights_sha256, loss_definition(pair.recipe)])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_plan(

@@ -14,20 +14,21 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal, Protocol
 
-from batchnst.collection.manifest import Manifest
-from batchnst.collection.storage import resolve
-from batchnst.engine.address import choose
-from batchnst.engine.events import Event, Notice, Progress
-from batchnst.engine.loading import ahead
-from batchnst.engine.plan import Batch, Plan, expected_dtype, largest_by_recipe, make_batches, make_plan
-from batchnst.engine.weights import load_weights
-from batchnst.engine.worker import Chunk, paint_chunk
+from batchnst.engine.events import Event, Notice
+from batchnst.engine.plan import Batch, Chunk, Plan, expected_dtype, largest_by_recipe, make_batches, make_plan
+from batchnst.engine.ray_address import choose
+from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
+from batchnst.ledger.out import Out, Outcomes
 from batchnst.ledger.schema import RunRow
-from batchnst.ledger.store import Out, Outcomes
+from batchnst.manifest.manifest import Manifest
+from batchnst.painting.ahead import ahead
+from batchnst.painting.named_weights import load_networks
+from batchnst.progress import Work
+from batchnst.storage.files import resolve
 from batchnst.transfer.device import Hardware, tune_process
-from batchnst.transfer.memory import least_memory
+from batchnst.transfer.memory import memory_problem
 from batchnst.transfer.weights import Weights
 
 BLOCK = 10_000
@@ -40,7 +41,7 @@ CHUNK_SECONDS = 60.0
 """What a chunk takes: long beside what starting a task costs, short beside the night."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """How to run; what to paint is in the pairs."""
 
@@ -129,7 +130,7 @@ def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
     Raises RequestError before anything is painted, StorageError if OUT is lost meanwhile.
     """
     out = Out(options.out)
-    weights = load_all_weights(pairs)
+    weights = load_networks(pairs.networks)
     claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
     if rival := claim.rival():
         yield Notice(f"{rival} has {out.address}; looking for a sign of life for up to {SILENCE_SECONDS:.0f} s")
@@ -185,7 +186,7 @@ def _paint(
         pace = _Pace()
         chunks = make_chunks(chain([(first, last)], blocks), engine, pace.work_in)
         for event in engine.paint(chunks, weights, claim, len(first)):
-            pace.note(event)
+            pace.add(event)
             yield event
     finally:
         engine.close()
@@ -204,11 +205,6 @@ def plan_run(
     return make_plan(pairs, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
 
 
-def load_all_weights(pairs: Manifest) -> dict[tuple[str, str], Weights]:
-    """The weights of every network that some pair's recipe names."""
-    return {network: load_weights(*network) for network in pairs.networks}
-
-
 def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[tuple[list[Batch], bool]]:
     """The plan's batches, a block at a time, and whether it is the last; each is made in a thread, ahead of its use."""
     largest = largest_by_recipe(memory, engine.device_type)
@@ -221,12 +217,8 @@ def _check_memory(batches: Sequence[Batch], memory: float) -> None:
     """Raise EngineError, naming a pair, where no worker has the memory for one by itself."""
     for batch in batches:
         if batch.size and not batch.fitting(memory, 1):
-            width, height = batch.size
-            needed = least_memory(batch.recipe, batch.size, expected_dtype(batch.recipe))
-            raise EngineError(
-                f"{batch.jobs[0].pair.id}: {width}×{height} pixels take {needed / 1e9:.0f} GB at the least, "
-                f"more than the {memory / 1e9:.0f} GB that a worker has; lower its size"
-            )
+            problem = memory_problem(memory, batch.recipe, batch.size, expected_dtype(batch.recipe))
+            raise EngineError(f"{batch.jobs[0].pair.id}: {problem}")
 
 
 def make_chunks(
@@ -261,10 +253,10 @@ class _Pace:
     def __init__(self) -> None:
         self._work, self._seconds = 0, 0.0
 
-    def note(self, event: Event) -> None:
-        """Take note of what was done."""
-        if isinstance(event, Progress):
-            self._work, self._seconds = self._work + event.work, self._seconds + event.seconds
+    def add(self, event: Event) -> None:
+        """Count what was done."""
+        if isinstance(event, Work):
+            self._work, self._seconds = self._work + event.pixel_steps, self._seconds + event.seconds
 
     def work_in(self, seconds: float) -> float:
         """Pixel-steps that a worker does in so many seconds; none as long as nothing is known."""
@@ -275,6 +267,6 @@ def _start(options: Options) -> Engine:
     if options.engine == "inline":
         return Inline(options.memory)
     address = choose(options.address)
-    from batchnst.engine.cluster import Cluster
+    from batchnst.engine.ray_cluster import Cluster
 
     return Cluster(address, options.gpus_per_task, options.max_attempts, options.memory)

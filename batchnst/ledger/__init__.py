@@ -1,1 +1,1 @@
-"""What happened: Parquet in, Parquet out. Knows no torch and no Ray."""
+"""The write side of OUT: its tables, its files, and who may write them."""

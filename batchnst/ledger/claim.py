@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from batchnst.collection.storage import Folder
 from batchnst.errors import Occupied, StorageError, Superseded
+from batchnst.storage.files import Folder
 
 CLAIM = ".batchnst/claim"
 

@@ -16,9 +16,9 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from batchnst.collection.storage import Folder
 from batchnst.errors import StorageError
 from batchnst.ledger import parquet
+from batchnst.storage.files import Folder
 
 ASIDE = ".batchnst/merged"
 JOURNAL = ".batchnst/compaction"

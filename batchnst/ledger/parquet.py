@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from batchnst.collection.patience import may_pass
-from batchnst.collection.stores import reader
 from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY
+from batchnst.storage.retries import may_pass
+from batchnst.storage.stores import reader
 
 SMALL = 1 << 20
 """Files of fewer bytes than this are fetched in one request, not one a column."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batchnst.layers import Layer, cut
+from batchnst.backbones import Layer, cut
 from batchnst.transfer.weights import Weights
 
 Place = tuple[Any, slice, slice]

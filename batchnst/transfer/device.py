@@ -134,6 +134,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def device_label(device: torch.device) -> str:
+    """The device as the ledger records it: `cpu`, or `cuda (its name)`."""
+    return f"cuda ({device_name(device)})" if device.type == "cuda" else "cpu"
+
+
 def device_name(device: torch.device) -> str:
     """The device as a person knows it."""
     if device.type == "cuda":

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from batchnst.layers import cut, strides
+from batchnst.backbones import cut, strides
 from batchnst.recipe import Recipe
 from batchnst.transfer.optimizers import HISTORY
 from batchnst.transfer.tiling import margins
@@ -101,6 +101,16 @@ def least_memory(recipe: Recipe, size: tuple[int, int], dtype: torch.dtype) -> f
     """Bytes that one picture of a size (width, height) takes at the least."""
     tile = math.inf if recipe.tile == "off" else recipe.tile_side or TILES[-1]
     return memory_of(Fitting(tile, LEAST_HISTORY), recipe, size, 1, dtype)
+
+
+def memory_problem(memory: float, recipe: Recipe, size: tuple[int, int], dtype: torch.dtype) -> str:
+    """Why one picture of `size` (width, height) does not fit into `memory` bytes, and what to do."""
+    width, height = size
+    needed = least_memory(recipe, size, dtype)
+    return (
+        f"{width}×{height} pixels take {needed / 1e9:.0f} GB at the least, more than the {memory / 1e9:.0f} GB "
+        "available; lower size"
+    )
 
 
 def memory_of(fitting: Fitting, recipe: Recipe, size: tuple[int, int], count: int, dtype: torch.dtype) -> float:

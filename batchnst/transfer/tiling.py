@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from batchnst.layers import Layer, strides
+from batchnst.backbones import Layer, strides
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone, Place
 from batchnst.transfer.device import release_memory

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batchnst.backbones import BACKBONES
 from batchnst.errors import RequestError
-from batchnst.layers import BACKBONES
 
 Tensors = Mapping[str, NDArray[np.float32]]
 

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from batchnst.collection.manifest import Manifest, Pair, read_manifest
-from batchnst.engine.plan import Job, Plan, fingerprint, make_batches, make_plan
+from batchnst.engine.plan import Job, Plan, make_batches, make_plan
 from batchnst.engine.run import make_chunks
-from batchnst.ledger.store import Outcomes
+from batchnst.ledger.out import Outcomes
+from batchnst.manifest.manifest import Manifest
+from batchnst.manifest.pair import Pair, fingerprint
+from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe
 
 NETWORKS = {("vgg19", "bundled"): "w"}

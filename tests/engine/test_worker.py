@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,15 +16,18 @@ import torch
 from PIL import Image
 
 from batchnst import read_ledger
-from batchnst.collection.manifest import Pair
-from batchnst.engine import loading, worker
-from batchnst.engine.events import Finished, Progress
-from batchnst.engine.loading import Loader, Pictures, Tensors, ahead
-from batchnst.engine.plan import Batch, Job
-from batchnst.engine.worker import Chunk, paint_chunk
+from batchnst.engine.events import Finished
+from batchnst.engine.plan import Batch, Chunk, Job
+from batchnst.engine.worker import paint_chunk
 from batchnst.errors import StorageError, Superseded
 from batchnst.ledger.claim import Lease
-from batchnst.ledger.store import Out
+from batchnst.ledger.out import Out
+from batchnst.manifest.pair import Pair
+from batchnst.painting import painter, tensors
+from batchnst.painting.ahead import ahead
+from batchnst.painting.inputs import Inputs, gather_pair, load_style
+from batchnst.painting.tensors import Tensors
+from batchnst.progress import Work
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import Hardware
 from batchnst.transfer.weights import Weights
@@ -54,9 +58,9 @@ def rows(out: Path, table: str = "pairs") -> dict[str, dict[str, Any]]:
 def test_a_row_says_what_was_painted(images: Path, weights: Weights, tmp_path: Path) -> None:
     events = paint([job(images, "a"), job(images, "b", style="woodcut.png")], weights, tmp_path)
     assert [event for event in events if isinstance(event, Finished)] == [Finished("a", None), Finished("b", None)]
-    progress = [event for event in events if isinstance(event, Progress)]
+    progress = [event for event in events if isinstance(event, Work)]
     assert sum(event.steps for event in progress) == 8
-    assert sum(event.work for event in progress) == 8 * 48 * 48
+    assert sum(event.pixel_steps for event in progress) == 8 * 48 * 48
     row = rows(tmp_path)["b"]
     picture = tmp_path / "images" / "b.png"
     assert hashlib.sha256(picture.read_bytes()).hexdigest() == row["output_sha256"]
@@ -100,7 +104,7 @@ def test_a_bad_picture_fails_alone_with_its_reason(images: Path, weights: Weight
 
 def out_of_memory_above(pictures: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the optimisation run out of memory for batches larger than this; returns the sizes tried."""
-    real, tried = worker.stylize, []
+    real, tried = painter.stylize, []
 
     def stylize(contents: torch.Tensor, *rest: Any) -> Iterator[Any]:
         tried.append(len(contents))
@@ -108,7 +112,7 @@ def out_of_memory_above(pictures: int, monkeypatch: pytest.MonkeyPatch) -> list[
             raise torch.OutOfMemoryError("CUDA out of memory")
         return (yield from real(contents, *rest))
 
-    monkeypatch.setattr(worker, "stylize", stylize)
+    monkeypatch.setattr(painter, "stylize", stylize)
     return tried
 
 
@@ -135,15 +139,15 @@ def test_a_pair_that_does_not_fit_alone_says_so(
 def test_a_picture_without_a_finite_loss_is_a_failed_row_and_its_neighbour_is_painted(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loading.to_tensors
+    real = tensors.to_tensors
 
     def poisoned(contents: Any, device: torch.device) -> torch.Tensor:
-        tensors = real(contents, device)
-        if len(tensors) == 2:  # the contents, not the styles
-            tensors[0, 0, 0, 0] = torch.nan
-        return tensors
+        made = real(contents, device)
+        if len(made) == 2:  # the contents, not the styles
+            made[0, 0, 0, 0] = torch.nan
+        return made
 
-    monkeypatch.setattr(loading, "to_tensors", poisoned)
+    monkeypatch.setattr(tensors, "to_tensors", poisoned)
     paint([job(images, "a"), job(images, "b")], weights, tmp_path)
     found = rows(tmp_path)
     assert (found["a"]["status"], found["a"]["error_type"], found["a"]["stopped"]) == ("failed", "Diverged", "diverged")
@@ -192,14 +196,14 @@ def test_a_batch_is_committed_while_the_next_is_painted(
         assert second_begun.wait(20), "the commit was not left to a thread of its own"
         real_append(self, *arguments)
 
-    real_stylize, real_append = worker.stylize, Out.append
-    monkeypatch.setattr(worker, "stylize", stylize)
+    real_stylize, real_append = painter.stylize, Out.append
+    monkeypatch.setattr(painter, "stylize", stylize)
     monkeypatch.setattr(Out, "append", append)
     chunk = Chunk(tuple(Batch((job(images, name),), (48, 48)) for name in "abc"))
     with Out(str(tmp_path)).claim("r1"):
         events = list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
     assert [event.pair_id for event in events if isinstance(event, Finished)] == ["a", "b", "c"]
-    assert all(event.seconds > 0 for event in events if isinstance(event, Progress))
+    assert all(event.seconds > 0 for event in events if isinstance(event, Work))
     assert sorted(rows(tmp_path)) == ["a", "b", "c"]
 
 
@@ -211,8 +215,8 @@ def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_
             raise RuntimeError("no such encoder")
         return real(pixels, name, finish)
 
-    real = worker.outputs.encode
-    monkeypatch.setattr(worker.outputs, "encode", encode)
+    real = painter.encode_picture
+    monkeypatch.setattr(painter, "encode_picture", encode)
     chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
     with Out(str(tmp_path)).claim("r1"):
         list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
@@ -231,8 +235,8 @@ def test_a_pair_for_which_memory_is_short_is_painted_in_less(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*arguments)
 
-    real = worker.stylize
-    monkeypatch.setattr(worker, "stylize", stylize)
+    real = painter.stylize
+    monkeypatch.setattr(painter, "stylize", stylize)
     recipe = Recipe(size=480, min_size=480, steps=1, precision="bf16", optimizer="sgd")
     wide = replace(job(images, "a"), pair=replace(job(images, "a").pair, recipe=recipe))
     with Out(str(tmp_path)).claim("r1"):
@@ -245,12 +249,12 @@ def test_a_pair_for_which_memory_is_short_is_painted_in_less(
 
 
 def test_arrays_that_come_again_are_the_same_tensors_up_to_a_bound() -> None:
-    tensors = Tensors(torch.device("cpu"))
+    converter = Tensors(torch.device("cpu"))
     content = np.zeros((4, 4, 3), np.uint8)
-    styles = [np.full((4, 4, 3), i, np.uint8) for i in range(Tensors.most + 1)]
+    styles = [np.full((4, 4, 3), i, np.uint8) for i in range(Tensors.kept + 1)]
 
     def tensor_of(style: Any) -> torch.Tensor:
-        return tensors.guides([Pictures(content, (style,), (1.0,))])[0][0].styles[0]
+        return converter.guides([Inputs(content, (style,), (1.0,))])[0][0].styles[0]
 
     first = tensor_of(styles[0])
     assert tensor_of(styles[0]) is first
@@ -261,9 +265,9 @@ def test_arrays_that_come_again_are_the_same_tensors_up_to_a_bound() -> None:
 
 
 def test_a_shared_style_is_the_same_object(images: Path) -> None:
-    batch = Batch((job(images, "a"), job(images, "b", "coffee.png")), None)
-    first, second = Loader().load(batch)
-    assert first.pictures.styles[0] is second.pictures.styles[0]  # type: ignore[union-attr]
+    get_style = lru_cache(load_style)
+    first, second = (gather_pair(job(images, *names).pair, get_style) for names in (("a",), ("b", "coffee.png")))
+    assert first.styles[0] is second.styles[0]
 
 
 def test_the_next_result_is_made_while_the_last_is_used() -> None:

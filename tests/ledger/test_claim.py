@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from batchnst.collection.storage import Folder
 from batchnst.errors import Occupied, Superseded
 from batchnst.ledger import claim as claims
 from batchnst.ledger.claim import CLAIM, Claim, Lease, check
+from batchnst.storage.files import Folder
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_second_run_is_refused_as_long_as_the_first_shows_life(folder: Folder)
     # Held by another process: of its own, one would know that it is not alive.
     text = (
         "import sys, time; from batchnst.ledger import claim; claim.BEAT_SECONDS = 0.2\n"
-        "from batchnst.collection.storage import Folder\n"
+        "from batchnst.storage.files import Folder\n"
         f"with claim.Claim(Folder({folder.address!r}), 'first'):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

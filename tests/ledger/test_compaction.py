@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnst.collection.storage import Folder
 from batchnst.errors import LedgerError
 from batchnst.ledger import compaction
 from batchnst.ledger.claim import Lease
+from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS
-from batchnst.ledger.store import Out
-from tests.ledger.test_store import loss, row
+from batchnst.storage.files import Folder
+from tests.ledger.test_out import loss, row
 
 FILES = 5
 

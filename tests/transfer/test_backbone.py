@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from batchnst.layers import layer_names
+from batchnst.backbones import layer_names
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.device import network_dtype

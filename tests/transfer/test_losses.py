@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchnst.engine.worker import load_backbone
+from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import (

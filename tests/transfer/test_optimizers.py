@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnst.collection.images import Wish
-from batchnst.engine.loading import load_picture, to_tensors
+from batchnst.painting.inputs import load_picture
+from batchnst.painting.tensors import to_tensors
+from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import Objective, Region, gram_matrix
@@ -95,10 +96,7 @@ def test_lbfgs_follows_torchs_on_a_real_pair(
     monkeypatch.setattr(LBFGS, "cutoff", cutoff)
     # In float64, and with paler pictures, so that neither rounding nor the box plays a part.
     recipe, exact = Recipe(size=48, tv_weight=0), in_double(vgg)
-    pixels = [
-        load_picture(str(images / name), Wish(size=48), recipe.resample)[0].pixels
-        for name in ("astronaut.png", "ihc.png")
-    ]
+    pixels = [load_picture(str(images / name), DecodeOptions(size=48)).pixels for name in ("astronaut.png", "ihc.png")]
     content, style = (60 + to_tensors([p], torch.device("cpu")).double() / 2 for p in pixels)
     with torch.no_grad():
         target = {"relu4_2": exact(content)["relu4_2"]}

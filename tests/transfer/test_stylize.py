@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnst.collection.images import Wish
-from batchnst.engine.loading import load_picture, to_tensors
-from batchnst.engine.worker import load_backbone
+from batchnst.painting.inputs import load_picture
+from batchnst.painting.painter import load_backbone
+from batchnst.painting.tensors import to_tensors
+from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer import stylize as module
 from batchnst.transfer.color import luminance
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def load(path: Path, recipe: Recipe) -> Tensor:
-    return to_tensors([load_picture(str(path), Wish(size=recipe.size), recipe.resample)[0].pixels], CPU)
+    return to_tensors([load_picture(str(path), DecodeOptions(size=recipe.size, resample=recipe.resample)).pixels], CPU)
 
 
 def paint(

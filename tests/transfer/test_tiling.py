@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnst.engine.weights import load_weights
-from batchnst.engine.worker import load_backbone
-from batchnst.layers import BACKBONES, layer_names
+from batchnst.backbones import BACKBONES, layer_names
+from batchnst.painting.named_weights import load_weights
+from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import Objective, Region, gram_matrix, guide
@@ -206,7 +206,7 @@ def test_colours_are_preserved_in_tiles_too(images: Path, weights: Weights, colo
 
 PEAK = """
 import resource, sys
-from batchnst.engine.single import stylize
+from batchnst.painting.single import stylize
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import tune_process
 content, style, size, memory, steps = sys.argv[1:]

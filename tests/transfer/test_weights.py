@@ -11,8 +11,8 @@ from torchvision.models import get_model
 from torchvision.transforms.functional import normalize
 
 from batchnst import recipe
+from batchnst.backbones import BACKBONES, layer_names
 from batchnst.errors import RequestError
-from batchnst.layers import BACKBONES, layer_names
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import SOURCES, Weights, cached, tensor_shapes, to_arrays, to_weights
 

@@ -1,0 +1,170 @@
+"""What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere; all on stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from batchnst.engine.events import Event, Finished, Notice
+from batchnst.progress import Work
+
+if TYPE_CHECKING:  # it imports torch, for which a command that only reads a ledger should not wait
+    from batchnst.engine.run import Planned
+
+T = TypeVar("T")
+
+WATCH_EVERY = 2.0
+"""Seconds between two looks at a run."""
+
+PLAIN_EVERY = 10.0
+"""Seconds between two plain lines."""
+
+MOST_HOSTS = 8
+"""Hosts whose rate is shown."""
+
+
+class Bar:
+    """One line that says how far things are: live on a terminal, repeated now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress = Progress(BarColumn(), TextColumn("{task.description}"), console=self.console, transient=True)
+        self._task = self._progress.add_task("")
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:  # elsewhere it would leave an empty line
+            self._progress.stop()
+
+    def update(self, text: str, completed: float, total: float) -> None:
+        """Show `text`, and the share that is completed."""
+        now = time.monotonic()
+        if self.console.is_terminal:
+            self._progress.update(self._task, description=text, completed=completed, total=total)
+        elif now - self._shown >= PLAIN_EVERY:
+            self.say(text)
+            self._shown = now
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+
+class RunDisplay(Bar):
+    """Counts what happens in a run, and shows pairs, steps, rates, time to go, failures and what goes wrong."""
+
+    def __init__(self, out: str) -> None:
+        super().__init__()
+        self.out = out
+        self.planned: Planned | None = None
+        self.done = self.failed_now = self.work = 0
+        self.steps: Counter[str] = Counter()  # by host
+        self.busy = 0.0
+        self.started = time.monotonic()
+
+    @property
+    def failed(self) -> int:
+        """Pairs that failed, now or in an earlier run and not tried again."""
+        return self.failed_now + (self.planned.plan.failed if self.planned else 0)
+
+    def show(self, event: Planned | Event) -> None:
+        """Take note of an event, and let it be seen."""
+        if isinstance(event, Work):
+            self.steps[event.host] += event.steps
+            self.work += event.pixel_steps
+            self.busy += event.seconds
+        elif isinstance(event, Notice):
+            self.say(event.text)
+        elif not isinstance(event, Finished):
+            self._begin(event)
+        elif event.error is None:
+            self.done += 1
+        else:
+            self.failed_now += 1
+            self.say(f"failed: {event.pair_id}: {event.error}")
+        if self.planned:
+            self.update(self._status(self.planned), self.work, self.planned.work)
+
+    def _begin(self, planned: Planned) -> None:
+        self.planned, self.started = planned, time.monotonic()
+        plan = planned.plan
+        if plan.done:
+            self.say(f"{plan.done} of {plan.pairs} pairs are done already; {plan.left} left")
+        if plan.failed:
+            self.say(
+                "1 pair failed in an earlier run and is left alone; --retry-failed runs it again"
+                if plan.failed == 1
+                else f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again"
+            )
+        if len(plan):
+            self.say(f"painting {len(plan)} into {self.out}")
+
+    def _status(self, planned: Planned) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        share = min(1.0, self.work / max(planned.work, 1))
+        to_go = _duration(seconds / share - seconds) if share > 0.01 else "?"
+        ended = self.done + self.failed_now
+        return (
+            f"{ended}/{len(planned.plan)} pairs · {share:.0%} of steps · {self._rates(seconds)}"
+            f" · {to_go} to go · {self.failed_now} failed"
+        )
+
+    def _rates(self, seconds: float) -> str:
+        """Steps a second of all hosts, and of each, the slowest first."""
+        total = f"{self.steps.total() / seconds:.1f} steps/s"
+        if len(self.steps) < 2:
+            return total
+        slowest = self.steps.most_common()[::-1]
+        shown = ", ".join(f"{host} {steps / seconds:.1f}" for host, steps in slowest[:MOST_HOSTS])
+        return f"{total} ({shown}{', …' if len(slowest) > MOST_HOSTS else ''})"
+
+    def summary(self) -> str:
+        """The run's last line, once it has begun."""
+        assert self.planned
+        plan, seconds = self.planned.plan, time.monotonic() - self.started
+        workers = max(self.planned.workers, math.ceil(self.busy / seconds))  # more may have joined
+        left = plan.left - self.done - self.failed_now
+        text = (
+            f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done"
+            f" ({self.done} now, in {_duration(seconds)}), {self.failed} failed" + (f", {left} left" if left else "")
+        )
+        if self.busy:
+            share = self.busy / (seconds * workers)
+            text += f"; {workers} {'worker' if workers == 1 else 'workers'} busy {share:.0%} of the time"
+        return text
+
+
+def show_while(look: Callable[[], T], describe: Callable[[T], str], goes_on: Callable[[T], bool]) -> T:
+    """Look every few seconds as long as something goes on, showing what is seen; returns the last of it."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    seen = look()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while goes_on(seen):
+            if console.is_terminal:
+                live.update(Text(describe(seen)), refresh=True)
+            else:
+                console.print(describe(seen), markup=False)
+            time.sleep(WATCH_EVERY if console.is_terminal else PLAIN_EVERY)
+            seen = look()
+    return seen
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,1 +1,0 @@
-"""What there is to do: manifests, pictures, storage. Knows no torch."""

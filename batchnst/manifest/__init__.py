@@ -1,0 +1,1 @@
+"""From the rows of a manifest to pairs. No torch."""

@@ -1,0 +1,24 @@
+"""The software that paints, as the ledger records it."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from importlib.metadata import version
+
+import torch
+
+from batchnst.ledger.schema import Versions
+
+
+@cache
+def versions() -> Versions:
+    """The versions in this process."""
+    return Versions(
+        batchnst=version("batchnst"),
+        python=platform.python_version(),
+        torch=version("torch"),
+        pillow=version("pillow"),
+        pyarrow=version("pyarrow"),
+        cuda=torch.version.cuda if torch.cuda.is_available() else None,
+    )

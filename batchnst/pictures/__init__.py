@@ -1,0 +1,1 @@
+"""Pictures from bytes to arrays, and back. No torch."""

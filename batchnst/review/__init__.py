@@ -1,0 +1,1 @@
+"""The morning after: reads what is in OUT, and never imports the engine."""

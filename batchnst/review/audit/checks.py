@@ -1,0 +1,48 @@
+"""All checks, one after the other."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnst.ledger import parquet
+from batchnst.ledger.out import Out, newest_rows
+from batchnst.ledger.schema import ATTEMPT, SCHEMAS
+from batchnst.progress import Progress, silent
+from batchnst.review.audit import pairs as checks
+from batchnst.review.audit.findings import Audit
+from batchnst.review.audit.hashes import inputs, pictures
+from batchnst.review.audit.ledger_files import tables
+from batchnst.review.audit.steps import losses
+
+_PAIRS = (
+    *ATTEMPT,
+    *("status", "error_type", "error_message", "content", "styles", "output"),
+    *("content_sha256", "style_sha256", "output_sha256", "width", "height", "fingerprint", "recipe"),
+    *("weights_sha256", "steps", "stopped", "initial_total", "finished_at", "versions"),
+    *("total_loss", "content_loss", "style_loss", "tv_loss"),
+)
+
+
+def audit(out: Out, expected: pa.Table | None = None, *, deep: bool = False, progress: Progress = silent) -> Audit:
+    """Look at everything in OUT.
+
+    expected: `pair_id` and `fingerprint` of every pair that there should be; deep: read contents and styles as well.
+    """
+    result = Audit()
+    rows = pa.concat_tables([parquet.empty("pairs", _PAIRS), *tables(out, "pairs", _PAIRS, result)])
+    newest = newest_rows(rows)
+    ok = newest.filter(pc.equal(newest["status"], "ok"))
+    result.pairs, result.ok, result.failed = len(newest), len(ok), len(newest) - len(ok)
+    list(tables(out, "runs", SCHEMAS["runs"].names, result))
+    for found in (
+        checks.unlike_manifest(newest, expected) if expected is not None else checks.failed(newest),
+        checks.doubled(rows),
+        losses(out, rows, result, progress),
+        checks.outliers(ok),
+        checks.odd_ones(ok, expected),
+        pictures(out, rows, ok, result, progress),
+        inputs(ok, result, progress) if deep else (),
+    ):
+        result.findings += found
+    return result

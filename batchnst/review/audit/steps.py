@@ -1,0 +1,132 @@
+"""Whether each attempt's losses are complete, finite, falling, and what its row says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from batchnst.ledger.out import Out
+from batchnst.ledger.schema import ATTEMPT, SCHEMAS, TERMS
+from batchnst.progress import Progress
+from batchnst.review.audit.findings import Audit, Finding
+from batchnst.review.audit.ledger_files import tables
+
+COLUMNS = [*ATTEMPT, "step", "scale", *TERMS]
+"""What `summarize` wants of `losses`."""
+
+
+def losses(out: Out, rows: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
+    """Attempts whose losses are incomplete, or not what their row says; of each what is worst."""
+    parts = [summarize(part) for part in tables(out, "losses", COLUMNS, result, progress)]
+    known = merge(parts)
+    result.attempts, result.steps = len(known), pc.sum(known["rows"]).as_py() or 0
+    result.unfinished = len(known.join(rows.select(ATTEMPT), ATTEMPT, join_type="left anti"))
+    ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, *_OUTCOME])
+    both = ok.join(known, ATTEMPT).sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")])
+    kinds = _kinds(both)
+    wrong = kinds != ""
+    for kind, row in zip(kinds[wrong].tolist(), both.filter(pa.array(wrong)).to_pylist(), strict=True):
+        text = _LOSS_TEXTS[kind].format_map(row)
+        yield Finding(kind, row["pair_id"], f"attempt {row['attempt']} of run {row['run_id']}: {text}")
+
+
+_FINAL = {term: f"{term}_loss" for term in TERMS} | {"initial": "initial_total"}
+"""What of a curve is in `pairs` as well, and under which name."""
+
+_OUTCOME = ["steps", "stopped", *_FINAL.values()]
+
+_LOSS_TEXTS = {
+    "losses-missing": "none of its {steps} steps is there",
+    "losses-gap": "{rows} of its {steps} steps are there, or not each once",
+    "not-finite": "some of its losses are no numbers",
+    "losses-differ": "its row says {initial_total:.6g} to {total_loss:.6g}, its steps {initial:.6g} to {total:.6g}",
+    "rescued": "it diverged, and was painted again from its best picture, in fp32 and by L-BFGS",
+    "rose": "its finest scale ended with a higher loss than it began with",
+}
+
+
+def _kinds(both: pa.Table) -> NDArray[np.str_]:
+    """What is worst about each attempt, "" for nothing."""
+
+    def column(name: str, otherwise: Any) -> NDArray[Any]:
+        return np.asarray(pc.fill_null(both[name], otherwise).to_numpy())
+
+    rows, stopped = column("rows", 0), column("stopped", "")
+    differs = [column(term, np.nan) != column(name, np.nan) for term, name in _FINAL.items()]
+    numbers = column("finite", True) & np.isfinite(column("total_loss", np.nan))
+    conditions = {
+        "losses-missing": rows == 0,
+        "losses-gap": ~column("whole", True) | (rows != column("steps", 0)),
+        "not-finite": ~numbers & (stopped != "diverged"),
+        "losses-differ": np.any(differs, axis=0),
+        "rescued": stopped == "diverged",
+        "rose": column("rose", False),
+    }
+    return np.select(list(conditions.values()), list(conditions), "")
+
+
+def summarize(losses: pa.Table) -> pa.Table:
+    """A row for each attempt in `losses`; all its steps must be there.
+
+    `rows`: its steps. `whole`: whether they are 0, 1, 2 … each once. `finite`: whether all its losses are numbers.
+    `initial`: its first total. `rose`: whether the finest scale ended higher than it began. `total`, `content`,
+    `style`, `tv`: of the finest scale's lowest total.
+    """
+    losses = losses.sort_by([(name, "ascending") for name in [*ATTEMPT, "step"]])
+    starts = _starts(losses)
+    sizes = np.diff(np.append(starts, len(losses)))
+    step, scale = (losses[name].to_numpy() for name in ("step", "scale"))
+    terms = {name: losses[name].to_numpy() for name in TERMS}
+    total = terms["total"]
+    finest = scale == np.repeat(_reduce(np.maximum, scale, starts), sizes)
+    lowest = np.repeat(_reduce(np.fmin, np.where(finest, total, np.inf), starts), sizes)
+    begin, end, best = _first(starts, finest), starts + sizes - 1, _first(starts, finest & (total == lowest))
+    in_order = step == np.arange(len(step)) - np.repeat(starts, sizes)
+    finite = np.all([np.isfinite(term) for term in terms.values()], axis=0)
+    return pa.table(
+        {
+            **{name: losses[name].take(pa.array(starts)) for name in ATTEMPT},
+            "rows": sizes,
+            "whole": _reduce(np.logical_and, in_order, starts),
+            "finite": _reduce(np.logical_and, finite, starts),
+            "initial": total[starts],
+            "rose": total[end] > total[begin],
+            **{name: term[best] for name, term in terms.items()},
+        }
+    )
+
+
+def merge(summaries: Sequence[pa.Table]) -> pa.Table:
+    """Summaries of several files as one; an attempt that is in two of them has the rows of both."""
+    rows = pa.concat_tables([summarize(SCHEMAS["losses"].empty_table()), *summaries])
+    how = {"rows": "sum", "whole": "all", "finite": "all", "initial": "max", "rose": "any"} | dict.fromkeys(
+        TERMS, "min"
+    )
+    return rows.group_by(ATTEMPT).aggregate(list(how.items())).rename_columns([*ATTEMPT, *how])
+
+
+def _starts(losses: pa.Table) -> NDArray[np.int64]:
+    """Where, in sorted rows, each attempt begins."""
+    begins = np.zeros(len(losses), bool)
+    begins[:1] = True
+    for name in ATTEMPT:
+        number = losses[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        begins[1:] |= number[1:] != number[:-1]
+    return np.flatnonzero(begins)
+
+
+def _reduce(function: np.ufunc, values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
+    """The function over each attempt's values."""
+    return np.asarray(function.reduceat(values, starts)) if len(starts) else values
+
+
+def _first(starts: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of each attempt the first row where something holds; its first of all where nothing does."""
+    rows = np.where(where, np.arange(len(where)), len(where))
+    first = _reduce(np.minimum, rows, starts)
+    return np.where(first < len(where), first, starts)

@@ -1,0 +1,318 @@
+"""The report: one HTML file with everything in it, so that it can be mailed, moved and opened without a network.
+
+The page holds a small table of all its pairs, which search, filters and sorting need, and blocks of text that a browser
+keeps but does not look into: previews, and what only an opened pair shows. It takes them apart as they come into view.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from plotly.offline import get_plotlyjs
+
+from batchnst.errors import LedgerError
+from batchnst.ledger.out import Out, newest_rows, patiently
+from batchnst.pages import templates
+from batchnst.progress import Progress, silent
+from batchnst.review.report import curves, figures
+from batchnst.review.report.curves import Curve
+from batchnst.review.report.previews import Album, Preview, Wanted
+from batchnst.storage.files import is_uri, parent
+
+Row = dict[str, Any]
+
+MOST_CARDS = 10_000
+"""Pairs that are shown one by one; figures and charts are of all."""
+
+SNAPSHOTS, FEWEST_SNAPSHOTS, MOST_SNAPSHOTS = 3_000, 4, 24
+"""Of all pairs together, and at least and at most of one."""
+
+PICTURE_BLOCK, PAIR_BLOCK = 400_000, 32
+"""Characters of previews that are taken apart together, and pairs whose details are."""
+
+_DETAILS = [
+    *("run_id", "attempt", "error_message", "style_weights", "content_masks", "style_masks", "loss_definition"),
+    *("content_sha256", "style_sha256", "output_sha256", "width", "height", "fingerprint", "weights_sha256"),
+    *("seed", "device", "precision", "batch_size", "host", "pid", "steps", "stopped", "initial_total"),
+    *("content_loss", "style_loss", "tv_loss", "total_loss", "started_at", "finished_at", "seconds"),
+    *("peak_memory_bytes", "versions", "extra"),
+]
+"""Columns that only an opened pair shows."""
+
+_EARLIER = ["run_id", "attempt", "status", "error_type", "error_message", "finished_at", "host"]
+"""What an opened pair shows of its earlier attempts."""
+
+
+def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes:
+    """The page of all that is in OUT; `to` is where it will lie, None: in OUT itself.
+
+    Raises LedgerError where no attempt at a pair has ended yet.
+    """
+    return patiently(lambda: _build(out, to, progress))
+
+
+def _build(out: Out, to: str | None, progress: Progress) -> bytes:
+    attempts = out.rows("pairs", figures.COLUMNS)
+    if not attempts.num_rows:
+        raise LedgerError(f"{out.address}: nothing to report: no attempt at a pair has ended there yet")
+    current = newest_rows(attempts)
+    summary = figures.summarize(attempts, current, out.runs())
+    failures = figures.failures(current)
+    cards = _cards(out, current, failures)
+    found = curves.read(out, {card.key for card in cards}, progress)
+    album, addresses = Album(out), _addresses(cards)
+    pairs = [_listed(card, album, addresses, found) for card in cards]
+    previews = album.previews(len(cards), progress)
+    blocks = list(_picture_blocks(previews))
+    charts = {"throughput": figures.throughput(attempts), "losses": figures.losses_by_style(current)}
+    data = {
+        "base": _base(out, to),
+        "pairs": _columns(pairs),
+        "addresses": list(addresses),
+        "names": list(figures.short_names(addresses).values()),
+        "reasons": [f"{failure['type']}: {failure['message']}" for failure in failures],
+        "pictures": _columns([asdict(preview) | {"text": len(preview.text)} for preview in previews]),
+        "blocks": [first for first, _ in blocks],
+        "pairsABlock": PAIR_BLOCK,
+        "charts": charts,
+    }
+    details = [_details(card, summary["recipe"]["base"], found) for card in cards]
+    return _render(
+        data=data,
+        out=out.address,
+        now=datetime.now(UTC),
+        summary=summary,
+        failures=failures,
+        losses=charts["losses"]["styles"],
+        pairs=len(cards),
+        picture_blocks=[text for _, text in blocks],
+        pair_blocks=[_packed(json.dumps(part, default=str)) for part in _parts(details, PAIR_BLOCK)],
+    )
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A pair that is shown: its attempts, the newest last; the number of its reason to fail; snapshots by step."""
+
+    attempts: list[Row]
+    reason: int | None
+    snapshots: list[tuple[int, str]]
+
+    @property
+    def row(self) -> Row:
+        """The attempt that counts."""
+        return self.attempts[-1]
+
+    @property
+    def key(self) -> curves.Key:
+        """By which its curve is found."""
+        return self.row["run_id"], self.row["pair_id"], self.row["attempt"]
+
+
+def _cards(out: Out, current: pa.Table, failures: list[Row]) -> list[_Card]:
+    """The pairs to be shown: failures first, reason by reason, then the rescued, then by the pictures' names."""
+    reasons = {(failure["type"], failure["message"]): i for i, failure in enumerate(failures)}
+    attempts, snapshots = _attempts(out, _choose(current)), _snapshots(out)
+    cards = []
+    for pair_id, rows in attempts.items():
+        failed = rows[-1]["status"] == "failed"
+        reason = reasons.get(figures.reason(rows[-1])) if failed else None
+        cards.append(_Card(rows, reason, [] if failed else snapshots.get(pair_id, [])))
+    return sorted(cards, key=_order)
+
+
+def _order(card: _Card) -> tuple[Any, ...]:
+    names = [os.path.basename(address) for address in (card.row["content"], *card.row["styles"])]
+    reason = math.inf if card.reason is None else card.reason
+    return card.row["status"] != "failed", reason, card.row["stopped"] != "diverged", names, card.row["pair_id"]
+
+
+def _choose(current: pa.Table) -> list[str]:
+    """The ids of at most MOST_CARDS pairs: all that failed, and evenly over their losses of the others."""
+    failed = current.filter(pc.equal(current["status"], "failed"))["pair_id"].to_pylist()[:MOST_CARDS]
+    painted = current.filter(pc.equal(current["status"], "ok")).sort_by("total_loss")["pair_id"]
+    room = min(len(painted), MOST_CARDS - len(failed))
+    places = np.linspace(0, len(painted) - 1, room).round().astype(np.int64)
+    return [*failed, *painted.take(pa.array(places)).to_pylist()]
+
+
+def _attempts(out: Out, pair_ids: list[str]) -> dict[str, list[Row]]:
+    rows = out.rows("pairs", matching=pc.field("pair_id").isin(pair_ids)).sort_by("finished_at")
+    attempts: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows.to_pylist():
+        attempts[row["pair_id"]].append(row)
+    return attempts
+
+
+def _snapshots(out: Out) -> dict[str, list[tuple[int, str]]]:
+    """The paths in OUT of each pair's snapshots, by step; evenly fewer where there are many."""
+    found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for info in out.folder.files("snapshots", "step-", ".jpg"):
+        match = re.search(r"([^/]+)/step-(\d+)\.jpg$", info.path)
+        if match:
+            found[match[1]].append((int(match[2]), f"snapshots/{match[0]}"))
+    most = min(MOST_SNAPSHOTS, max(FEWEST_SNAPSHOTS, SNAPSHOTS // max(1, len(found))))
+    return {pair_id: _evenly(sorted(steps), most) for pair_id, steps in found.items()}
+
+
+def _evenly(items: list[Any], most: int) -> list[Any]:
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[i] for i in places]
+
+
+def _addresses(cards: Sequence[_Card]) -> dict[str, int]:
+    """All contents and styles, numbered."""
+    found = {address: None for card in cards for address in (card.row["content"], *card.row["styles"])}
+    return {address: i for i, address in enumerate(found)}
+
+
+def _listed(card: _Card, album: Album, addresses: Mapping[str, int], found: Mapping[curves.Key, Curve]) -> Row:
+    """What the page knows of a pair from the start."""
+    row, curve = card.row, found.get(card.key)
+    result = Wanted(f"images/{row['output']}", True, row["output_sha256"])
+    hashes = row["style_sha256"] or [None] * len(row["styles"])
+    return {
+        "id": row["pair_id"],
+        "reason": card.reason,
+        "ok": row["status"] == "ok",
+        "rescued": row["stopped"] == "diverged",
+        "attempt": max(row["attempt"], len(card.attempts)),
+        "error": row["error_message"],
+        "content": addresses[row["content"]],
+        "styles": [addresses[style] for style in row["styles"]],
+        "output": row["output"],
+        "loss": _finite(row["total_loss"]),
+        "seconds": round(row["seconds"], 1),
+        "ended": round(row["finished_at"].timestamp()),
+        "spark": curve.spark if curve else "",
+        "contentPicture": album.number(Wanted(row["content"], sha256=row["content_sha256"])),
+        "stylePictures": [
+            album.number(Wanted(style, sha256=sha256)) for style, sha256 in zip(row["styles"], hashes, strict=False)
+        ],
+        "result": album.number(result) if row["status"] == "ok" else None,
+        "snapshots": [(step, album.number(Wanted(path, True, smaller=2))) for step, path in card.snapshots],
+    }
+
+
+def _details(card: _Card, base: Row, found: Mapping[curves.Key, Curve]) -> Row:
+    """What only an opened pair shows."""
+    recipe = json.loads(card.row["recipe"])
+    return {
+        "row": {name: _finite(card.row[name]) for name in _DETAILS},
+        "recipe": {key: value for key, value in recipe.items() if value != base.get(key)},
+        "earlier": [{name: row[name] for name in _EARLIER} for row in card.attempts[:-1]],
+        "curve": asdict(found[card.key]) if card.key in found else None,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _picture_blocks(previews: Sequence[Preview]) -> Iterator[tuple[int, str]]:
+    """Previews strung together, each string with the number of its first one."""
+    first, texts, size = 0, list[str](), 0
+    for i, preview in enumerate(previews):
+        texts.append(preview.text)
+        size += len(preview.text)
+        if size >= PICTURE_BLOCK or i == len(previews) - 1:
+            yield first, "".join(texts)
+            first, texts, size = i + 1, [], 0
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+def _base(out: Out, to: str | None) -> str | None:
+    """The way from the page to the pictures; None where a browser cannot follow it."""
+    if to is None or parent(to) == out.address:
+        return "images/"
+    if is_uri(to) or not out.folder.local:
+        return None
+    return quote(os.path.relpath(out.folder.path("images"), parent(to))) + "/"
+
+
+# The page ----------------------------------------------------------------------------------------------------------
+
+
+_SCRIPTS = ("data.js", "cards.js", "charts.js", "pair.js")
+"""One after the other, as one script."""
+
+
+def _render(**values: Any) -> bytes:
+    page = files("batchnst.review.report") / "templates"
+    script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
+    plotly = get_plotlyjs()
+    environment = templates("batchnst.review.report")
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters.update(count=_count, figure=_figure, duration=_duration, time=_time, clock=_clock)
+    html = environment.get_template("report.html").render(
+        style=(page / "report.css").read_text("utf-8"),
+        script=script,
+        plotly=_packed(plotly),
+        # No other script runs in the page, whatever a picture is called.
+        script_hashes=[_hash(script), _hash(plotly)],
+        **values,
+    )
+    return html.encode()
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _figure(value: float | None) -> str:
+    """Four digits, with thousands, millions or billions in words."""
+    if value is None:
+        return "–"
+    for unit, name in ((1e9, " bn"), (1e6, " M")):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    if seconds < 600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _clock(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M}"

@@ -1,0 +1,196 @@
+"""How far a run is, from the ledger alone: while it goes on, or years later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnst.ledger.claim import Holder
+from batchnst.ledger.out import Out, newest_rows, patiently
+
+NOW = timedelta(minutes=10)
+"""Pairs that finished within this time make the rate of now."""
+
+SLOWEST = 5
+"""Pairs that are named."""
+
+_COLUMNS = (
+    *("run_id", "pair_id", "status", "error_type", "host", "pid"),
+    *("batch_size", "started_at", "finished_at", "seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine that paints in the newest run; rates are pairs an hour."""
+
+    name: str
+    workers: int
+    pairs: int
+    rate_now: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the ledger says of the newest run, and of all pairs by their newest row; rates are pairs an hour.
+
+    pairs and left are of the newest run's manifest, None for a ledger without `runs`; seconds_left is None where
+    nothing can be said.
+    """
+
+    run_id: str
+    manifest: str | None
+    holder: Holder | None
+    started_at: datetime
+    last_at: datetime
+    pairs: int | None
+    done: int
+    failed: Counter[str]
+    left: int | None
+    rate_now: float
+    rate: float
+    seconds_left: float | None
+    slowest: list[dict[str, Any]]
+    hosts: list[Host]
+
+
+class Watch:
+    """Looks at OUT again and again; files that were read once are not read again."""
+
+    def __init__(self, out: Out) -> None:
+        self.out = out
+        self._seen: set[str] = set()
+        self._rows = out.rows_of([], "pairs", _COLUMNS)
+
+    def look(self) -> Status:
+        """How things are at this moment."""
+        patiently(self._read)
+        return _status(self.out, self._rows, datetime.now(UTC))
+
+    def _read(self) -> None:
+        files = self.out.files("pairs")
+        if not self._seen <= {info.path for info in files}:  # a compaction has replaced them
+            self._seen, self._rows = set(), self._rows.slice(0, 0)
+        new = [info for info in files if info.path not in self._seen]
+        self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", _COLUMNS)])
+        self._seen |= {info.path for info in new}
+
+
+def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
+    newest = newest_rows(rows)
+    run = _newest_run(out, newest)
+    mine = newest.filter(pc.equal(newest["run_id"], run["run_id"]))
+    held = out.holder()
+    alive = held is not None and held.alive
+    finished = mine["finished_at"].cast(pa.int64()).to_numpy() / 1e6
+    started, last = run["started_at"].timestamp(), max(finished, default=run["started_at"].timestamp())
+    end = now.timestamp() if alive else last
+    window = max(1.0, min(NOW.total_seconds(), end - started))
+    recent = mine.filter(pa.array((finished > end - window) & alive))
+    rate = len(mine) / max(1.0, end - started) * 3600
+    rate_now = len(recent) / window * 3600
+    ok, failed = _count(mine, "ok"), _count(mine, "failed")
+    to_go = run["to_paint"] - len(mine) if run["to_paint"] is not None else None
+    pace = rate_now or rate
+    return Status(
+        run_id=run["run_id"],
+        manifest=run["manifest"],
+        holder=held,
+        started_at=run["started_at"],
+        last_at=datetime.fromtimestamp(last, UTC),
+        pairs=run["pairs"],
+        done=run["done"] + ok,
+        failed=Counter(newest.filter(pc.equal(newest["status"], "failed"))["error_type"].to_pylist()),
+        left=None if run["pairs"] is None else run["pairs"] - run["done"] - run["given_up"] - ok - failed,
+        rate_now=rate_now,
+        rate=rate,
+        seconds_left=to_go / pace * 3600 if alive and to_go and pace else None,
+        slowest=mine.sort_by([("seconds", "descending")]).slice(0, SLOWEST).to_pylist(),
+        hosts=_hosts(mine, recent, window),
+    )
+
+
+def _newest_run(out: Out, newest: pa.Table) -> dict[str, Any]:
+    """The row of the newest run; where there is none, what the pairs say of it."""
+    if runs := out.runs():
+        return runs[-1]
+    last = newest.sort_by([("finished_at", "descending")])["run_id"][0].as_py()
+    mine = pc.equal(newest["run_id"], last)
+    unknown = dict.fromkeys(("manifest", "pairs", "to_paint"))
+    return {
+        "run_id": last,
+        "started_at": pc.min(newest.filter(mine)["started_at"]).as_py(),
+        "done": _count(newest.filter(pc.invert(mine)), "ok"),
+        **unknown,
+    }
+
+
+def _hosts(mine: pa.Table, recent: pa.Table, window: float) -> list[Host]:
+    now = Counter(recent["host"].to_pylist())
+    groups = mine.group_by("host").aggregate([("pid", "count_distinct"), ("pid", "count")]).sort_by("host")
+    return [
+        Host(group["host"], group["pid_count_distinct"], group["pid_count"], now[group["host"]] / window * 3600)
+        for group in groups.to_pylist()
+    ]
+
+
+def _count(rows: pa.Table, status: str) -> int:
+    return int(pc.sum(pc.equal(rows["status"], status)).as_py() or 0)
+
+
+def describe(status: Status) -> str:
+    """A status as text, a line a thing."""
+    failed = status.failed.total()
+    of = "" if status.pairs is None else f" of {status.pairs}"
+    left = "" if status.left is None else f", {status.left} left"
+    lines = [f"pairs    {status.done}{of} done, {failed} failed{left}", f"run      {_run(status)}"]
+    if status.hosts:
+        lines.append(f"rate     {_rates(status)}")
+    if failed:
+        lines.append("failed   " + " · ".join(f"{count} {kind}" for kind, count in status.failed.most_common()))
+    for title, text in zip(["slowest", *[""] * SLOWEST], map(_pair, status.slowest), strict=False):
+        lines.append(f"{title:8} {text}")
+    for title, text in zip(["workers", *[""] * len(status.hosts)], map(_host, status.hosts), strict=False):
+        lines.append(f"{title:8} {text}")
+    return "\n".join(lines)
+
+
+def _run(status: Status) -> str:
+    held, began = status.holder, f"began {status.started_at:%Y-%m-%d %H:%M:%S} UTC"
+    if held is None:
+        return f"{status.run_id}, {began}, last pair {status.last_at:%Y-%m-%d %H:%M:%S}; nobody is painting now"
+    where = f"on {held.host} (process {held.pid})"
+    if held.alive:
+        return f"{held.run_id} {where}, {began}, alive {held.silent:.0f} s ago"
+    return (
+        f"{held.run_id} {where}, {began}, gave no sign of life for {_duration(held.silent)}: "
+        "it is dead, or cut off; run the same command again to go on"
+    )
+
+
+def _rates(status: Status) -> str:
+    overall = f"{status.rate:.0f} pairs an hour"
+    if status.holder is None or not status.holder.alive:
+        return overall
+    to_go = f"; about {_duration(status.seconds_left)} to go" if status.seconds_left else ""
+    return f"{status.rate_now:.0f} pairs an hour now, {status.rate:.0f} overall{to_go}"
+
+
+def _pair(row: dict[str, Any]) -> str:
+    batch = f" in a batch of {row['batch_size']}" if (row["batch_size"] or 1) > 1 else ""
+    return f"{row['pair_id']} {_duration(row['seconds'])}{batch} on {row['host']}"
+
+
+def _host(host: Host) -> str:
+    workers = "1 worker" if host.workers == 1 else f"{host.workers} workers"
+    pairs = "1 pair" if host.pairs == 1 else f"{host.pairs} pairs"
+    return f"{host.name}: {workers}, {pairs}" + (f", {host.rate_now:.0f} an hour now" if host.rate_now else "")
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

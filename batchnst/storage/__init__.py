@@ -1,0 +1,1 @@
+"""Bytes at addresses: whole files or none, on disks and in object stores."""

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from batchnst.bench import machine, race, speed
+from batchnst.bench.textbook import Textbook
+from batchnst.cli.main import app
+from batchnst.painting.inputs import load_picture
+from batchnst.painting.tensors import to_tensors
+from batchnst.pictures.decode import DecodeOptions
+from batchnst.recipe import Recipe
+from batchnst.transfer.pyramid import work
+from batchnst.transfer.weights import Weights
+from tests import oracles
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(size=64, precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed, "ROUND_SECONDS", 0.01)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_operations_of_a_step_are_counted_as_by_hand() -> None:
+    step = machine.measure_step(RECIPE, CPU, 64, 2)
+    convolutions = grams = 0
+    height, width, channels = 48, 64, 3
+    for convs, out in ((2, 64), (2, 128), (4, 256), (4, 512), (1, 512)):
+        grams += 2 * 2 * height * width * out**2  # forward, and backward into the features
+        for _ in range(convs):
+            convolutions += 2 * 2 * 9 * height * width * channels * out  # forward, and backward into the input
+            channels = out
+        height, width = height // 2, width // 2
+    counted = step.flops * step.seconds * step.batch
+    assert counted == pytest.approx(2 * (convolutions + grams), rel=0.03)
+    assert step.memory > 50e6
+
+
+def test_the_shares_of_a_step_are_those_of_its_work() -> None:
+    shares = machine.measure_shares(Recipe(size=128, precision="fp32"), CPU, steps=2)
+    assert shares.convolutions + shares.grams + shares.rest == pytest.approx(1)
+    assert shares.convolutions > 0.25  # 0.7 on a machine that does nothing else
+    assert 0.01 < shares.grams < shares.convolutions
+
+
+def test_the_optimisers_products_are_no_gram_matrices() -> None:
+    only_relu1_1 = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}}
+    longer = machine.measure_shares(RECIPE.model_copy(update=only_relu1_1), CPU, steps=5)
+    painting = speed.Painting(RECIPE.model_copy(update=only_relu1_1), CPU, 64, 4)
+    with torch.profiler.profile() as profiler:
+        for _ in range(5):
+            painting.step()
+    products = [event for event in profiler.events() or [] if event.name == "aten::bmm"]
+    assert {machine._purpose(event) for event in products} == {"grams", "rest"}
+    assert longer.rest > 0
+
+
+def test_workers_are_counted_together() -> None:
+    crew = machine.measure_workers(Recipe(size=32, steps=10, min_size=32), 2, 1)
+    assert (crew.workers, crew.threads) == (2, 1)
+    pair = work(Recipe(size=32, steps=10, min_size=32), 32, 24)
+    assert crew.pairs_an_hour == pytest.approx(3600 * crew.pixel_steps / pair)
+
+
+def test_what_bench_measured_is_remembered_for_the_same_network_alone() -> None:
+    assert speed.known_speed(RECIPE, CPU) is None
+    speed.remember_speed(RECIPE, CPU, 12.5)
+    assert speed.known_speed(RECIPE.model_copy(update={"size": 512, "style_weight": 3.0}), CPU) == 12.5
+    assert speed.known_speed(RECIPE.model_copy(update={"pooling": "avg"}), CPU) is None
+
+
+def test_made_pictures_are_the_same_every_time_and_no_noise() -> None:
+    (landscape, marble), again = machine.made_pictures(256), machine.made_pictures(256)
+    assert landscape.size == marble.size == (256, 192)
+    assert landscape.tobytes() == again[0].tobytes()
+    for picture in (landscape, marble):
+        pixels = np.asarray(picture, dtype=float)
+        assert pixels.std() > 20
+        assert np.abs(np.diff(pixels, axis=1)).mean() < 0.6 * pixels.std()
+
+
+def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
+    images: Path, weights: Weights, tmp_path: Path
+) -> None:
+    content, style = images / "astronaut.png", images / "swirls.png"
+    tensors = [to_tensors([load_picture(str(path), DecodeOptions(size=64)).pixels], CPU) for path in (content, style)]
+    loop = Textbook(*tensors, RECIPE, weights)
+    moments = loop.run(30)
+    assert [moment.step for moment in moments] == [0, 10, 20, 30]
+    assert [moment.seconds for moment in moments] == sorted(moment.seconds for moment in moments)
+    Image.fromarray(loop.picture[0].permute(1, 2, 0).round().byte().numpy()).save(tmp_path / "written.png")
+    written = oracles.neural_style_loss(
+        oracles.torchvision_vgg19(weights), tmp_path / "written.png", content, style, 64
+    )
+    assert moments[-1].total == pytest.approx(written, rel=0.01)
+    assert moments[-1].total < 0.5 * moments[0].total
+
+
+def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "STEPS", 20)
+    recipe = RECIPE.model_copy(update={"steps": 20})
+    pair = machine.load_pair([str(images / "astronaut.png"), str(images / "swirls.png")], recipe)
+    looks: list[float] = []
+    outcome = race.race(*pair, recipe, lambda text, done, total: looks.append(done))
+    assert looks == [0, 10, 20] == [moment.step for moment in outcome.textbook]
+    assert outcome.seconds_to_equal is not None and outcome.ratio is not None
+    assert outcome.ratio == pytest.approx(outcome.textbook[-1].seconds / outcome.seconds_to_equal)
+    goal = outcome.textbook[-1].total
+    before = [moment for moment in outcome.recipe if moment.total > goal]
+    assert before and len(before) < len(outcome.recipe)
+    assert outcome.loss_ratio == outcome.recipe[-1].total / goal < 1
+    out_of_reach = race.race(*pair, RECIPE.model_copy(update={"steps": 1}), lambda *_: None)
+    assert out_of_reach.ratio is None
+    assert "never" in race.describe(out_of_reach)[-1]
+
+
+def test_bench_prints_what_it_measured_and_writes_it_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "STEPS", 10)
+    out = tmp_path / "bench"
+    arguments = ["bench", "--size", "32", "--steps", "12", "--against", "textbook", "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    starts = [line.split("  ")[0].strip() for line in result.stdout.splitlines()]
+    for wanted in ("machine", "ceiling", "a step", "workers", "a run", "textbook", "batchnst", "ratio"):
+        assert wanted in starts, wanted
+    assert "to the textbook's final loss" in result.stdout
+    found = json.loads((out / "bench.json").read_text())
+    assert found["run"]["pairs"] == 2
+    assert 0.3 < found["run"]["busy"] <= 1
+    assert len(found["race"]["textbook"]) == 2
+    svg = ElementTree.fromstring((out / "curves.svg").read_text())
+    assert svg.tag.endswith("svg")
+    assert speed.known_speed(Recipe(size=32), CPU) == max(crew["pixel_steps"] for crew in found["workers"])
+
+
+def test_one_picture_is_no_pair(images: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", str(images / "coffee.png")])
+    assert result.exit_code == 2
+    assert "expected a content and a style" in result.stderr

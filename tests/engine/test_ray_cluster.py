@@ -1,0 +1,258 @@
+"""The whole command on a real Ray, and what is left when parts of it are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+from batchnst import read_ledger
+from tests.conftest import size_of
+from tests.tools.chaos import task_pids, weather
+
+BATCHNST = Path(sys.executable).with_name("batchnst")
+PAIRS = 10
+
+
+@pytest.fixture
+def manifest(images: Path, tmp_path: Path) -> Path:
+    photos = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
+    lines = ["content,style,id"]
+    for i in range(PAIRS):
+        lines.append(f"{images / photos[i % 4]},{images / ('swirls.png' if i % 3 else 'woodcut.png')},pair-{i}")
+    path = tmp_path / "m.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(manifest: Path, out: Path, *more: str) -> list[str]:
+    quick = ("--size", "96", "--steps", "60", "--batch-size", "1")
+    return [str(BATCHNST), "run", str(manifest), "--out", str(out), *quick, *more]
+
+
+started: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    while started:
+        with started.pop() as driver:
+            driver.kill()
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    # A shell that runs the tests in the background has them, and so their children, ignore Ctrl-C.
+    with log.open("wb") as file:
+        started.append(
+            subprocess.Popen(
+                arguments,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        )
+    return started[-1]
+
+
+def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def finished_rows(out: Path) -> int:
+    return len(list((out / "ledger" / "pairs").glob("*.parquet")))
+
+
+def check_complete(out: Path) -> Counter[str]:
+    """Every pair done exactly once, every file whole; returns how often each was tried."""
+    rows = read_ledger(str(out), "pairs").to_table().to_pylist()
+    done = [row for row in rows if row["status"] == "ok"]
+    assert sorted(row["pair_id"] for row in done) == sorted(f"pair-{i}" for i in range(PAIRS))
+    for row in done:
+        data = (out / "images" / row["output"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["output_sha256"]
+        assert size_of(out / "images" / row["output"]) == (row["width"], row["height"])
+    assert {path.name for path in (out / "images").rglob("*")} == {row["output"] for row in done}
+    files = [path for path in (out / "ledger").rglob("*") if path.is_file()]
+    assert all(path.suffix == ".parquet" for path in files)
+    steps: Counter[tuple[str, str, int]] = Counter()
+    for path in (out / "ledger" / "losses").glob("*.parquet"):
+        for row in pq.read_table(path, columns=["run_id", "pair_id", "attempt"]).to_pylist():
+            steps[row["run_id"], row["pair_id"], row["attempt"]] += 1
+    assert all(steps[row["run_id"], row["pair_id"], row["attempt"]] == row["steps"] for row in done)
+    assert not list((out / ".batchnst" / "tmp").iterdir())
+    return Counter(row["pair_id"] for row in rows)
+
+
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    try:
+        wait_for(lambda: finished_rows(out) >= 2)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    before = finished_rows(out)
+    assert before < PAIRS, "the run was over before it could be killed"
+    again = finish(command(manifest, out))
+    assert again.returncode == 0, again.stderr
+    assert f"of {PAIRS} pairs are done already" in again.stderr
+    assert f"{PAIRS} of {PAIRS} pairs done" in again.stdout
+    assert set(check_complete(out).values()) == {1}
+
+
+def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1)
+
+    def is_lost() -> bool:
+        # One that has just committed all it had leaves nothing to be tried again.
+        for pid in task_pids()[:1]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(2)
+        return "of its pairs are tried again" in (tmp_path / "log").read_text()
+
+    wait_for(is_lost)
+    assert driver.wait(240) == 0, (tmp_path / "log").read_text()
+    check_complete(out)
+    attempts = read_ledger(str(out), "pairs").to_table()["attempt"].to_pylist()
+    assert max(attempts) >= 2
+
+
+def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An encoder that crashes: every worker that sees this folder dies with the picture called poison.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfrom PIL import Image\nreal = Image.Image.save\n"
+        "def save(image, file, *args, **options):\n"
+        "    if 'exif' in options and b'poison' in options['exif'].tobytes(): os.abort()\n"
+        "    return real(image, file, *args, **options)\n"
+        "Image.Image.save = save\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    Image.open(images / "coffee.png").resize((99, 99)).save(tmp_path / "poison.png")
+    Image.open(images / "coffee.png").resize((98, 98)).save(tmp_path / "good.png")
+    rows = [f"{name}.png,{images}/swirls.png,{name}-{i}" for i, name in enumerate(["good", "good", "poison", "good"])]
+    (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
+    out = tmp_path / "out"
+    run = finish([*command(tmp_path / "m.csv", out)[:-1], "4", "--steps", "4"])
+    assert run.returncode == 1, run.stderr
+    assert "4 of its pairs are tried again" in run.stderr
+    assert run.stdout.count("\n") == 1
+    found = {row["pair_id"]: row for row in read_ledger(str(out), "pairs").to_table().to_pylist()}
+    assert {name: row["status"] for name, row in found.items()} == {
+        "good-0": "ok",
+        "good-1": "ok",
+        "poison-2": "failed",
+        "good-3": "ok",
+    }
+    assert found["poison-2"]["error_type"] == "WorkerLost"
+    assert found["poison-2"]["error_message"].startswith("its worker was lost 3 times; the last time: The worker died")
+    assert {row["attempt"] for row in found.values()} == {3}
+
+
+def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # Its pictures take hours: it is there as long as the second one looks.
+    driver = start(command(manifest, out, "--steps", "1000000", "--set", "tolerance=0"), tmp_path / "log")
+    wait_for((out / ".batchnst" / "claim").exists)
+    second = finish(command(manifest, out))
+    assert second.returncode == 2
+    assert "looking for a sign of life" in second.stderr
+    assert "is painting into this folder; wait for it or stop it" in second.stderr
+    assert driver.poll() is None
+    driver.terminate()
+    assert driver.wait(60) == 130
+
+
+def test_a_small_storm_on_real_raylets_loses_nothing(images: Path, tmp_path: Path) -> None:
+    outcome = weather(images, tmp_path, pairs=24, kills=4, seed=0)
+    assert outcome.kills == {"worker": 1, "node": 1, "driver": 1, "term": 1}
+    assert outcome.clean, str(outcome)
+
+
+@pytest.mark.slow
+def test_a_cluster_without_nodes_is_waited_for_if_it_promises_some(manifest: Path, tmp_path: Path) -> None:
+    raylets = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        # What an autoscaler tells Ray of the nodes that it could start.
+        promise = NodeGroupConfig(name="worker", resources={"CPU": 1}, max_count=2)
+        config = ClusterConfig(node_group_configs=[promise]).SerializeToString()
+        GcsClient(address=raylets.address).report_cluster_config(config)
+        driver = start(command(manifest, tmp_path / "out", "--address", raylets.address), tmp_path / "log")
+        wait_for(lambda: "waiting for the cluster to start a node" in (tmp_path / "log").read_text())
+        for _ in range(2):
+            raylets.add_node(num_cpus=1)
+        assert driver.wait(240) == 0, (tmp_path / "log").read_text()
+    finally:
+        raylets.shutdown()
+    check_complete(tmp_path / "out")
+    rows = read_ledger(str(tmp_path / "out"), "pairs").to_table().to_pylist()
+    assert len({row["pid"] for row in rows}) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
+    manifest: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1)
+    os.kill(driver.pid, how)
+    assert driver.wait(60) == 130
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert "what was finished is kept. Go on with: batchnst run" in last
+    assert str(out) in last
+    assert 1 <= finished_rows(out) < PAIRS
+    wait_for(lambda: not task_pids(), 30)
+
+
+def test_the_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(command(manifest, out), tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= 1)
+    os.kill(driver.pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.kill(driver.pid, signal.SIGTERM)
+    assert driver.wait(2) == 130
+    wait_for(lambda: not task_pids(), 30)
+
+
+def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    no_gpu = finish([*command(manifest, out), "--gpus-per-task", "1000"])
+    assert no_gpu.returncode == 2
+    assert "no node has 1000 GPU for a task" in no_gpu.stderr
+    no_room = finish([*command(manifest, out), "--size", "60000"])
+    assert no_room.returncode == 2
+    line = no_room.stderr.splitlines()[-1]
+    assert line.startswith("batchnst: pair-")
+    assert "60000×60000 pixels take 577 GB at the least, more than the " in line
+    assert line.endswith(" GB that a worker has; lower its size")
+    nobody = finish([*command(manifest, out), "--address", "127.0.0.1:9"])
+    assert nobody.returncode == 2
+    assert nobody.stderr.splitlines()[-1] == "batchnst: Ray at 127.0.0.1:9: cannot be reached: Connection refused"
+    assert not (out / "ledger").exists()

@@ -1,0 +1,267 @@
+"""Real S3 servers for tests, and a proxy before them that loses, cuts and delays what passes."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum, auto
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+
+INSTALLED = Path(__file__).parents[2] / ".venv" / "servers"
+"""Where tests/tools/servers.sh puts them."""
+
+BUCKET = "batchnst"
+
+ENVIRONMENT = {
+    "AWS_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "S3RVER",
+    "AWS_SECRET_ACCESS_KEY": "S3RVER",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # s3rver stores the others as if they were of the file
+}
+"""What a user of either S3 server sets, but for AWS_ENDPOINT_URL."""
+
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""The account that azurite has, for everybody."""
+
+START_SECONDS = 60.0
+
+
+class Fault(Enum):
+    """What can happen to a request between client and store."""
+
+    DROP = auto()  # the store never hears of it
+    LOSE = auto()  # the store does it, the answer is lost
+    CUT_REQUEST = auto()  # the store hears the first half of it
+    CUT_ANSWER = auto()  # the client hears the first half of the answer
+    SLOW_DOWN = auto()  # the store is too busy
+    TOO_MANY = auto()  # something before it counts requests
+    BAD_GATEWAY = auto()  # something before it does not reach it
+    DENY = auto()  # the store says no
+    DELAY = auto()  # it takes its time
+
+
+SAID = {
+    Fault.SLOW_DOWN: (503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"),
+    Fault.TOO_MANY: (429, b"<Error><Code>TooManyRequests</Code><Message>Wait.</Message></Error>"),
+    Fault.BAD_GATEWAY: (502, b"<html><body>Bad Gateway</body></html>"),
+    Fault.DENY: (403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"),
+}
+"""What is answered in the store's name."""
+
+PASSING = [fault for fault in Fault if fault is not Fault.DENY]
+
+Faults = Callable[[str, str], Fault | None]
+"""What happens to a request, by its method and its path with the query."""
+
+
+@contextmanager
+def moto(folder: Path) -> Iterator[str]:
+    """The URL of a moto server with a bucket; it keeps everything in memory."""
+    server, port = _find("bin/moto_server"), free_port()
+    with _serving([server, "-H", "127.0.0.1", "-p", str(port)], port, folder):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("PUT", f"/{BUCKET}")
+        assert connection.getresponse().status == 200
+        connection.close()
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def s3rver(folder: Path) -> Iterator[str]:
+    """The URL of an s3rver with a bucket; it keeps everything in `folder`."""
+    server, port = _find("node_modules/.bin/s3rver"), free_port()
+    options = [
+        "-a",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-d",
+        str(folder),
+        "--no-vhost-buckets",
+        "--configure-bucket",
+        BUCKET,
+    ]
+    with _serving([server, *options], port, folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def azurite(folder: Path) -> Iterator[str]:
+    """The URL of Microsoft's own emulator of Azure, with a container; it keeps everything in `folder`."""
+    server, port = _find("node_modules/.bin/azurite-blob"), free_port()
+    options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "-l", str(folder), "--skipApiVersionCheck"]
+    with _serving([server, *options, "--disableTelemetry"], port, folder):
+        authority = {"blob_storage_authority": f"127.0.0.1:{port}", "blob_storage_scheme": "http"}
+        pafs.AzureFileSystem(AZURE_ACCOUNT, account_key=AZURE_KEY, **authority).create_dir(BUCKET)
+        yield f"http://127.0.0.1:{port}"
+
+
+def _find(name: str) -> str:
+    found = shutil.which(INSTALLED / name) or shutil.which(Path(name).name)
+    if found is None:
+        pytest.skip(f"{Path(name).name} is not installed: run tests/tools/servers.sh")
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def _serving(command: list[str], port: int, folder: Path) -> Iterator[None]:
+    """A server from when it answers to the end of `with`."""
+    legacy = {**os.environ, "NODE_OPTIONS": "--openssl-legacy-provider"}  # for the tokens of s3rver's listings
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=legacy) as process:
+        try:
+            _wait_for(process, port, folder / "log")
+            yield
+        finally:
+            process.terminate()
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{process.args} does not answer: {log.read_text()}")
+
+
+class Proxy(ThreadingHTTPServer):
+    """A proxy before a server, in threads of this process.
+
+    requests: those it saw, as `METHOD path`. sent: bytes of the answers.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, server: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.server = server.removeprefix("http://")
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.faults: Faults = lambda method, path: None
+        self.delay_seconds = 0.02
+        self.requests: list[str] = []
+        self.sent = 0
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are part of the test."""
+
+    def first(self, fault: Fault, times: int = 1) -> None:
+        """Do this to the first requests of every method from now on."""
+        seen: Counter[str] = Counter()
+
+        def happens(method: str, path: str) -> Fault | None:
+            seen[method] += 1
+            return fault if seen[method] <= times else None
+
+        self.faults = happens
+
+    def sometimes(self, seed: int, share: float) -> None:
+        """Do any of the faults that pass to this share of the requests from now on."""
+        dice = random.Random(seed)
+        self.faults = lambda method, path: dice.choice(PASSING) if dice.random() < share else None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def do_any(self) -> None:
+        """Pass a request on, and the answer back, with what happens between."""
+        body = self._body()
+        self.server.requests.append(f"{self.command} {self.path}")
+        fault = self.server.faults(self.command, self.path)
+        if fault is Fault.DELAY:
+            time.sleep(self.server.delay_seconds)
+        if fault in SAID:
+            status, text = SAID[fault]
+            self._answer(status, [] if self.command == "HEAD" else [("Content-Type", "application/xml")], text)
+        elif fault is Fault.CUT_REQUEST:
+            self._forward(body, cut=True)
+        elif fault is not Fault.DROP:
+            answer = self._forward(body)
+            if fault is not Fault.LOSE:
+                self._answer(*answer, cut=fault is Fault.CUT_ANSWER)
+        if fault not in (None, Fault.DELAY):
+            self._hang_up()
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _forward(self, body: bytes, cut: bool = False) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(self.server.server)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in ("connection", "content-length", "expect", "transfer-encoding"):
+                connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(body)))
+        connection.putheader("Connection", "close")
+        connection.endheaders(body[: len(body) // 2] if cut else body)
+        if cut:
+            connection.close()
+            return 0, [], b""
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, answer.getheaders(), content
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        known = {name.lower(): value for name, value in headers}
+        length = known.get("content-length", "0") if self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.server.sent += len(body)
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.wfile.flush()
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""

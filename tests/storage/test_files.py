@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from batchnst.errors import InputError, RequestError, StorageError
+from batchnst.storage import addresses, files, retries
+from batchnst.storage.stores import Store
+
+
+def test_addresses_resolve_against_the_manifests_folder() -> None:
+    assert files.resolve("a/b.png", "/data/m") == "/data/m/a/b.png"
+    assert files.resolve("/b.png", "/data") == "/b.png"
+    assert files.resolve("s3://x/b.png", "/data") == "s3://x/b.png"
+    assert files.resolve("b.png", "s3://bucket/run") == "s3://bucket/run/b.png"
+    assert files.parent("s3://bucket/run/m.csv") == "s3://bucket/run"
+    assert files.parent("/data/m.csv") == "/data"
+
+
+def test_a_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
+    folder = files.Folder(str(tmp_path))
+    folder.write("a/b/c.bin", b"one")
+    folder.write("a/b/c.bin", b"two")
+    assert folder.read("a/b/c.bin") == b"two"
+    assert folder.read("a/none") is None
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["c.bin"]
+    assert [info.path for info in folder.files("a", ending=".bin")] == [str(tmp_path / "a/b/c.bin")]
+    assert folder.files("nowhere") == []
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = files.Folder(str(tmp_path))
+    folder.write("x", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left on device; make room and run the same command again"):
+        folder.write("x", b"new, and longer")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
+
+
+def test_unfinished_files_of_dead_runs_are_cleared(tmp_path: Path) -> None:
+    folder = files.Folder(str(tmp_path))
+    folder.write("x", b"kept")
+    (tmp_path / folder.TEMPORARY / "left").write_bytes(b"half")
+    folder.clear_temporary()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
+
+
+def test_reading_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none: no such file"):
+        files.read(str(tmp_path / "none"))
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        files.read(str(tmp_path))
+    with pytest.raises(RequestError, match="no storage can be opened"):
+        files.read("gopher://old/file")
+
+
+def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(pafs._MockFileSystem(), "s3://bucket", "bucket", whole=sys.maxsize)
+    monkeypatch.setattr(files, "store_of", lambda address: store)
+    store.filesystem.create_dir("bucket/run/a")
+    folder = files.Folder("s3://bucket/run")
+    folder.write("a/x.bin", b"data")
+    assert folder.read("a/x.bin") == b"data"
+    assert files.read("s3://bucket/run/a/x.bin") == b"data"
+    assert [info.path for info in folder.files("a")] == ["bucket/run/a/x.bin"]
+    assert folder.read("a/none") is None
+
+
+def test_a_store_that_does_not_answer_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(addresses, "TRIES", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(StorageError, match=r"^s3://nowhere/a.png: its storage does not answer: .*NETWORK_CONNECTION"):
+        files.read("s3://nowhere/a.png")
+    with pytest.raises(StorageError, match="out/x: cannot be read: "):
+        files.Folder("s3://nowhere/out").read("x")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        files.read(str(tmp_path))
