@@ -31,7 +31,7 @@ wheel: .venv/.ready
 	cp constraints.txt build/dist
 
 docs: .venv/.ready
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/.chromium: tests/tools/chromium.sh | .venv/.ready
 	tests/tools/chromium.sh

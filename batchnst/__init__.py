@@ -18,7 +18,7 @@ _LAZY = {"stylize": "batchnst.painting.single", "read_ledger": "batchnst.ledger.
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch or pyarrow only when it is asked for: `batchnst --help` should not wait for it."""
+    """Import modules that need torch or pyarrow only on first use, so that `batchnst --help` is fast."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'batchnst' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The backbones, layer by layer: names, windows and channels, and how far each layer sees."""
+"""The backbones, layer by layer: names, windows, channels and strides."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer by the papers' name: a convolution, a ReLU or a pooling.
+    """A layer: a convolution, a ReLU or a pooling, with the name that the papers use.
 
-    channels: of its output. kernel, stride, padding: of its square window, in positions of its input.
+    channels: number of output channels.
+    kernel, stride, padding: of the square window, in positions of the input.
     """
 
     name: str
@@ -21,21 +22,21 @@ class Layer:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it has weights."""
+        """True for a convolution, the only kind of layer with weights."""
         return self.name.startswith("conv")
 
     @property
     def is_pooling(self) -> bool:
-        """Whether it takes the largest, or the mean, of its window."""
+        """True for a pooling, which takes the maximum or mean of each window."""
         return self.name.startswith("pool")
 
     def length(self, length: int) -> int:
-        """Positions of its output, of so many of its input."""
+        """Output length for an input of `length`, both in positions."""
         return (length + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 def _vgg(convolutions: Sequence[int]) -> tuple[Layer, ...]:
-    """VGG by the convolutions of each block (Simonyan and Zisserman 2014, table 1)."""
+    """Layers of a VGG with these numbers of convolutions per block (Simonyan and Zisserman 2014, table 1)."""
     layers: list[Layer] = []
     for block, (count, channels) in enumerate(zip(convolutions, (64, 128, 256, 512, 512), strict=True), 1):
         for i in range(1, count + 1):
@@ -45,7 +46,7 @@ def _vgg(convolutions: Sequence[int]) -> tuple[Layer, ...]:
 
 
 def _alexnet() -> tuple[Layer, ...]:
-    """AlexNet on one GPU, as torchvision has it (Krizhevsky 2014, without its response normalisation)."""
+    """Layers of torchvision's AlexNet: the one-GPU version of Krizhevsky 2014, without response normalisation."""
     layers: list[Layer] = []
     for i, (channels, kernel, stride, padding) in enumerate(
         [(64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)], 1
@@ -58,7 +59,11 @@ def _alexnet() -> tuple[Layer, ...]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone: its layers, each at its place in torchvision's `features`, and those of a recipe that names none."""
+    """A backbone and its default layers.
+
+    layers: in the order of torchvision's `features`.
+    content_layers, style_layers: names of the layers that a recipe uses by default.
+    """
 
     layers: tuple[Layer, ...]
     content_layers: tuple[str, ...]
@@ -69,7 +74,7 @@ _GATYS = {
     "content_layers": ("relu4_2",),
     "style_layers": ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
 }
-"""Gatys et al. 2016, section 3; VGG16 has all of them as well."""
+"""Default layers of VGG19 (Gatys et al. 2016, section 3); VGG16 has all of them too."""
 
 BACKBONES = {
     "vgg19": Architecture(_vgg((2, 2, 4, 4, 4)), **_GATYS),
@@ -82,18 +87,18 @@ BACKBONES = {
 
 
 def layer_names(backbone: str) -> list[str]:
-    """Every layer of a backbone in order: conv1_1, relu1_1, …, pool5."""
+    """Names of all layers of `backbone`, in order: conv1_1, relu1_1, …, pool5."""
     return [layer.name for layer in BACKBONES[backbone].layers]
 
 
-def cut(backbone: str, wanted: Sequence[str]) -> list[Layer]:
-    """The layers of a backbone up to the last of those wanted."""
-    names = layer_names(backbone)
-    return list(BACKBONES[backbone].layers[: max(map(names.index, wanted)) + 1])
+def cut(backbone: str, names: Sequence[str]) -> list[Layer]:
+    """Layers of `backbone` from the first to the deepest of `names`."""
+    order = layer_names(backbone)
+    return list(BACKBONES[backbone].layers[: max(map(order.index, names)) + 1])
 
 
 def smallest_side(layers: Sequence[Layer]) -> int:
-    """The least a picture's side may measure, in pixels, for the last layer to have a position."""
+    """Smallest side of a picture, in pixels, for which the last of `layers` has an output."""
     side = 1
     for layer in reversed(layers):
         side = max(1, (side - 1) * layer.stride + layer.kernel - 2 * layer.padding)
@@ -101,9 +106,9 @@ def smallest_side(layers: Sequence[Layer]) -> int:
 
 
 def strides(layers: Sequence[Layer]) -> dict[str, int]:
-    """Pixels between two positions of each layer."""
-    found, stride = {}, 1
+    """Distance between neighbouring positions of each layer, in pixels of the picture."""
+    distances, distance = {}, 1
     for layer in layers:
-        stride *= layer.stride
-        found[layer.name] = stride
-    return found
+        distance *= layer.stride
+        distances[layer.name] = distance
+    return distances

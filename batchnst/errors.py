@@ -1,32 +1,34 @@
-"""The errors users can cause or must hear of.
+"""All errors that are reported to the user.
 
-BatchNSTError
-├── RequestError        the request as a whole is wrong; nothing was run (exit code 2)
-│   ├── RecipeError     a recipe key or value
-│   ├── ManifestError   the manifest, or rows of it; all of them at once
-│   ├── LedgerError     a ledger that this version cannot read
-│   ├── EngineError     Ray cannot be reached, or has not what is asked of it
-│   └── Occupied        another run is painting into OUT at this moment
-├── StorageError        OUT cannot be written, or a store not reached: the run stops, nothing is half-written
-│   └── Superseded      another run has claimed OUT since, or the task counts as lost
-└── PairError           one pair cannot be painted; becomes a `failed` row, its neighbours go on
-    ├── InputError      a picture that is missing, unreadable or too small
-    ├── OutOfMemory     the pair does not fit the device, even alone
-    ├── Diverged        no finite loss was reached
-    └── WorkerLost      the worker died with the pair in hand, again and again
+The tree of classes:
+
+    BatchNSTError
+    ├── RequestError        the request is wrong; nothing was run (exit code 2)
+    │   ├── RecipeError     a recipe key or value is not allowed
+    │   ├── ManifestError   the manifest or some of its rows cannot be used; all problems are reported together
+    │   ├── LedgerError     this version cannot read the ledger
+    │   ├── EngineError     Ray cannot be reached, or lacks the requested resources
+    │   └── Occupied        another run is using OUT
+    ├── StorageError        OUT cannot be written, or a store does not answer: the run stops, no file is left incomplete
+    │   └── Superseded      another run has claimed OUT, or the task counts as lost
+    └── PairError           one pair cannot be painted: it gets a `failed` row, all other pairs go on
+        ├── InputError      a picture is missing, unreadable or too small
+        ├── OutOfMemory     the pair does not fit on the device, even alone
+        ├── Diverged        no finite loss was reached
+        └── WorkerLost      the worker died repeatedly while it painted the pair
 """
 
 
 class BatchNSTError(Exception):
-    """Anything batchnst can say in one clear line."""
+    """Base class of all errors that are reported to the user, as messages without a traceback."""
 
 
 class RequestError(BatchNSTError):
-    """The request is wrong: nothing was run."""
+    """The request is wrong; nothing was run."""
 
 
 class RecipeError(RequestError):
-    """Recipe keys or values are not allowed; one message for each."""
+    """Recipe keys or values are not allowed; `problems` has one message for each."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -34,14 +36,14 @@ class RecipeError(RequestError):
 
 
 class ManifestError(RequestError):
-    """The manifest cannot be used; one message for each thing found."""
+    """The manifest cannot be used; the message has one line for each of `problems`."""
 
     def __init__(self, path: str, problems: list[str]) -> None:
         super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 class LedgerError(RequestError):
-    """The ledger cannot be read by this version; `kind` is what an audit calls that."""
+    """The ledger cannot be read by this version; `kind` is the kind of finding that an audit reports."""
 
     def __init__(self, message: str, kind: str = "unreadable") -> None:
         super().__init__(message)
@@ -49,19 +51,19 @@ class LedgerError(RequestError):
 
 
 class EngineError(RequestError):
-    """Ray cannot be reached, or has not what is asked of it."""
+    """Ray cannot be reached, or lacks the requested resources."""
 
 
 class Occupied(RequestError):
-    """Another run is painting into OUT at this moment."""
+    """Another run is using OUT."""
 
 
 class StorageError(BatchNSTError):
-    """OUT cannot be written, or a store cannot be reached."""
+    """OUT cannot be written, or a store does not answer."""
 
 
 class Superseded(StorageError):
-    """Another run has claimed OUT since, or the task counts as lost: it must not write."""
+    """Another run has claimed OUT, or the task counts as lost: this process must no longer write."""
 
 
 class PairError(BatchNSTError):
@@ -73,7 +75,7 @@ class InputError(PairError):
 
 
 class OutOfMemory(PairError):
-    """The pair does not fit the device, even alone."""
+    """The pair does not fit on the device, even alone."""
 
 
 class Diverged(PairError):
@@ -81,4 +83,4 @@ class Diverged(PairError):
 
 
 class WorkerLost(PairError):
-    """The worker died with the pair in hand, again and again."""
+    """The worker died repeatedly while it painted the pair."""

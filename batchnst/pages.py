@@ -1,4 +1,4 @@
-"""How HTML pages are made from templates: what is put into them is escaped, and nothing may be missing."""
+"""Make HTML pages from templates: values are escaped, and a missing value is an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def templates(package: str) -> Environment:
-    """The templates in the folder `templates` of a package."""
+    """Load the templates in the folder `templates` of `package`."""
     return Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=True,

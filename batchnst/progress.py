@@ -1,4 +1,4 @@
-"""How long tasks report their progress."""
+"""Progress callbacks for long tasks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Progress = Callable[[str, float, float], None]
-"""Called with a text that says what is being done, how much of it is done, and how much there is."""
+"""Callback `(text, done, total)`: a description of the task, the amount done and the total amount."""
 
 
 def silent(text: str, done: float, total: float) -> None:
-    """Report nothing."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Work done on a host since its last report: steps of one picture, pixel-steps, and the seconds they took."""
+    """Work done on a host since its last report.
+
+    steps: number of steps, counted per picture.
+    pixel_steps: pixels times steps, summed over the pictures.
+    seconds: time that the steps took.
+    """
 
     steps: int
     pixel_steps: int

@@ -1,4 +1,4 @@
-"""Recipe: every setting of one pair. Each default has its home here and nowhere else."""
+"""The recipe: all settings of one pair. Their defaults are defined only here."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from batchnst.backbones import BACKBONES, cut, layer_names, smallest_side
 from batchnst.errors import RecipeError
 
 SMALLEST_TILE = 64
+"""Smallest side of a tile, in pixels."""
 
-NOT_OF_THE_PICTURE = {"max_megapixels", "tile", "weights"}
-"""Keys that say how, or whether at all, but not what is painted; weights have a hash of their own."""
+NOT_IN_FINGERPRINT = {"max_megapixels", "tile", "weights"}
+"""Keys that do not change the picture, or that the fingerprint covers otherwise: it includes the weights' hash."""
 
 STARTS = ["content", "noise", "style"]
-"""What `init` may name beside a picture."""
+"""Values of `init` other than a picture's path or URI."""
 
 
 def is_start_picture(init: str) -> bool:
-    """Whether `init` is the path or URI of a picture: no path is without an ending."""
+    """True if `init` is the path or URI of a picture, which has a file name ending."""
     return init not in STARTS and "." in init
 
 
 SOURCES = ["bundled", "torchvision", "random"]
-"""What `weights` may name beside a file, or what was imported."""
+"""Values of `weights` other than the path or URI of a file and the names of imported weights."""
 
 
 def is_weights_file(weights: str) -> bool:
-    """Whether `weights` is the path or URI of a file, and no name."""
+    """True if `weights` is the path or URI of a file, not a name."""
     return "." in weights or "/" in weights
 
 
 def _parse_layers(value: Any) -> Any:
-    """Layer → weight from what TOML, JSON, Parquet, a CSV cell or an option may hold.
+    """Convert the layers in a TOML, JSON, Parquet or CSV value or an option to a dict from layer to weight.
 
-    `{"relu4_2": 1}`, `["relu4_2"]`, `[("relu4_2", 1)]`, and as text also `relu1_1, relu2_1=0.5`.
+    Accepted: `{"relu4_2": 1}`, `["relu4_2"]`, `[("relu4_2", 1)]`, these as text, and the text `relu1_1, relu2_1=0.5`.
     """
     if isinstance(value, str):
         try:
@@ -49,25 +50,26 @@ def _parse_layers(value: Any) -> Any:
         except json.JSONDecodeError:
             value = value.strip().strip("{}[]").split(",")
     if isinstance(value, list | tuple):
-        pairs = (item if isinstance(item, tuple) else str(item).partition("=")[::2] for item in value)
-        value = {str(name).strip(): 1 if weight == "" else weight for name, weight in pairs}
+        items = (item if isinstance(item, tuple) else str(item).partition("=")[::2] for item in value)
+        value = {str(name).strip(): 1 if weight == "" else weight for name, weight in items}
     if isinstance(value, dict):
         value = {name: weight for name, weight in value.items() if name and weight is not None}
     return value
 
 
 Layers = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_parse_layers)]
+"""Weights of layers, each at least 0, by the layer's name."""
 
 
-def _own_layers(kind: Literal["content_layers", "style_layers"]) -> Any:
-    """The layers of a recipe that names none: its backbone's own."""
+def _default_layers(kind: Literal["content_layers", "style_layers"]) -> Any:
+    """Field whose default is the backbone's layers of this `kind`, each with weight 1."""
     return Field(default_factory=lambda settings: dict.fromkeys(getattr(BACKBONES[settings["backbone"]], kind), 1.0))
 
 
 class Recipe(BaseModel):
-    """All settings of one pair: frozen, validated, hashable; the same JSON for the same settings.
+    """All settings of one pair: immutable, validated and hashable; equal settings give the same JSON.
 
-    Pixels are counted in 0..255. Losses and weights follow `loss`:
+    Pixel values are in 0..255. `loss` defines the content, style and tv losses, and
     total = content_weight·content + style_weight·style + tv_weight·tv.
     """
 
@@ -76,8 +78,8 @@ class Recipe(BaseModel):
     backbone: str = "vgg19"
     weights: str = "bundled"
     pooling: Literal["max", "avg"] = "max"
-    content_layers: Layers = _own_layers("content_layers")
-    style_layers: Layers = _own_layers("style_layers")
+    content_layers: Layers = _default_layers("content_layers")
+    style_layers: Layers = _default_layers("style_layers")
     loss: Literal["neural-style", "gatys2016"] = "neural-style"
     content_weight: float = Field(5.0, ge=0)
     style_weight: float = Field(100.0, ge=0)
@@ -104,56 +106,58 @@ class Recipe(BaseModel):
 
     @field_validator("backbone")
     @classmethod
-    def _known_backbone(cls, backbone: str) -> str:
+    def _check_backbone(cls, backbone: str) -> str:
         if backbone not in BACKBONES:
             raise ValueError(_not_allowed(backbone, list(BACKBONES)))
         return backbone
 
     @field_validator("content_layers", "style_layers")
     @classmethod
-    def _known_layers(cls, layers: dict[str, float], info: Any) -> dict[str, float]:
+    def _check_layers(cls, layers: dict[str, float], info: Any) -> dict[str, float]:
         if (backbone := info.data.get("backbone")) is None:
-            return layers  # it is unknown, and that is said
+            return layers  # the error for the unknown backbone is enough
         known = layer_names(backbone)
         for name in layers:
             if name not in known:
-                like = f"those of {backbone} are named like {BACKBONES[backbone].content_layers[0]}"
-                raise ValueError(f"no layer {name!r}{did_you_mean(name, known)}; {like}")
+                example = f"those of {backbone} are named like {BACKBONES[backbone].content_layers[0]}"
+                raise ValueError(f"no layer {name!r}{did_you_mean(name, known)}; {example}")
         if not layers or not any(layers.values()):
             raise ValueError("expected at least one layer with a weight above 0")
-        # In the network's order, so that the same settings are the same recipe.
+        # In the network's order, so that equal settings are equal recipes.
         return {name: layers[name] for name in known if layers.get(name)}
 
     @field_validator("init")
     @classmethod
-    def _known_start(cls, init: str) -> str:
+    def _check_init(cls, init: str) -> str:
         if init not in STARTS and not is_start_picture(init):
             raise ValueError(f"{init!r} is not allowed{did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
     @field_validator("tile", mode="before")
     @classmethod
-    def _known_tile(cls, tile: Any) -> Any:
+    def _check_tile(cls, tile: Any) -> Any:
         if tile in ("auto", "off"):
             return tile
         if not (str(tile).isdecimal() and int(tile) >= SMALLEST_TILE):
-            raise ValueError(f"{tile!r} is not allowed; auto, off, or a side in pixels, {SMALLEST_TILE} at the least")
+            raise ValueError(f"{tile!r} is not allowed; auto, off, or a side of at least {SMALLEST_TILE} pixels")
         return int(tile)
 
     @model_validator(mode="after")
-    def _can_paint(self) -> Recipe:
+    def _check_combination(self) -> Recipe:
         if self.content_weight + self.style_weight == 0:
             raise ValueError("content_weight, style_weight: both are 0; expected at least one above 0")
         if self.size < self.smallest_side:
-            found = f"size: {self.size} is not allowed: {self.deepest_layer} needs at least {self.smallest_side} pixels"
-            raise ValueError(f"{found}; raise size or leave that layer out")
+            raise ValueError(
+                f"size: {self.size} is not allowed: {self.deepest_layer} needs at least {self.smallest_side} pixels; "
+                "raise size or leave that layer out"
+            )
         return self
 
     def __hash__(self) -> int:
         return hash(self.json_text)
 
     def __copy__(self) -> Self:
-        # What is derived from the keys does not go along: `model_copy` may change them.
+        # `model_copy` may change keys, so texts derived from them must not be copied.
         copied = super().__copy__()
         for name in ("json_text", "picture_text"):
             copied.__dict__.pop(name, None)
@@ -161,68 +165,68 @@ class Recipe(BaseModel):
 
     @cached_property
     def json_text(self) -> str:
-        """The recipe as canonical JSON, as the ledger keeps it."""
+        """The recipe as canonical JSON, for the ledger."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def picture_text(self) -> str:
-        """The recipe as the fingerprint hashes it: without what does not change the picture."""
-        return json.dumps(self.model_dump(exclude=NOT_OF_THE_PICTURE), sort_keys=True, separators=(",", ":"))
+        """The recipe as canonical JSON without the keys in NOT_IN_FINGERPRINT, for the fingerprint."""
+        return json.dumps(self.model_dump(exclude=NOT_IN_FINGERPRINT), sort_keys=True, separators=(",", ":"))
 
     @property
     def tile_side(self) -> int | None:
-        """The side of a tile that is asked for, in pixels."""
+        """Side of a tile in pixels, None if `tile` is "auto" or "off"."""
         return self.tile if isinstance(self.tile, int) else None
 
     @property
     def loss_definition(self) -> str:
-        """Name and version of the loss, as the ledger and the fingerprint have it."""
+        """Name and version of the loss, for the ledger and the fingerprint."""
         return f"{self.loss}/1"
 
     @property
     def network(self) -> tuple[str, str]:
-        """What decides which weights are loaded: backbone and source."""
+        """Backbone and weights, which together identify the network to load."""
         return self.backbone, self.weights
 
     @property
     def layers(self) -> list[str]:
-        """The layers whose features are needed."""
+        """Names of the layers whose features are needed: the content layers, then the style layers."""
         return [*{**self.content_layers, **self.style_layers}]
 
     @property
     def smallest_side(self) -> int:
-        """The least a side may measure, in pixels, for the deepest layer to see anything."""
+        """Smallest side of a picture, in pixels, for which the deepest layer has an output."""
         return smallest_side(cut(self.backbone, self.layers))
 
     @property
     def deepest_layer(self) -> str:
-        """The last layer that is needed, where the network is cut."""
+        """Name of the last layer that is needed; later ones are not run."""
         return cut(self.backbone, self.layers)[-1].name
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
-        """Validate settings; raise RecipeError with one line for each key or value that is not allowed."""
+        """Make a recipe from `settings`; raises RecipeError with one line for each key or value that is not allowed."""
         try:
             return cls.model_validate(dict(settings))
         except ValidationError as error:
-            # Of an unknown backbone that its layers are unknown needs no saying.
+            # Skip layer errors if the backbone is unknown.
             items = (item for item in error.errors() if item["type"] != "default_factory_not_called")
             raise RecipeError(*map(_explain, items)) from None
 
 
 def fit(width: int, height: int, size: float) -> tuple[int, int]:
-    """The working size (width, height): the longest side becomes `size`, both are rounded, none is below 1 pixel."""
+    """Working size (width, height): the longest side becomes `size`; both are rounded and at least 1 pixel."""
     scale = size / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def recipe_keys() -> list[str]:
-    """Every key a recipe file, an option or a manifest row may set."""
+    """All keys that a recipe file, an option or a manifest row may set."""
     return list(Recipe.model_fields)
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
-    """The settings in a TOML recipe file, not yet validated."""
+    """Read the settings in a TOML recipe file, without validation; raises RecipeError if it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -232,27 +236,27 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
 
 
 def _explain(item: Any) -> str:
-    """One pydantic error as `key: what was found, what is allowed`."""
+    """Describe one pydantic error: the key, its value and the allowed values."""
     if not item["loc"]:
         return str(item["ctx"]["error"])
     key = str(item["loc"][0])
-    found = item["input"]
+    value = item["input"]
     if item["type"] == "extra_forbidden":
         return f"{key}: no such recipe key{did_you_mean(key, recipe_keys())}"
     if item["type"] == "literal_error":
         allowed = list(Recipe.model_fields[key].annotation.__args__)  # type: ignore[union-attr]
-        return f"{key}: {_not_allowed(found, allowed)}"
+        return f"{key}: {_not_allowed(value, allowed)}"
     if item["type"] == "value_error":
         return f"{key}: {item['ctx']['error']}"
     where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {found!r} is not allowed: {item['msg'].replace('Input s', 's')}"
+    return f"{where}: {value!r} is not allowed: {item['msg'].replace('Input s', 's')}"
 
 
-def _not_allowed(found: object, allowed: list[str]) -> str:
-    return f"{found!r} is not allowed{did_you_mean(str(found), allowed)}; one of {', '.join(allowed)}"
+def _not_allowed(value: object, allowed: list[str]) -> str:
+    return f"{value!r} is not allowed{did_you_mean(str(value), allowed)}; one of {', '.join(allowed)}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The nearest of the known words, if any is near, in parentheses."""
+    """A text `(did you mean …?)` with the closest to `word` of `known`; empty if none is close."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

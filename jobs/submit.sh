@@ -23,7 +23,8 @@ if [[ $dist ]]; then
         echo "expected one wheel in $dist: run \`make wheel\` first" >&2
         exit 2
     fi
-    sha256=$(python3 -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "${wheels[0]}")
+    hash='import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())'
+    sha256=$(python3 -c "$hash" "${wheels[0]}")
     there='${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}' # the folder on a node; pip puts its path in
     # With the hash another wheel of the same version is another environment, not one that a node has kept.
     packages="\"batchnst @ file://$there/$(basename "${wheels[0]}")#sha256=$sha256\""

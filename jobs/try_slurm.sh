@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tries jobs/slurm.sbatch on a Slurm of this machine's own: as root, with Debian's slurm-wlm and munge installed.
+# Tries jobs/slurm.sbatch on a Slurm of this machine's own: as root, with Debian's slurm-wlm and munge installed, and
+# after `make wheel`. The wheel is installed in an environment that takes all else from .venv.
 #
 # The first job paints all; of the second the time is up before it is done, so that it goes back into the queue.
 set -euo pipefail
@@ -10,6 +11,14 @@ folder=$(mktemp -d -t batchnst-slurm-XXXX)
 SLURM_CONF=$folder/slurm.conf
 host=$(hostname -s)
 mkdir "$folder"/{state,spool}
+
+python -m venv "$folder/venv"
+packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+echo "$packages" >"${packages/#$PWD\/.venv/$folder/venv}/packages.pth"
+"$folder/venv/bin/pip" install --quiet --no-deps --force-reinstall build/dist/batchnst-*.whl
+sed "1s|.*|#!$folder/venv/bin/python|" .venv/bin/ray >"$folder/venv/bin/ray"
+chmod +x "$folder/venv/bin/ray"
+
 cat >"$SLURM_CONF" <<END
 ClusterName=here
 SlurmctldHost=$host
@@ -52,8 +61,8 @@ manifest() { # ROWS NAME: of many sizes, and so in many batches, some of which a
 }
 
 submit() { # NAME OPTIONS…
-    MANIFEST=$folder/$1.csv OUT=$folder/$1 sbatch --parsable --nodes=1 --gpus-per-node=0 --cpus-per-task="$(nproc)" \
-        --output="$folder/$1.log" "${@:2}" jobs/slurm.sbatch
+    VENV=$folder/venv MANIFEST=$folder/$1.csv OUT=$folder/$1 sbatch --parsable --nodes=1 --gpus-per-node=0 \
+        --cpus-per-task="$(nproc)" --output="$folder/$1.log" "${@:2}" jobs/slurm.sbatch
 }
 
 finish() { # NAME JOB

@@ -1,49 +1,59 @@
-"""Real pictures for all tests: `make test` puts them in manifests/images."""
+"""Fixtures for all tests, and the conditions under which they run."""
 
 from __future__ import annotations
 
-from copy import deepcopy
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
-from PIL import Image
 
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import Weights
+from tests.helpers import CPU, IMAGES
 
-IMAGES = Path(__file__).parent.parent / "manifests" / "images"
+ALL = "BATCHNST_TEST_ALL"
+"""`make test` sets this variable: then missing pictures fail the tests that need them, instead of skipping them."""
+
+hypothesis.settings.register_profile("batchnst", deadline=None)  # other tests may run at the same time
+hypothesis.settings.load_profile("batchnst")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes that share the machine
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache for batchnst: no test depends on the user's weights and measured speeds, or changes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
 def images() -> Path:
-    assert (IMAGES / "woodcut.png").exists(), "the pictures are missing: run `make test`, which makes them"
+    """The folder of real pictures."""
+    if not (IMAGES / "woodcut.png").exists():
+        missing = f"no pictures in {IMAGES}: run `make test`, which makes them"
+        if os.environ.get(ALL):
+            pytest.fail(missing)
+        pytest.skip(missing)
     return IMAGES
 
 
 @pytest.fixture(scope="session")
 def weights() -> Weights:
+    """The weights of the default recipe."""
     return load_weights("vgg19", "bundled")
 
 
 @pytest.fixture(scope="session")
 def vgg(weights: Weights) -> Backbone:
     """The default recipe's network, fp32, on the CPU."""
-    return load_backbone(Recipe(precision="fp32"), weights, torch.device("cpu"))
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture file, decoded whole."""
-    with Image.open(path) as image:
-        image.load()
-        return image.size
-
-
-def in_double(backbone: Backbone) -> Backbone:
-    """The same network in float64."""
-    exact = deepcopy(backbone).double()
-    exact.dtype = torch.float64
-    return exact
+    return load_backbone(Recipe(precision="fp32"), weights, CPU)

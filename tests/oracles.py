@@ -10,27 +10,65 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.transforms.functional import normalize
 
+from batchnst.backbones import layer_names
+from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import Weights
 
 Array = NDArray[np.float64]
 
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
 
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The normalisation that torchvision's networks expect."""
+
+UNIT = 255 * sum(IMAGENET_DEVIATION) / 3
+"""Our features are those of torchvision's networks times this: our pixels are 0..255."""
+
 
 def torchvision_vgg19(weights: Weights) -> nn.Sequential:
     """torchvision's own VGG19 layers, not in place, holding our tensors."""
-    layers = torchvision.models.vgg19(weights=None).features
+    layers: nn.Sequential = torchvision.models.vgg19(weights=None).features
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     names = [name.removesuffix(".weight") for name in weights.tensors if name.endswith(".weight")]
     assert len(convolutions) == len(names) == 16
-    for layer, name in zip(convolutions, names, strict=True):
-        layer.weight.data = torch.tensor(weights.tensors[f"{name}.weight"])
-        layer.bias.data = torch.tensor(weights.tensors[f"{name}.bias"])
+    for convolution, name in zip(convolutions, names, strict=True):
+        assert convolution.bias is not None
+        convolution.weight.data = torch.tensor(weights.tensors[f"{name}.weight"])
+        convolution.bias.data = torch.tensor(weights.tensors[f"{name}.bias"])
     for layer in layers:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
     return layers.eval().requires_grad_(False)
+
+
+def torchvision_features(backbone: str) -> nn.Sequential:
+    """The feature layers of torchvision's module, not in place, with random weights that keep features alive."""
+    with torch.device("meta"):
+        features: nn.Sequential = get_model(backbone).features
+    features.to_empty(device="cpu")
+    torch.manual_seed(5)
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.uniform_(layer.bias, -0.5, 0.5)
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return features.requires_grad_(False)
+
+
+def check_features(backbone: str, weights: Weights, theirs: nn.Sequential) -> None:
+    """Assert that every layer's features are those of torchvision's module with its normalisation, times UNIT."""
+    pictures = torch.rand(1, 3, 64, 69, generator=torch.Generator().manual_seed(3)) * 255
+    ours = Backbone(backbone, weights, layer_names(backbone))(pictures)
+    x = normalize(pictures / 255, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    for name, layer in zip(layer_names(backbone), theirs, strict=True):
+        x = layer(x)
+        assert ours[name].shape == x.shape, name
+        assert (ours[name] - UNIT * x).norm() < 1e-5 * UNIT * x.norm(), name
 
 
 def relu_features(layers: nn.Sequential, pictures: Tensor) -> dict[str, Tensor]:

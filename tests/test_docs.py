@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 import shlex
@@ -187,7 +188,7 @@ def test_commands_and_options_that_the_text_mentions_exist(page: Path) -> None:
     "line", ["paint m.csv", "run m.csv --out o --sise 9", "run m.csv --out o --batch-size x", "plan"]
 )
 def test_a_line_that_the_command_line_does_not_understand_is_found(line: str) -> None:
-    with pytest.raises(Exception, match=r"No such option|no command|Missing argument|valid int"):
+    with pytest.raises(Exception, match=r"No such option|no command|Missing|valid int"):
         parse(line.split())
 
 
@@ -242,6 +243,25 @@ def test_every_column_of_the_ledger_is_described(table: str, row: type) -> None:
     if table == "pairs":
         (versions,) = (cells[2] for cells in described if cells[0] == "`versions`")
         assert re.findall(r"`(\w+)`", versions) == [field.name for field in fields(Versions)]
+
+
+def test_messages_that_the_manual_explains_are_those_of_the_program() -> None:
+    explained = rows_of(ROOT / "docs/resuming.md", "## At three in the morning")
+    messages = [message for cells in explained for message in re.findall(r"`([^`]+)`", cells[0])]
+    assert len(messages) > 5
+    said = "\n".join(texts_of_program())
+    patterns = {message: ".*".join(map(re.escape, re.split("…|<pair>", message))) for message in messages}
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, said)] == []
+
+
+def texts_of_program() -> Iterator[str]:
+    """Every text in the program's code, with … for what is filled in."""
+    for file in (ROOT / "batchnst").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def test_every_command_and_option_is_on_the_page_of_commands(site: Path) -> None:

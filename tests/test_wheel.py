@@ -47,10 +47,10 @@ def test_an_installed_wheel_says_its_version(command: str, bin_folder: Path, tmp
 def test_an_installed_wheel_paints(bin_folder: Path, images: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "m.csv", tmp_path / "out"
     manifest.write_text(f"content,style,size,steps\n{images}/coffee.png,{images}/swirls.png,64,3\n")
-    run = [bin_folder / "batchnst", "run", str(manifest), "--out", str(out)]
+    run = [str(bin_folder / "batchnst"), "run", str(manifest), "--out", str(out)]
     subprocess.run(run, cwd=tmp_path, env=environment_of(bin_folder), check=True)
     (row,) = read_ledger(str(out), "pairs").to_table().to_pylist()
     assert (row["status"], row["versions"]["batchnst"]) == ("ok", VERSION)
-    report = [bin_folder / "batchnst", "report", str(out)]
+    report = [str(bin_folder / "batchnst"), "report", str(out)]
     subprocess.run(report, cwd=tmp_path, env=environment_of(bin_folder), check=True)
     assert (out / "report.html").stat().st_size > 100_000

@@ -1,1 +1,1 @@
-"""How fast this machine paints."""
+"""Measure how fast this machine paints, and estimate what a run takes."""

@@ -1,11 +1,10 @@
-"""What a run would take: batches by size, time, memory and disk. Rough, and said to be."""
+"""Estimate what a run takes: batches, time, memory and disk space. All figures are rough."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -21,108 +20,106 @@ from batchnst.transfer.device import Hardware, best_device
 from batchnst.transfer.memory import Fitting, least_memory, slowdown
 from batchnst.transfer.pyramid import scales
 
-PICTURE_BYTES_A_PIXEL = 2.0
-LEDGER_BYTES_A_STEP = 35
-"""Disk: a painted PNG (measured, 256 pixels), and a step's row in `losses`."""
+PNG_BYTES_PER_PIXEL = 2.0
+"""Disk space of a painted PNG for each pixel, in bytes (measured at 256 pixels)."""
+
+LEDGER_BYTES_PER_STEP = 35
+"""Disk space of a row in `losses`, in bytes."""
 
 SAMPLE = 10_000
-"""Pairs whose contents' headers are read; of more, the rest is taken to be alike."""
+"""Largest number of pairs whose content headers are read; a larger manifest is estimated from a random sample."""
 
-MOST_SIZES = 20
-"""Working sizes that are listed, the most frequent ones."""
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """Pixel-steps a second of one worker, of so many, and where that is known from."""
-
-    speed: float
-    source: str
-    workers: int
-    machine: str
-
-    @classmethod
-    def here(cls, recipe: Recipe) -> _Pace:
-        """This machine's."""
-        gpus = torch.cuda.device_count()
-        workers = gpus or os.cpu_count() or 1
-        machine = f"{workers} {'GPUs' if gpus else 'CPUs'}"
-        known = known_speed(recipe, best_device())
-        if known:  # of all workers together
-            return cls(known / workers, "as bench measured it", workers, machine)
-        return cls(measure_speed(recipe), "from a short measurement", workers, machine)
-
-    def seconds(self, batch: Batch, fitting: Fitting) -> float:
-        """Seconds that a worker takes for a batch."""
-        return batch.work * slowdown(fitting, batch.recipe) / self.speed
+MAX_SIZES = 20
+"""Number of working sizes that are listed, the most frequent ones."""
 
 
-def describe(pairs: Manifest, out: str | None, *, retry_failed: bool, memory: float | None = None) -> str:
-    """Everything a run on this machine, or on one whose workers have so many bytes, would decide, as text."""
-    weights = load_networks(pairs.networks)
-    plan = plan_run(pairs, Out(out) if out else None, weights, retry_failed=retry_failed, limit=None)
-    workers = torch.cuda.device_count() or os.cpu_count() or 1
+def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory: float | None = None) -> str:
+    """Describe everything that a run would decide, on this machine or on workers with `memory` bytes."""
+    weights = load_networks(manifest.networks)
+    plan = plan_run(manifest, Out(out) if out else None, weights, retry_failed=retry_failed, limit=None)
+    gpus = torch.cuda.device_count()
+    workers = gpus or os.cpu_count() or 1
     jobs = plan.sample(SAMPLE)
-    of_each = len(plan) / max(1, len(jobs))
+    pairs_per_job = len(plan) / max(1, len(jobs))
     hardware = Hardware.here(memory)
     batches = make_batches(jobs, None, workers, largest_by_recipe(hardware.memory, hardware.device.type))
     readable = [batch for batch in batches if batch.size]
-    pace = _Pace.here(readable[0].recipe) if readable else None
+    speed, source = _worker_speed(readable[0].recipe, workers) if readable else (0.0, "")
     lines = [
         f"pairs    {plan.pairs} in the manifest · {plan.done} done · {plan.failed} failed and left alone"
         f" · {plan.left} to paint",
-        *_batch_lines(batches, of_each, hardware.memory, pace),
+        *_batch_lines(batches, pairs_per_job, hardware.memory, speed),
     ]
-    if of_each > 1:
-        lines.append(f"         (judging by {len(jobs)} of them, drawn at random)")
-    if pace:
-        lines += _cost_lines(readable, of_each, hardware.memory, pace)
+    if pairs_per_job > 1:
+        lines.append(f"         (estimated from {len(jobs)} of them, drawn at random)")
+    if readable:
+        fittings = [(batch, batch.fitting(hardware.memory, len(batch.jobs))) for batch in readable]
+        fitted = [(batch, fitting) for batch, fitting in fittings if fitting]
+        seconds = sum(_batch_seconds(batch, fitting, speed) for batch, fitting in fitted)
+        duration = timedelta(seconds=round(pairs_per_job * seconds / min(workers, max(1, len(fitted)))))
+        peak = max((fitting.memory for _, fitting in fitted), default=0)
+        lines += [
+            f"time     about {duration} on this machine's {workers} {'GPUs' if gpus else 'CPUs'} ({source})",
+            f"memory   about {peak / 1e9:.1f} GB a worker, of {hardware.memory / 1e9:.1f} GB",
+            f"disk     about {_size_text(pairs_per_job * _disk_bytes(readable))}",
+        ]
     return "\n".join(lines)
 
 
-def _batch_lines(batches: Sequence[Batch], of_each: float, memory: float, pace: _Pace | None) -> list[str]:
-    alike: dict[tuple[str, str], list[Batch]] = {}
+def _worker_speed(recipe: Recipe, workers: int) -> tuple[float, str]:
+    """Pixel-steps a second of one of this machine's workers, and the source of this figure."""
+    if known := known_speed(recipe, best_device()):  # the speed of all workers together
+        return known / workers, "as bench measured it"
+    return measure_speed(recipe), "from a short measurement"
+
+
+def _batch_lines(batches: Sequence[Batch], pairs_per_job: float, memory: float, speed: float) -> list[str]:
+    """One line for all batches with the same size and the same way of painting; the most frequent come first."""
+    groups: dict[tuple[str, str], list[Batch]] = {}
     for batch in batches:
         size = f"{batch.size[0]}×{batch.size[1]}" if batch.size else "unreadable, will fail"
-        alike.setdefault((size, _how(batch, memory, pace)), []).append(batch)
-    pairs = {key: sum(len(batch.jobs) for batch in group) for key, group in alike.items()}
+        groups.setdefault((size, _fitting_text(batch, memory, speed)), []).append(batch)
+    pairs = {key: sum(len(batch.jobs) for batch in group) for key, group in groups.items()}
     lines = []
-    for (size, how), _ in sorted(alike.items(), key=lambda item: -pairs[item[0]])[:MOST_SIZES]:
-        number = round(pairs[size, how] * of_each)
-        count = math.ceil(len(alike[size, how]) * of_each)
-        lines.append(f"batches  {size}  {number} {'pair' if number == 1 else 'pairs'} in {count}{how}")
-    if len(alike) > MOST_SIZES:
-        lines.append(f"         and {len(alike) - MOST_SIZES} other sizes")
+    for size, fitting in sorted(groups, key=lambda key: -pairs[key])[:MAX_SIZES]:
+        number = round(pairs[size, fitting] * pairs_per_job)
+        count = math.ceil(len(groups[size, fitting]) * pairs_per_job)
+        lines.append(f"batches  {size}  {number} {'pair' if number == 1 else 'pairs'} in {count}{fitting}")
+    if len(groups) > MAX_SIZES:
+        lines.append(f"         and {len(groups) - MAX_SIZES} other sizes")
     return lines
 
 
-def _how(batch: Batch, memory: float, pace: _Pace | None) -> str:
-    """Whether a batch fits into so many bytes, how, and what it takes."""
-    if batch.size is None or pace is None:
+def _fitting_text(batch: Batch, memory: float, speed: float) -> str:
+    """Text on how a batch fits into `memory` bytes, and on the time for each pair; empty if the size is unknown."""
+    if batch.size is None:
         return ""
     fitting = batch.fitting(memory, len(batch.jobs))
     if fitting is None:
         needed = least_memory(batch.recipe, batch.size, expected_dtype(batch.recipe))
-        return f" · does not fit: {needed / 1e9:.1f} GB at the least"
+        return f" · does not fit: needs {needed / 1e9:.1f} GB"
     tiled = "fits" if math.isinf(fitting.tile) else f"tiled at {fitting.tile}"
     parts = [tiled, *fitting.notes(batch.recipe), f"{fitting.memory / 1e9:.1f} GB"]
-    each = pace.seconds(batch, fitting) / len(batch.jobs)
-    return f" · {', '.join(parts)}, about {timedelta(seconds=math.ceil(each))} each"
+    seconds = _batch_seconds(batch, fitting, speed) / len(batch.jobs)
+    return f" · {', '.join(parts)}, about {timedelta(seconds=math.ceil(seconds))} each"
+
+
+def _batch_seconds(batch: Batch, fitting: Fitting, speed: float) -> float:
+    """Seconds that a worker takes for a batch; `speed` is in pixel-steps a second."""
+    return batch.work * slowdown(fitting, batch.recipe) / speed
+
+
+def _disk_bytes(batches: Sequence[Batch]) -> float:
+    """Disk space of the pictures and losses of all batches, in bytes."""
+    pixels = sum(len(batch.jobs) * math.prod(batch.size or ()) for batch in batches)
+    steps = sum(_steps(batch) for batch in batches)
+    return PNG_BYTES_PER_PIXEL * pixels + LEDGER_BYTES_PER_STEP * steps
 
 
 def _steps(batch: Batch) -> int:
+    """Steps of all pictures of a batch through all scales."""
     return len(batch.jobs) * sum(scale.steps for scale in scales(batch.recipe, min(batch.size or (1,))))
 
 
-def _cost_lines(batches: Sequence[Batch], of_each: float, memory: float, pace: _Pace) -> list[str]:
-    fitted = [(batch, fitting) for batch in batches if (fitting := batch.fitting(memory, len(batch.jobs)))]
-    seconds = of_each * sum(pace.seconds(*each) for each in fitted) / min(pace.workers, max(1, len(fitted)))
-    most = max((fitting.memory for _, fitting in fitted), default=0)
-    pixels = sum(len(batch.jobs) * math.prod(batch.size or ()) for batch in batches)
-    steps = sum(_steps(batch) for batch in batches)
-    disk = of_each * (PICTURE_BYTES_A_PIXEL * pixels + LEDGER_BYTES_A_STEP * steps)
-    return [
-        f"time     about {timedelta(seconds=round(seconds))} on this machine's {pace.machine} ({pace.source})",
-        f"memory   about {most / 1e9:.1f} GB a worker, of {memory / 1e9:.1f} GB",
-        f"disk     about {disk / 1e6:.1f} MB" if disk < 1e9 else f"disk     about {disk / 1e9:.1f} GB",
-    ]
+def _size_text(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"

@@ -1,13 +1,15 @@
-"""The recipe against the textbook loop, on the same pair and machine: how much faster to the same loss."""
+"""Race the recipe against the textbook loop: same pair, same machine, time to the same loss."""
 
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from batchnst.bench.textbook import STEPS, Moment, Textbook
 from batchnst.errors import RequestError
@@ -18,17 +20,20 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.device import best_device, free_memory, network_dtype, synchronize, tune_process
 from batchnst.transfer.memory import largest_batch
 from batchnst.transfer.stylize import Guide, stylize
+from batchnst.transfer.weights import Weights
 
 REPEATS = 3
-"""The recipe is run so often, the textbook once: it takes minutes, and repeats itself to a few percent."""
+"""Runs of the recipe, of which the median counts. The textbook runs once: it takes minutes and varies little."""
 
 
 @dataclass(frozen=True)
 class Race:
-    """Two curves of loss against seconds, of the written picture and for one pair, and what follows from them.
+    """Two curves of loss against seconds for one pair, and their comparison. Losses are those of clamped pictures.
 
-    seconds_to_equal: when the recipe is below the textbook's final loss, None if never; ratio: how many times sooner
-    that is. Losses at coarser scales are of other pictures and left out of the recipe's curve, their time is not.
+    `batch` is the number of pictures that the recipe painted at once; its seconds are those of one picture.
+    `seconds_to_equal` is the time after which the recipe is below the textbook's final loss, None if it never is.
+    `ratio` is the textbook's time divided by that. `loss_ratio` and `content_ratio` compare the final losses, the
+    recipe's divided by the textbook's. The recipe's curve has no losses of coarser scales, but its time includes them.
     """
 
     batch: int
@@ -40,65 +45,83 @@ class Race:
     content_ratio: float
 
 
-def race(content: torch.Tensor, style: torch.Tensor, recipe: Recipe, progress: Progress) -> Race:
-    """Run both on content and style, (1, 3, h, w) each, RGB, 0..255, at the recipe's size.
+def race(content: Tensor, style: Tensor, recipe: Recipe, progress: Progress) -> Race:
+    """Run the textbook and the recipe on `content` and `style`, (1, 3, h, w) each, RGB, 0..255, at the recipe's size.
 
-    On a GPU the recipe paints as many pictures at once as `auto` would, and each is counted with its share of the time.
+    On a GPU the recipe paints as many pictures at once as a run would. Raises RequestError if the recipe's loss
+    is not the textbook's.
     """
     if recipe.loss != "neural-style" or recipe.preserve_color != "none":
-        raise RequestError("--against textbook: its loss is neural-style, without preserve_color")
+        raise RequestError("--against textbook: expected loss = neural-style and preserve_color = none")
     tune_process()
     device = best_device()
     weights = load_weights(*recipe.network)
     content, style = content.to(device), style.to(device)
+    batch = _batch_size(recipe, device, content[0, 0].numel())
+    textbook = _run_textbook(content, style, recipe, weights, progress)
+    contents = content.expand(batch, -1, -1, -1)
+    _run_recipe(contents, style, recipe.model_copy(update={"steps": 2}), weights)  # warms up
+    runs = [_run_recipe(contents, style, recipe, weights) for _ in range(REPEATS)]
+    return _compare(batch, textbook, runs)
+
+
+def _batch_size(recipe: Recipe, device: torch.device, pixels: int) -> int:
+    """Number of pictures of `pixels` that a run would paint at once; 1 on a CPU."""
+    if device.type == "cpu":
+        return 1
     dtype = network_dtype(recipe.precision, device)
-    largest = largest_batch(free_memory(device), recipe, device.type, dtype)
-    batch = 1 if device.type == "cpu" else max(1, largest // content[0, 0].numel())
+    return max(1, largest_batch(free_memory(device), recipe, device.type, dtype) // pixels)
+
+
+def _run_textbook(content: Tensor, style: Tensor, recipe: Recipe, weights: Weights, progress: Progress) -> list[Moment]:
+    def report(moment: Moment) -> None:
+        progress(f"textbook: step {moment.step}, loss {moment.total:.4g}", moment.step, STEPS)
+
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # torch's own default: the loop as everybody runs it
-    textbook = Textbook(content, style, recipe, weights).run(
-        STEPS, lambda look: progress(f"textbook: step {look.step}, loss {look.total:.4g}", look.step, STEPS)
-    )
-    torch.set_float32_matmul_precision(precision)
-    goal = textbook[-1].total
+    torch.set_float32_matmul_precision("highest")  # torch's default, with which people run the loop
+    try:
+        return Textbook(content, style, recipe, weights).run(STEPS, report)
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
-    def paint(recipe: Recipe) -> list[Moment]:
-        guides: list[list[Guide]] = [[Guide((style,), (1.0,))]] * batch
-        curve, best, content_loss = [], float("inf"), 0.0
-        synchronize(device)
-        start = time.perf_counter()
-        everyone = content.expand(batch, -1, -1, -1).contiguous()
-        for step in stylize(everyone, guides, recipe, lambda own: load_backbone(own, weights, device)):
-            if step.scale == recipe.size:
-                total = step.losses.total[0].item()
-                if total < best:
-                    best, content_loss = total, step.losses.content[0].item()
-                curve.append(Moment(step.index + 1, (time.perf_counter() - start) / batch, best, content_loss))
-        return curve
 
-    paint(recipe.model_copy(update={"steps": 2}))  # warms up
-    runs = sorted((paint(recipe) for _ in range(REPEATS)), key=lambda run: run[-1].seconds)
-    curve = runs[REPEATS // 2]
-    reached = [next((moment.seconds for moment in run if moment.total <= goal), float("inf")) for run in runs]
-    equal = statistics.median(reached)
-    known = equal < float("inf")
+def _run_recipe(contents: Tensor, style: Tensor, recipe: Recipe, weights: Weights) -> list[Moment]:
+    """Paint `contents` (B, 3, h, w), all the same; returns the best loss of the first after each step at full size."""
+    batch, device = len(contents), contents.device
+    guides: list[list[Guide]] = [[Guide((style,), (1.0,))]] * batch
+    curve, best, content_loss = [], float("inf"), 0.0
+    synchronize(device)
+    start = time.perf_counter()
+    for step in stylize(contents.contiguous(), guides, recipe, lambda recipe: load_backbone(recipe, weights, device)):
+        if step.scale == recipe.size:
+            total = step.losses.total[0].item()
+            if total < best:
+                best, content_loss = total, step.losses.content[0].item()
+            curve.append(Moment(step.index + 1, (time.perf_counter() - start) / batch, best, content_loss))
+    return curve
+
+
+def _compare(batch: int, textbook: list[Moment], runs: list[list[Moment]]) -> Race:
+    """Compare the textbook with the median of the recipe's runs."""
+    end = textbook[-1]
+    times = [next((moment.seconds for moment in run if moment.total <= end.total), math.inf) for run in runs]
+    seconds = statistics.median(times)
+    curve = sorted(runs, key=lambda run: run[-1].seconds)[len(runs) // 2]
     return Race(
         batch=batch,
         textbook=textbook,
         recipe=curve,
-        seconds_to_equal=equal if known else None,
-        ratio=textbook[-1].seconds / equal if known else None,
-        loss_ratio=curve[-1].total / goal,
-        content_ratio=curve[-1].content / textbook[-1].content,
+        seconds_to_equal=seconds if math.isfinite(seconds) else None,
+        ratio=end.seconds / seconds if math.isfinite(seconds) else None,
+        loss_ratio=curve[-1].total / end.total,
+        content_ratio=curve[-1].content / end.content,
     )
 
 
 def describe(race: Race) -> list[str]:
-    """The race in a few lines."""
-    reached = (
-        f"{race.seconds_to_equal:.1f} s, {race.ratio:.1f} times as fast" if race.ratio else "never, at these settings"
-    )
-    together = f", {race.batch} pairs together, time for each" if race.batch > 1 else ""
+    """The result of `race` as lines of text."""
+    reached = f"{race.seconds_to_equal:.1f} s, {race.ratio:.1f} times as fast" if race.ratio else "not with this recipe"
+    together = f", {race.batch} pairs at once, seconds for each" if race.batch > 1 else ""
     return [
         f"textbook   {_end(race.textbook)}",
         f"batchnst   {_end(race.recipe)} (median of {REPEATS}{together})",
@@ -108,12 +131,13 @@ def describe(race: Race) -> list[str]:
 
 
 def _end(curve: list[Moment]) -> str:
+    """The end of a curve as text."""
     end = curve[-1]
     return f"{end.step} steps, {end.seconds:.1f} s: loss {end.total:.4g}, content {end.content:.4g}"
 
 
 def draw(race: Race) -> bytes:
-    """The two curves as an SVG picture."""
+    """The two curves of `race` as an SVG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""How fast this machine paints: measured now, or remembered from `bench`."""
+"""The speed of this machine: measure it, or look up what `bench` measured."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from batchnst.transfer.device import best_device, device_name, network_dtype, sy
 from batchnst.transfer.stylize import Guide, stylize
 
 ROUNDS = 3
-"""Every figure is the median of so many rounds."""
+"""Rounds of each measurement; the result is their median."""
 
 ROUND_SECONDS = 1.0
+"""Duration of a round, in seconds."""
 
 
-class Painting:
-    """A painting of noise at one scale that can be made to go on a step at a time."""
+class NoisePainting:
+    """Paints noise at one scale without end, one step at a time."""
 
     def __init__(self, recipe: Recipe, device: torch.device, size: int, batch: int) -> None:
+        """Start with `batch` pictures in the ratio 4:3, `size` pixels wide. `pixels` is the area of one."""
         changes = {"size": size, "min_size": size, "steps": 1_000_000, "tolerance": 0, "init": "content"}
         recipe = recipe.model_copy(update=changes)
         weights = load_weights(*recipe.network)
         self.pixels = size * (size * 3 // 4)
         contents = torch.rand(batch, 3, size * 3 // 4, size, device=device) * 255
         guides: list[list[Guide]] = [[Guide((255 - contents[:1],), (1.0,))]] * batch
-        self._painting = stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, device))
+        self._painting = stylize(contents, guides, recipe, lambda recipe: load_backbone(recipe, weights, device))
         self.step()
 
     def step(self) -> None:
-        """One step of every picture."""
+        """Take one step of every picture."""
         next(self._painting)
 
 
-def seconds_a_call(function: Callable[[], Tensor | None], device: torch.device) -> float:
-    """Seconds of one call, when many follow one another: the median of some rounds."""
+def seconds_per_call(function: Callable[[], Tensor | None], device: torch.device) -> float:
+    """Seconds for each of many successive calls of `function`: the median of ROUNDS."""
     function()
     synchronize(device)
     start = time.perf_counter()
@@ -63,31 +65,32 @@ def seconds_a_call(function: Callable[[], Tensor | None], device: torch.device) 
 
 
 def measure_speed(recipe: Recipe) -> float:
-    """Pixel-steps a second of one worker on this machine, from a few steps of a small picture."""
+    """Measure the pixel-steps a second of one worker with one thread, in a few steps at 256 pixels."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     tune_process()
     try:
-        painting = Painting(recipe, best_device(), 256, 1)
-        return painting.pixels / seconds_a_call(painting.step, best_device())
+        painting = NoisePainting(recipe, best_device(), 256, 1)
+        return painting.pixels / seconds_per_call(painting.step, best_device())
     finally:
         torch.set_num_threads(threads)
 
 
 def known_speed(recipe: Recipe, device: torch.device) -> float | None:
-    """Pixel-steps a second of all workers of this machine, as `bench` has measured them; None if it has not."""
+    """Pixel-steps a second of all workers of this machine together, from `bench`; None if it did not measure them."""
     speed: float | None = _speeds().get(_speed_key(recipe, device))
     return speed
 
 
 def remember_speed(recipe: Recipe, device: torch.device, speed: float) -> None:
-    """Keep what `bench` has measured, for `known_speed`."""
+    """Store the pixel-steps a second that `bench` measured, for `known_speed`."""
     path = _speeds_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_speeds() | {_speed_key(recipe, device): speed}, indent=1))
 
 
 def _speeds() -> dict[str, float]:
+    """All stored speeds; none if the file is missing or damaged."""
     try:
         speeds: dict[str, float] = json.loads(_speeds_path().read_text())
     except (OSError, ValueError):
@@ -100,7 +103,7 @@ def _speeds_path() -> Path:
 
 
 def _speed_key(recipe: Recipe, device: torch.device) -> str:
-    """What a speed depends on: the machine, and all of a recipe that decides what a pixel-step costs."""
+    """Everything that a speed depends on: the machine, and the recipe keys that change the cost of a pixel-step."""
     count = torch.cuda.device_count() or os.cpu_count()
     machine = [device_name(device), count, version("torch"), str(network_dtype(recipe.precision, device))]
     return json.dumps([*machine, recipe.backbone, recipe.pooling, recipe.layers, recipe.optimizer])

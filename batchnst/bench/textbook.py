@@ -1,4 +1,4 @@
-"""Style transfer as everybody writes it, to be measured against: one pair, fp32, one scale, torch's own L-BFGS."""
+"""Style transfer as it is usually written, as a baseline: one pair, fp32, one scale, torch's L-BFGS."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from batchnst.transfer.device import synchronize
 from batchnst.transfer.weights import Weights
 
 STEPS = 500
-LOOK_EVERY = 10
-"""Steps between two looks at the loss of the picture as it would be written; the clock stands still meanwhile."""
+"""Steps of the textbook loop."""
 
-SCALE = 1e-4
-"""The loss is scaled down, or the first step, as long as the gradient, would be the last."""
+MEASURE_EVERY = 10
+"""Steps between two measurements of the loss of the clamped picture; the clock is stopped meanwhile."""
+
+LOSS_SCALE = 1e-4
+"""Factor of the loss. Without it the first step, which is as long as the gradient, is so long that the loop ends."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where the loop is after `seconds`: the losses of the clamped picture, which is the one that can be written."""
+    """The total and content loss after `step` steps and `seconds`, of the picture clamped to 0..255."""
 
     step: int
     seconds: float
@@ -35,9 +37,9 @@ class Moment:
 
 
 class Textbook:
-    """The loop on one pair: content and style (1, 3, h, w), RGB, 0..255, float32, on the device to run on.
+    """The textbook loop on one pair: content and style (1, 3, h, w), RGB, 0..255, float32, on the device to run on.
 
-    Of the recipe it takes layers and weights; the loss is `neural-style`.
+    It uses the layers and weights of `recipe`; the loss is `neural-style`.
     """
 
     def __init__(self, content: Tensor, style: Tensor, recipe: Recipe, weights: Weights) -> None:
@@ -45,13 +47,13 @@ class Textbook:
         self.mean = torch.tensor(weights.mean, device=self.device).view(1, 3, 1, 1)
         self.network = _torchvision(recipe.backbone, weights).to(self.device)
         with torch.no_grad():
-            shown, painted = self._features(content), self._features(style)
-        self.content = {name: shown[name] for name in recipe.content_layers}
-        self.grams = {name: _gram(painted[name]) for name in recipe.style_layers}
+            content_features, style_features = self._features(content), self._features(style)
+        self.content = {name: content_features[name] for name in recipe.content_layers}
+        self.grams = {name: _gram(style_features[name]) for name in recipe.style_layers}
         self.picture = content.clone(memory_format=torch.contiguous_format)
 
-    def run(self, steps: int = STEPS, on_look: Callable[[Moment], None] = lambda moment: None) -> list[Moment]:
-        """Optimise `self.picture` and clamp it at the end; returns a look now and then, the last one at the end."""
+    def run(self, steps: int = STEPS, on_moment: Callable[[Moment], None] = lambda moment: None) -> list[Moment]:
+        """Optimise `self.picture` and clamp it at the end; returns Moments, the last one at the end."""
         x = self.picture.requires_grad_()
         optimizer = torch.optim.LBFGS(
             [x], max_iter=steps, max_eval=steps, history_size=100, tolerance_grad=0, tolerance_change=0
@@ -59,32 +61,32 @@ class Textbook:
         moments: list[Moment] = []
         started, step = self._now(), 0
 
-        def look() -> None:
+        def measure() -> None:
             nonlocal started
             now = self._now()
             with torch.no_grad():
                 total, content = (term.item() for term in self._losses(x.clamp(0, 255)))
             moments.append(Moment(step, now - started, total, content))
-            on_look(moments[-1])
+            on_moment(moments[-1])
             started += self._now() - now
 
         def closure() -> Tensor:
             nonlocal step
-            if step % LOOK_EVERY == 0:
-                look()
+            if step % MEASURE_EVERY == 0:
+                measure()
             step += 1
             optimizer.zero_grad()
-            loss = SCALE * self._losses(x)[0]
+            loss = LOSS_SCALE * self._losses(x)[0]
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        look()
+        measure()
         self.picture = x.detach().clamp(0, 255)
         return moments
 
     def _losses(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """The total and its content term."""
+        """The total loss and its weighted content term."""
         recipe, features = self.recipe, self._features(picture)
         content, style = picture.new_zeros(()), picture.new_zeros(())
         for name, weight in recipe.content_layers.items():
@@ -96,6 +98,7 @@ class Textbook:
         return content + recipe.style_weight * style + recipe.tv_weight * variation, content
 
     def _features(self, picture: Tensor) -> dict[str, Tensor]:
+        """The output of every layer up to the deepest one that is needed, by name."""
         x, features, deepest = picture - self.mean, {}, self.recipe.deepest_layer
         for name, layer in self.network.named_children():
             x = layer(x)
@@ -110,18 +113,19 @@ class Textbook:
 
 
 def _gram(features: Tensor) -> Tensor:
+    """The Gram matrix (C, C) of features (1, C, h, w), divided by C·h·w."""
     flat = features.flatten(2)[0]
     return flat @ flat.T / flat.numel()
 
 
 def _torchvision(backbone: str, weights: Weights) -> nn.Sequential:
-    """The features of torchvision's network, by the papers' layer names, with these weights."""
+    """The convolutional part of torchvision's `backbone` with `weights`; its modules have the papers' layer names."""
     named = nn.Sequential()
-    with torch.device("meta"):  # no memory for what is replaced, or left out
+    with torch.device("meta"):  # allocates no memory for weights that are replaced or left out
         features = get_model(backbone).features
-    for own, layer in zip(BACKBONES[backbone].layers, features, strict=True):
-        if own.is_convolution:
-            layer.weight = nn.Parameter(torch.tensor(weights.tensors[f"{own.name}.weight"]))
-            layer.bias = nn.Parameter(torch.tensor(weights.tensors[f"{own.name}.bias"]))
-        named.add_module(own.name, nn.ReLU(inplace=False) if isinstance(layer, nn.ReLU) else layer)
+    for layer, module in zip(BACKBONES[backbone].layers, features, strict=True):
+        if layer.is_convolution:
+            module.weight = nn.Parameter(torch.tensor(weights.tensors[f"{layer.name}.weight"]))
+            module.bias = nn.Parameter(torch.tensor(weights.tensors[f"{layer.name}.bias"]))
+        named.add_module(layer.name, nn.ReLU(inplace=False) if isinstance(module, nn.ReLU) else module)
     return named.requires_grad_(False)

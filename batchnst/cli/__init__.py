@@ -1,1 +1,1 @@
-"""The front door: commands, options and what is shown; the only room that prints and exits."""
+"""The command line: commands, options and progress display; the only room that prints and exits."""

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere; all on stderr."""
+"""Show progress on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from rich.text import Text
 from batchnst.engine.events import Event, Finished, Notice
 from batchnst.progress import Work
 
-if TYPE_CHECKING:  # it imports torch, for which a command that only reads a ledger should not wait
+if TYPE_CHECKING:  # imports torch, which takes seconds, and commands that only read a ledger do not need it
     from batchnst.engine.run import Planned
 
 T = TypeVar("T")
 
 WATCH_EVERY = 2.0
-"""Seconds between two looks at a run."""
+"""Seconds between two looks at a run on a terminal."""
 
 PLAIN_EVERY = 10.0
-"""Seconds between two plain lines."""
+"""Seconds between two plain lines elsewhere."""
 
-MOST_HOSTS = 8
-"""Hosts whose rate is shown."""
+MAX_HOSTS = 8
+"""Largest number of hosts whose rates are shown."""
 
 
 class Bar:
-    """One line that says how far things are: live on a terminal, repeated now and then elsewhere."""
+    """One line of progress: live on a terminal, printed every PLAIN_EVERY seconds elsewhere."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -50,25 +50,25 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:  # elsewhere it would leave an empty line
+        if self.console.is_terminal:  # elsewhere this prints an empty line
             self._progress.stop()
 
     def update(self, text: str, completed: float, total: float) -> None:
-        """Show `text`, and the share that is completed."""
+        """Show `text`, and `completed` out of `total` as a bar."""
         now = time.monotonic()
         if self.console.is_terminal:
             self._progress.update(self._task, description=text, completed=completed, total=total)
         elif now - self._shown >= PLAIN_EVERY:
-            self.say(text)
+            self.print_line(text)
             self._shown = now
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print a line that stays."""
         self.console.print(text, markup=False)
 
 
 class RunDisplay(Bar):
-    """Counts what happens in a run, and shows pairs, steps, rates, time to go, failures and what goes wrong."""
+    """Counts the events of a run and shows pairs, steps, rates, time to go, failures and notices."""
 
     def __init__(self, out: str) -> None:
         super().__init__()
@@ -81,24 +81,24 @@ class RunDisplay(Bar):
 
     @property
     def failed(self) -> int:
-        """Pairs that failed, now or in an earlier run and not tried again."""
+        """Number of pairs that failed: in this run, or in an earlier run without being tried again."""
         return self.failed_now + (self.planned.plan.failed if self.planned else 0)
 
     def show(self, event: Planned | Event) -> None:
-        """Take note of an event, and let it be seen."""
+        """Count and show `event`."""
         if isinstance(event, Work):
             self.steps[event.host] += event.steps
             self.work += event.pixel_steps
             self.busy += event.seconds
         elif isinstance(event, Notice):
-            self.say(event.text)
+            self.print_line(event.text)
         elif not isinstance(event, Finished):
             self._begin(event)
         elif event.error is None:
             self.done += 1
         else:
             self.failed_now += 1
-            self.say(f"failed: {event.pair_id}: {event.error}")
+            self.print_line(f"failed: {event.pair_id}: {event.error}")
         if self.planned:
             self.update(self._status(self.planned), self.work, self.planned.work)
 
@@ -106,15 +106,15 @@ class RunDisplay(Bar):
         self.planned, self.started = planned, time.monotonic()
         plan = planned.plan
         if plan.done:
-            self.say(f"{plan.done} of {plan.pairs} pairs are done already; {plan.left} left")
+            self.print_line(f"{plan.done} of {plan.pairs} pairs are done already; {plan.left} left")
         if plan.failed:
-            self.say(
+            self.print_line(
                 "1 pair failed in an earlier run and is left alone; --retry-failed runs it again"
                 if plan.failed == 1
                 else f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again"
             )
         if len(plan):
-            self.say(f"painting {len(plan)} into {self.out}")
+            self.print_line(f"painting {len(plan)} into {self.out}")
 
     def _status(self, planned: Planned) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
@@ -127,19 +127,19 @@ class RunDisplay(Bar):
         )
 
     def _rates(self, seconds: float) -> str:
-        """Steps a second of all hosts, and of each, the slowest first."""
+        """Steps a second: of all hosts together, then of each host, the slowest first."""
         total = f"{self.steps.total() / seconds:.1f} steps/s"
         if len(self.steps) < 2:
             return total
         slowest = self.steps.most_common()[::-1]
-        shown = ", ".join(f"{host} {steps / seconds:.1f}" for host, steps in slowest[:MOST_HOSTS])
-        return f"{total} ({shown}{', …' if len(slowest) > MOST_HOSTS else ''})"
+        shown = ", ".join(f"{host} {steps / seconds:.1f}" for host, steps in slowest[:MAX_HOSTS])
+        return f"{total} ({shown}{', …' if len(slowest) > MAX_HOSTS else ''})"
 
     def summary(self) -> str:
-        """The run's last line, once it has begun."""
+        """The last line of a run that has begun."""
         assert self.planned
         plan, seconds = self.planned.plan, time.monotonic() - self.started
-        workers = max(self.planned.workers, math.ceil(self.busy / seconds))  # more may have joined
+        workers = max(self.planned.workers, math.ceil(self.busy / seconds))  # workers may have joined since the plan
         left = plan.left - self.done - self.failed_now
         text = (
             f"{self.out}: {plan.done + self.done} of {plan.pairs} pairs done"
@@ -151,19 +151,19 @@ class RunDisplay(Bar):
         return text
 
 
-def show_while(look: Callable[[], T], describe: Callable[[T], str], goes_on: Callable[[T], bool]) -> T:
-    """Look every few seconds as long as something goes on, showing what is seen; returns the last of it."""
+def show_while(read: Callable[[], T], describe: Callable[[T], str], is_running: Callable[[T], bool]) -> T:
+    """Read and show a state every few seconds while `is_running` holds for it; returns the last state."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    seen = look()
+    state = read()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while goes_on(seen):
+        while is_running(state):
             if console.is_terminal:
-                live.update(Text(describe(seen)), refresh=True)
+                live.update(Text(describe(state)), refresh=True)
             else:
-                console.print(describe(seen), markup=False)
+                console.print(describe(state), markup=False)
             time.sleep(WATCH_EVERY if console.is_terminal else PLAIN_EVERY)
-            seen = look()
-    return seen
+            state = read()
+    return state
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The front door: one command a function; the one place that prints, exits and catches."""
+"""The commands, one function each. Only here errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from batchnst.cli.options import takes, takes_recipe
+from batchnst.cli.options import with_options, with_recipe_options
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.recipe import Recipe
 
 COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay"]
 COMMANDS += ["layers", "weights", "bench", "ledger"]
-"""The order in which the help has them."""
+"""The commands in the order of the help."""
 
 
 class _Ordered(TyperGroup):
-    """Commands and groups of commands in one order."""
+    """Lists commands and groups of commands in the order of COMMANDS."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
@@ -43,10 +43,10 @@ app = typer.Typer(
 )
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
-"""Exit codes; 0 is all done."""
+"""Exit codes: some pairs failed or the run stopped; the request is wrong; interrupted. 0 means all done."""
 
-MOST_PROBLEMS = 100
-"""Problems of a manifest that are printed one by one."""
+MAX_PROBLEMS = 100
+"""Largest number of problems of a manifest that are printed."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,14 +65,14 @@ def _options(
 
 
 class EngineName(StrEnum):
-    """Where the work is done."""
+    """Engines of `run`."""
 
     ray = "ray"
     inline = "inline"
 
 
 class Pairing(StrEnum):
-    """Which content goes with which style."""
+    """Ways to pair contents and styles."""
 
     cross = "cross"
     zip = "zip"
@@ -80,12 +80,13 @@ class Pairing(StrEnum):
 
 
 def _error(message: str) -> None:
+    """Print a message on stderr."""
     for line in message.splitlines():
         print(f"batchnst: {line}", file=sys.stderr)
 
 
-def _edge(command: Callable[..., None]) -> Callable[..., None]:
-    """Expected errors end in a line and an exit code; the unexpected ones in a traceback."""
+def _handle_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn expected errors of `command` into messages and exit codes; others keep their traceback."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -93,9 +94,9 @@ def _edge(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except ManifestError as error:
             lines = str(error).splitlines()
-            _error("\n".join(lines[:MOST_PROBLEMS]))
-            if len(lines) > MOST_PROBLEMS:
-                _error(f"… and {len(lines) - MOST_PROBLEMS} more")
+            _error("\n".join(lines[:MAX_PROBLEMS]))
+            if len(lines) > MAX_PROBLEMS:
+                _error(f"… and {len(lines) - MAX_PROBLEMS} more")
             raise typer.Exit(WRONG) from None
         except BatchNSTError as error:
             _error(str(error))
@@ -107,45 +108,56 @@ def _edge(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-Manifest = Annotated[str, typer.Argument(help="CSV, JSON Lines or Parquet; a path or URI.", show_default=False)]
+Manifest = Annotated[
+    str, typer.Argument(help="The manifest: CSV, JSON Lines or Parquet; a path or URI.", show_default=False)
+]
 
 
 Memory = Annotated[
-    float | None, typer.Option(min=0.1, help="GB that a worker may take.", show_default="what its device has")
+    float | None,
+    typer.Option(min=0.1, help="Memory that each worker may use, in GB.", show_default="its device's, less a reserve"),
 ]
 
 
 def in_bytes(gigabytes: float | None) -> float | None:
-    """GB as a user counts them."""
+    """Gigabytes (10⁹ bytes) as bytes; None stays None."""
     return gigabytes and gigabytes * 1e9
 
 
-OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="A run's folder or URI.", show_default=False)]
+OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)]
 
 
 @app.command()
-@_edge
-@takes_recipe
+@_handle_errors
+@with_recipe_options
 def run(
     settings: dict[str, Any],
     manifest: Manifest,
-    out: Annotated[str, typer.Option(help="The folder or URI to paint into.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Folder or URI for pictures and ledger.", show_default=False)],
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster.", show_default="$RAY_ADDRESS, else one of its own")
+        str | None,
+        typer.Option(help="Address of a Ray cluster.", show_default="$RAY_ADDRESS, else a new one on this machine"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pairs optimised together.", show_default="auto")
+        int | None, typer.Option(min=1, help="Number of pairs painted together.", show_default="auto")
     ] = None,
     gpus_per_task: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of one task.", show_default="1, or 0 where there are none")
+        float | None,
+        typer.Option(min=0, help="GPUs for each task; may be a fraction.", show_default="1, or 0 without GPUs"),
     ] = None,
-    max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a pair whose worker was lost.")] = 3,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed pairs again.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Paint no more pairs than this.")] = None,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, help="Attempts at a pair whose worker is lost, before it fails.")
+    ] = 3,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Paint pairs that failed in an earlier run.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of pairs to paint.")] = None,
     memory: Memory = None,
-    engine: Annotated[EngineName, typer.Option(help="inline: in this process, without Ray.")] = EngineName.ray,
+    engine: Annotated[
+        EngineName, typer.Option(help="ray: on a Ray cluster; inline: in this process.")
+    ] = EngineName.ray,
 ) -> None:
-    """Stylise every pair of the manifest; run again, it does what is left."""
+    """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
     from batchnst.cli.display import RunDisplay
     from batchnst.engine import run as engine_run
     from batchnst.manifest.reading import read_manifest
@@ -170,7 +182,7 @@ def run(
                 display.show(event)
     except KeyboardInterrupt:
         for kind in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(kind, signal.SIG_IGN)  # all is done but for leaving, which says that it was interrupted
+            signal.signal(kind, signal.SIG_IGN)  # only the exit is left, and it reports the interrupt
         _error(f"interrupted: what was finished is kept. Go on with: {shlex.join(['batchnst', *sys.argv[1:]])}")
         raise typer.Exit(INTERRUPTED) from None
     print(display.summary())
@@ -179,23 +191,27 @@ def run(
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:
-    """The first Ctrl-C or SIGTERM ends the run in good order, the second one at once."""
+    """Handle the first Ctrl-C or SIGTERM by ending the run in good order; a second one ends it at once."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 
 
 @app.command()
-@_edge
-@takes_recipe
+@_handle_errors
+@with_recipe_options
 def plan(
     settings: dict[str, Any],
     manifest: Manifest,
-    out: Annotated[str | None, typer.Option(help="What is done there is not planned again.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Plan failed pairs again.")] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URI of a run; pairs that are done there are not planned.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Plan pairs that failed in an earlier run.")
+    ] = False,
     memory: Memory = None,
 ) -> None:
-    """Say everything `run` would check and decide, without running."""
+    """Show everything that `run` would check and decide, without running."""
     from batchnst.bench.estimate import describe
     from batchnst.manifest.reading import read_manifest
 
@@ -203,19 +219,27 @@ def plan(
 
 
 @app.command()
-@_edge
-@takes_recipe
+@_handle_errors
+@with_recipe_options
 def stylize(
     settings: dict[str, Any],
-    content: Annotated[str, typer.Argument(help="The picture to paint; a path or URI.", show_default=False)],
-    styles: Annotated[list[str], typer.Argument(metavar="STYLE...", help="In whose style.", show_default=False)],
-    out: Annotated[str, typer.Option(help="The picture to write; its ending says how.", show_default=False)],
-    style_weights: Annotated[str, typer.Option(help="One number a style, as in 1,4.", show_default="equal")] = "",
-    content_mask: Annotated[list[str] | None, typer.Option(help="White where a part is; one for each part.")] = None,
-    style_mask: Annotated[list[str] | None, typer.Option(help="Likewise in the style of each part.")] = None,
+    content: Annotated[str, typer.Argument(help="The content picture; a path or URI.", show_default=False)],
+    styles: Annotated[
+        list[str],
+        typer.Argument(metavar="STYLE...", help="One or more style pictures; paths or URIs.", show_default=False),
+    ],
+    out: Annotated[str, typer.Option(help="Picture to write; its ending sets the format.", show_default=False)],
+    style_weights: Annotated[str, typer.Option(help="Weights of the styles, such as 1,4.", show_default="equal")] = "",
+    content_mask: Annotated[
+        list[str] | None, typer.Option(help="Mask of a part of the content, white inside; repeat it for each part.")
+    ] = None,
+    style_mask: Annotated[
+        list[str] | None,
+        typer.Option(help="Mask of the style for a part, white inside; one for each part, in order."),
+    ] = None,
     memory: Memory = None,
 ) -> None:
-    """Paint one picture now, for trying settings: no manifest, no ledger."""
+    """Paint one picture, without manifest and ledger, to try settings."""
     from batchnst.cli.display import Bar
     from batchnst.painting.single import report_steps
     from batchnst.painting.single import stylize as paint
@@ -244,86 +268,95 @@ def stylize(
 
 
 @app.command()
-@_edge
+@_handle_errors
 def manifest(
-    contents: Annotated[str, typer.Argument(help="A folder, prefix, or glob in quotes.", show_default=False)],
-    styles: Annotated[str, typer.Argument(help="Likewise, of paintings.", show_default=False)],
-    out: Annotated[str, typer.Option(help="The manifest: .csv, .jsonl or .parquet.", show_default=False)],
-    pairing: Annotated[Pairing, typer.Option(help="Which content goes with which style.")] = Pairing.cross,
-    seed: Annotated[int, typer.Option(help="Of a random pairing.")] = 0,
+    contents: Annotated[
+        str, typer.Argument(help="Contents: a folder, a prefix, or a glob in quotes.", show_default=False)
+    ],
+    styles: Annotated[str, typer.Argument(help="Styles: a folder, a prefix, or a glob in quotes.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Manifest to write: .csv, .jsonl or .parquet.", show_default=False)],
+    pairing: Annotated[
+        Pairing,
+        typer.Option(help="cross: every content in every style; zip: first with first; random: one style for each."),
+    ] = Pairing.cross,
+    seed: Annotated[int, typer.Option(help="Seed of a random pairing.")] = 0,
 ) -> None:
-    """Write a manifest of the pictures in two folders."""
-    from batchnst.manifest.pairing import encode, pair
+    """Write a manifest that pairs two collections of pictures."""
+    from batchnst.manifest.pairing import encode_rows, pair_rows
     from batchnst.storage import files
 
-    rows = pair(contents, styles, out, pairing.value, seed)
-    files.write(out, encode(rows, out))
+    rows = pair_rows(contents, styles, out, pairing.value, seed)
+    files.write(out, encode_rows(rows, out))
     print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 
 
 @app.command()
-@_edge
+@_handle_errors
 def status(
     out: OutFolder,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, as long as a run goes on.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the run ends.")] = False,
 ) -> None:
-    """Say how far a run is, from its ledger alone: done, failed, left, rate, time to go."""
+    """Show the progress of a run, from its ledger alone: done, failed, left, rate, time to go."""
     from batchnst.cli.display import show_while
     from batchnst.ledger.out import open_out
     from batchnst.review.status import Watch, describe
 
-    look = Watch(open_out(out)).look
-    print(describe(show_while(look, describe, lambda now: now.holder is not None) if watch else look()))
+    read = Watch(open_out(out)).look
+    print(describe(show_while(read, describe, lambda now: now.holder is not None) if watch else read()))
 
 
 @app.command()
-@_edge
+@_handle_errors
 def audit(
-    out: Annotated[str | None, typer.Argument(metavar="OUT", help="A run's folder or URI.", show_default=False)] = None,
-    manifest: Annotated[str | None, typer.Option(help="What there should be, as the newest run read it.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read contents and styles too: have they changed?")] = False,
-    picture: Annotated[str | None, typer.Option(help="One painted picture: where does it come from?")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    out: Annotated[
+        str | None, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="Manifest that OUT must match, with the options of its newest run.")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read contents and styles, to find changed ones.")] = False,
+    picture: Annotated[str | None, typer.Option(help="A painted picture; shows its pair and run.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Prove that ledger, pictures and manifest agree, or say where they do not."""
+    """Prove that ledger, pictures and manifest agree, or show where they do not."""
     from batchnst.cli.display import Bar
     from batchnst.ledger.out import open_out
-    from batchnst.review.audit.checks import audit as look
+    from batchnst.review.audit.checks import audit as check
     from batchnst.review.audit.findings import describe, line
     from batchnst.review.audit.hashes import trace
 
     if out is None and picture is None:
         raise RequestError("expected OUT, or --picture FILE")
     if picture:
-        said, finding = trace(picture, open_out(out) if out else None)
+        provenance, finding = trace(picture, open_out(out) if out else None)
         if as_json:
-            print(json.dumps({**asdict(said), "finding": asdict(finding) if finding else None}))
+            print(json.dumps({**asdict(provenance), "finding": asdict(finding) if finding else None}))
         else:
-            print("\n".join([f"{name:12} {value}" for name, value in asdict(said).items()]))
+            print("\n".join([f"{name:12} {value}" for name, value in asdict(provenance).items()]))
             print(line(finding) if finding else "", end="\n" if finding else "")
         raise typer.Exit(FAILED if finding else 0)
     folder = open_out(out or "")
     if (holder := folder.holder()) and holder.alive:
-        _error(f"run {holder.run_id} is painting into {out}: what it has in hand may be found as missing or unknown")
+        _error(f"run {holder.run_id} is painting into {out}: its unfinished pairs may be found as missing or unknown")
     expected = None
     if manifest:
         from batchnst.review.expected import expected_pairs
 
         expected = expected_pairs(manifest, folder)
     with Bar() as bar:
-        result = look(folder, expected, deep=deep, progress=bar.update)
+        result = check(folder, expected, deep=deep, progress=bar.update)
     print(json.dumps(asdict(result)) if as_json else describe(result))
     if result.findings:
         raise typer.Exit(FAILED)
 
 
 @app.command()
-@_edge
+@_handle_errors
 def report(
     out: OutFolder,
-    to: Annotated[str | None, typer.Option(help="The page to write.", show_default="OUT/report.html")] = None,
+    to: Annotated[str | None, typer.Option(help="Page to write.", show_default="OUT/report.html")] = None,
 ) -> None:
-    """Write one page with everything about a run: what ran, what failed, every picture, every curve."""
+    """Write one HTML page about a run: its settings, failures, pictures and loss curves."""
     from batchnst.cli.display import Bar
     from batchnst.ledger.out import open_out
     from batchnst.review.report.build import build
@@ -341,12 +374,12 @@ def report(
 
 
 @app.command()
-@_edge
+@_handle_errors
 def replay(
     out: OutFolder,
-    pair_id: Annotated[str, typer.Argument(metavar="PAIR_ID", help="As in the ledger.", show_default=False)],
+    pair_id: Annotated[str, typer.Argument(metavar="PAIR_ID", help="The pair's id in the ledger.", show_default=False)],
 ) -> None:
-    """Paint one pair again from its ledger row alone, and say what comes out otherwise."""
+    """Paint one pair again from its ledger row alone, and show the differences."""
     from batchnst.cli.display import Bar
     from batchnst.ledger.out import open_out
     from batchnst.review.replay import CLOSE
@@ -364,29 +397,34 @@ def replay(
 
 
 @app.command()
-@_edge
-@takes("size", "steps", "optimizer", "seed", "backbone", "weights", "precision")
+@_handle_errors
+@with_options("size", "steps", "optimizer", "seed", "backbone", "weights", "precision")
 def layers(
     settings: dict[str, Any],
     pictures: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...", help="Or folders, prefixes, globs in quotes.", show_default=False),
+        typer.Argument(
+            metavar="PICTURE...", help="Pictures, folders, prefixes, or globs in quotes.", show_default=False
+        ),
     ],
-    out: Annotated[str, typer.Option(help="The sheet: .html, or a picture, by its ending.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Sheet to write: .html, or a picture format.", show_default=False)],
     names: Annotated[
-        str | None, typer.Option("--layers", help="As in relu1_1,relu4_2.", show_default="the recipe's")
+        str | None,
+        typer.Option("--layers", help="Layers to show, such as relu1_1,relu4_2.", show_default="the recipe's"),
     ] = None,
-    channels: Annotated[int, typer.Option(min=1, help="Of each layer, the strongest.")] = 6,
-    top: Annotated[int, typer.Option(min=1, help="Patches of each channel.")] = 9,
+    channels: Annotated[
+        int, typer.Option(min=1, help="Number of channels to show of each layer, the strongest first.")
+    ] = 6,
+    top: Annotated[int, typer.Option(min=1, help="Number of patches to show of each channel.")] = 9,
     style: Annotated[
-        str | None, typer.Option(help="Whose texture to paint from noise.", show_default="the first picture")
+        str | None, typer.Option(help="Style picture whose texture is painted.", show_default="the first picture")
     ] = None,
     ledger: Annotated[
-        str | None, typer.Option(metavar="OUT", help="A run's: what each layer contributed to its style losses.")
+        str | None, typer.Option(metavar="OUT", help="Run whose style losses are shown by layer.")
     ] = None,
-    pair: Annotated[str | None, typer.Option(metavar="PAIR_ID", help="To those of one pair alone.")] = None,
+    pair: Annotated[str | None, typer.Option(metavar="PAIR_ID", help="Use only this pair of --ledger.")] = None,
 ) -> None:
-    """Draw what the network's layers see in these pictures, and hold of a content and a style."""
+    """Draw what each layer of the network sees in pictures, and keeps of a content and a style."""
     from batchnst.cli.display import Bar
     from batchnst.layers import formats
     from batchnst.layers.sheet import Request, make
@@ -403,23 +441,23 @@ def layers(
     request = Request(pictures, style, channels, top, open_out(ledger) if ledger else None, pair)
     with Bar() as bar:
         sheet = make(request, recipe, bar.update)
-    for why in sheet.left_out:
-        _error(f"left out: {why}")
+    for reason in sheet.left_out:
+        _error(f"left out: {reason}")
     files.write(out, formats.render(sheet, out))
     print(out)
 
 
-weights = typer.Typer(invoke_without_command=True, help="List the weights that are at hand, or import some.")
+weights = typer.Typer(invoke_without_command=True, help="List the available weights, or import a file of weights.")
 app.add_typer(weights, name="weights")
 
 
 @weights.callback()
-@_edge
+@_handle_errors
 def list_weights(
     context: typer.Context,
-    out: Annotated[str | None, typer.Option(help="Count the rows of this run's ledger that they painted.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run whose ledger rows are counted for each.")] = None,
 ) -> None:
-    """List the weights that are at hand: name, backbone, size, where from and under which licence, SHA-256."""
+    """List the available weights: name, backbone, size, SHA-256, source and licence."""
     if context.invoked_subcommand:
         return
     from batchnst.ledger.out import open_out
@@ -430,60 +468,65 @@ def list_weights(
 
 
 class Expected(StrEnum):
-    """What a network expects of its input."""
+    """Ways to normalise the input of a network."""
 
     imagenet = "imagenet"
     caffe = "caffe"
 
 
 @weights.command("import")
-@_edge
+@_handle_errors
 def import_weights(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="safetensors, or a state dict; a path or URI.", show_default=False)
+        str,
+        typer.Argument(metavar="FILE", help="A safetensors file or a state dict; a path or URI.", show_default=False),
     ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What --weights shall call them.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name for --weights.", show_default=False)],
     normalisation: Annotated[
         Expected | None,
         typer.Option(
-            help="Of the network's input: ImageNet's mean and deviation, RGB; or 0..255 minus a mean, BGR.",
-            show_default="as the file says, else torchvision's if it names layers so",
+            help="Input of the network. imagenet: RGB, scaled by ImageNet's mean and deviation; "
+            "caffe: BGR, 0..255, minus a mean.",
+            show_default="from the file's metadata, or imagenet if its layers have torchvision's names",
         ),
     ] = None,
 ) -> None:
-    """Check a file of weights, and keep its convolutions on this machine under a name."""
-    from batchnst.painting.named_weights import import_weights as take
+    """Check a file of weights and store its convolutions on this machine under a name."""
+    from batchnst.painting.named_weights import import_weights as import_file
 
-    backbone, made = take(file, name, normalisation.value if normalisation else None)
-    print(f"{name}: {backbone}, {made.sha256}; --backbone {backbone} --weights {name}")
+    backbone, imported = import_file(file, name, normalisation.value if normalisation else None)
+    print(f"{name}: {backbone}, {imported.sha256}; --backbone {backbone} --weights {name}")
 
 
 class Opponent(StrEnum):
-    """What `bench` compares with."""
+    """Programs that `bench` compares with."""
 
     textbook = "textbook"
 
 
 CPU_BENCH_SIZE = 256
-"""Size that `bench` measures on a CPU where none is given: a textbook run at 512 takes ten minutes there."""
+"""Default size of `bench` on a CPU: a textbook run at 512 pixels takes ten minutes there."""
 
 
 @app.command()
-@_edge
-@takes_recipe
+@_handle_errors
+@with_recipe_options
 def bench(
     settings: dict[str, Any],
     pictures: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONTENT STYLE]", help="A pair to race on.", show_default="made up")
+        list[str] | None,
+        typer.Argument(metavar="[CONTENT STYLE]", help="The pair for --against.", show_default="generated"),
     ] = None,
-    against: Annotated[Opponent | None, typer.Option(help="Race the usual loop to its final loss as well.")] = None,
-    out: Annotated[str, typer.Option(help="A folder for bench.json and curves.svg.")] = "out/bench",
+    against: Annotated[
+        Opponent | None, typer.Option(help="textbook: also race the usual loop to its final loss.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder or URI for bench.json and curves.svg.")] = "out/bench",
 ) -> None:
-    """Measure this machine's speed: a step, pairs an hour, the share of what it could do at best.
+    """Measure this machine's speed: time of a step, pairs an hour, share of the peak speed.
 
-    On a CPU at 256 pixels, if --size does not say otherwise.
+    Without --size, a CPU is measured at 256 pixels.
     """
-    from batchnst.bench import machine as engine_bench
+    from batchnst.bench import machine
     from batchnst.bench.race import describe, draw, race
     from batchnst.cli.display import Bar
     from batchnst.storage import files
@@ -494,8 +537,8 @@ def bench(
     if best_device().type == "cpu":
         settings = {"size": CPU_BENCH_SIZE} | settings
     recipe = Recipe.from_settings(settings)
-    content, style = engine_bench.load_pair(pictures or [], recipe)
-    results = asdict(engine_bench.measure(recipe, print))
+    content, style = machine.load_pair(pictures or [], recipe)
+    results = asdict(machine.measure(recipe, print))
     if against:
         with Bar() as bar:
             outcome = race(content, style, recipe, bar.update)
@@ -506,14 +549,14 @@ def bench(
     print(f"{out}/bench.json" + (f" {out}/curves.svg" if against else ""))
 
 
-ledger = typer.Typer(no_args_is_help=True, help="Look after a run's ledger.")
+ledger = typer.Typer(no_args_is_help=True, help="Maintain the ledger of a run.")
 app.add_typer(ledger, name="ledger")
 
 
 @ledger.command()
-@_edge
+@_handle_errors
 def compact(out: OutFolder) -> None:
-    """Merge the ledger's many small files into few, sorted ones; no row is lost, wherever it is cut off."""
+    """Merge the many small files of a ledger into few; no row is lost, even if it is interrupted."""
     from batchnst.ledger.out import open_out
 
     folder = open_out(out)
@@ -523,5 +566,5 @@ def compact(out: OutFolder) -> None:
 
 
 def main() -> None:
-    """The `batchnst` command."""
+    """Run the `batchnst` command."""
     app()

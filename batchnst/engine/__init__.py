@@ -1,1 +1,1 @@
-"""The run of a night: what is left, in which batches, on which workers."""
+"""Run a manifest on workers: plan what is left, group it into batches, paint and commit it."""

@@ -1,4 +1,4 @@
-"""Events of a run."""
+"""Events that a run yields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchnst.progress import Work
 
 @dataclass(frozen=True)
 class Finished:
-    """An attempt at a pair has ended and its row is in the ledger; `error` is None if the row says `ok`."""
+    """An attempt at a pair has ended and its row is in the ledger; `error` is None if the row's status is `ok`."""
 
     pair_id: str
     error: str | None
@@ -17,7 +17,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Notice:
-    """A line for the person who watches the run."""
+    """A line of text for the person who watches the run."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""What is left to do, and in what pieces: pairs minus done, into batches of one recipe and one size, into chunks."""
+"""Plan a run: find the pairs that are left, and group them into batches of one recipe and one size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from batchnst.transfer.pyramid import work
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A pair to be painted: which attempt this is, and the fingerprint of what is asked for."""
+    """One attempt at a pair. `fingerprint` is that of the pair as the manifest has it now; `attempt` counts from 1."""
 
     pair: Pair
     fingerprint: str
@@ -34,27 +34,33 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Jobs of one recipe and one working size (width, height); no size where a header could not be read."""
+    """Jobs with one recipe and one working size, which are painted together.
+
+    `size` is (width, height) in pixels; None if the header of the content cannot be read.
+    """
 
     jobs: tuple[Job, ...]
     size: tuple[int, int] | None
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of all its jobs."""
+        """The recipe of all jobs."""
         return self.jobs[0].pair.recipe
 
     @property
     def work(self) -> int:
-        """Pixel-steps of the whole batch, what its time is proportional to."""
+        """Pixel-steps of the whole batch, in proportion to its painting time; 0 if the size is unknown."""
         return len(self.jobs) * work(self.recipe, *self.size) if self.size else 0
 
     def fitting(self, memory: float, count: int) -> Fitting | None:
-        """How so many of its pictures are painted in so many bytes, if workers are as this machine."""
+        """The way to paint `count` of its pictures in `memory` bytes; None if there is none or the size is unknown.
+
+        Assumes that workers are like this machine.
+        """
         return fit_into(memory, self.recipe, self.size, count, expected_dtype(self.recipe)) if self.size else None
 
-    def bytes_taken(self, memory: float) -> float:
-        """What painting it takes of so many bytes: all of them where it has to be halved first."""
+    def memory_needed(self, memory: float) -> float:
+        """Bytes needed, at most `memory`: a batch that needs more is halved until it fits."""
         if not self.size:
             return PROCESS_BYTES
         fitting = self.fitting(memory, len(self.jobs))
@@ -63,13 +69,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Batches of one network: what one task of a worker paints, and what is lost with the worker."""
+    """Batches of one network that a worker paints in one task."""
 
     batches: tuple[Batch, ...]
 
     @property
     def network(self) -> tuple[str, str]:
-        """Backbone and weights of all its recipes."""
+        """The backbone and weights of all its recipes."""
         return self.batches[0].recipe.network
 
     @property
@@ -79,15 +85,17 @@ class Chunk:
 
     @property
     def style_files(self) -> list[StyleFile]:
-        """The style pictures that its jobs need, each once."""
+        """The style files that its jobs need, without duplicates."""
         return list(dict.fromkeys(file for job in self.jobs for file in style_files(job.pair)))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: which rows of the manifest it paints, how many are done, and failed and left alone.
+    """The jobs of a run, kept as columns.
 
-    rows, attempts: a number for each job, in the manifest's order. weights_sha256: by (backbone, weights).
+    `rows` are the manifest rows to paint, in ascending order, and `attempts` the number of each one's attempt.
+    `weights_sha256` has the hash for each (backbone, weights). `done` and `failed` are numbers of other pairs: those
+    that are done, and those that failed in an earlier run and are not tried again.
     """
 
     manifest: Manifest
@@ -99,108 +107,110 @@ class Plan:
 
     @property
     def pairs(self) -> int:
-        """Pairs of the manifest."""
+        """Number of pairs in the manifest."""
         return len(self.manifest)
 
     @property
     def left(self) -> int:
-        """Pairs that are not done and not given up."""
+        """Number of pairs that are neither done nor failed."""
         return self.pairs - self.done - self.failed
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def jobs(self, part: slice | NDArray[np.int64] = slice(None)) -> list[Job]:
-        """The jobs of this plan, or those at the given places."""
+        """The jobs of this plan: all, or the selected `part`."""
         pairs = self.manifest.take(self.rows[part])
         return [
             Job(pair, fingerprint(pair, self.weights_sha256[pair.recipe.network]), int(attempt))
             for pair, attempt in zip(pairs, self.attempts[part], strict=True)
         ]
 
-    def sample(self, most: int) -> list[Job]:
-        """All jobs, or so many drawn at random, the same ones every time."""
-        if len(self) <= most:
+    def sample(self, count: int) -> list[Job]:
+        """All jobs, or `count` of them drawn at random with a fixed seed."""
+        if len(self) <= count:
             return self.jobs()
-        return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), most, replace=False)))
+        return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), count, replace=False)))
 
 
 def expected_dtype(recipe: Recipe) -> torch.dtype:
-    """The network's dtype, if workers are as this machine."""
+    """The dtype of the network on this machine, and so on workers like it."""
     return network_dtype(recipe.precision, best_device())
 
 
 def largest_by_recipe(memory: float, device_type: str) -> Callable[[Recipe], int]:
-    """For `make_batches`: the pixels of a recipe's largest batch, on workers with so many bytes."""
+    """The argument `largest` of `make_batches` for workers with `memory` bytes."""
     return lambda recipe: largest_batch(memory, recipe, device_type, expected_dtype(recipe))
 
 
 def make_plan(
-    pairs: Manifest,
+    manifest: Manifest,
     outcomes: Outcomes,
     weights_sha256: Mapping[tuple[str, str], str],
     *,
     retry_failed: bool = False,
     limit: int | None = None,
 ) -> Plan:
-    """Compare what is asked for with the newest outcome of every pair.
+    """Plan the pairs of `manifest` that `outcomes`, the newest outcome of each pair, do not settle.
 
-    A failed pair is left alone until its row changes or `retry_failed`.
+    A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed without
+    `retry_failed`. At most `limit` pairs are planned.
     """
-    left, attempts = np.ones(len(pairs), bool), np.ones(len(pairs), np.int64)
+    left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
     done = failed = 0
-    rows, known = outcomes.find(pairs.ids)
-    for row, pair, outcome in zip(rows, pairs.take(rows), known, strict=True):
-        same = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
-        done += same and outcome.ok
-        given_up = same and not outcome.ok and not retry_failed
+    rows, outcomes_of_rows = outcomes.find(manifest.ids)
+    for row, pair, outcome in zip(rows, manifest.take(rows), outcomes_of_rows, strict=True):
+        unchanged = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
+        is_done = unchanged and outcome.ok
+        given_up = unchanged and not outcome.ok and not retry_failed
+        done += is_done
         failed += given_up
-        left[row] = not given_up and not (same and outcome.ok)
+        left[row] = not (is_done or given_up)
         attempts[row] = outcome.attempt + 1
     chosen = np.flatnonzero(left)[:limit]
-    return Plan(pairs, chosen, attempts[chosen], weights_sha256, done, failed)
+    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed)
 
 
 def make_batches(
     jobs: Sequence[Job], batch_size: int | None, workers: int, largest: Callable[[Recipe], int]
 ) -> list[Batch]:
-    """Group jobs by recipe and working size, the batches that take longest first.
+    """Group jobs by recipe and working size; batches that take longest come first.
 
-    batch_size: pairs in a batch; None: as many as make the `largest` pixels for their recipe, fewer where workers would
-    go idle.
+    `batch_size` is the number of pairs in a batch. If it is None, a batch has at most `largest(recipe)` pixels, and
+    fewer if there would be too few batches to keep all `workers` busy.
     """
     sizes = _working_sizes(jobs)
-    pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
-    key = {job.pair.id: (*_kind(job), sizes[job.pair.id] or (0, 0)) for job in jobs}
+    all_pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
+    key = {job.pair.id: (*_group_key(job), sizes[job.pair.id] or (0, 0)) for job in jobs}
     batches: list[Batch] = []
     for _, group in groupby(sorted(jobs, key=lambda job: key[job.pair.id]), lambda job: key[job.pair.id]):
         members = list(group)
         size = sizes[members[0].pair.id]
-        each = math.prod(size or (1, 1))
-        most = largest(members[0].pair.recipe) // each
-        count = batch_size or _even(len(members), min(most, math.ceil(pixels / workers / each)))
+        pixels = math.prod(size or (1, 1))
+        max_count = min(largest(members[0].pair.recipe) // pixels, math.ceil(all_pixels / workers / pixels))
+        count = batch_size or _even_batch_size(len(members), max_count)
         parts = (members[start : start + count] for start in range(0, len(members), count))
         batches += [Batch(tuple(part), size) for part in parts]
     return sorted(batches, key=lambda batch: -batch.work)
 
 
-def _kind(job: Job) -> tuple[str, int]:
-    """What pairs must share to be optimised together, beside their size: the recipe and the number of parts."""
+def _group_key(job: Job) -> tuple[str, int]:
+    """Recipe and number of content masks: beside the size, pairs in one batch must have these in common."""
     return job.pair.recipe.json_text, len(job.pair.content_masks)
 
 
-def _even(count: int, most: int) -> int:
-    """Members of a batch, at most `most`, so that all batches are of much the same size."""
-    return math.ceil(count / math.ceil(count / max(1, most)))
+def _even_batch_size(count: int, max_count: int) -> int:
+    """Batch size, at most `max_count`, that divides `count` pairs into batches of about the same size."""
+    return math.ceil(count / math.ceil(count / max(1, max_count)))
 
 
 def _working_sizes(jobs: Sequence[Job]) -> dict[str, tuple[int, int] | None]:
-    """Each pair's working size by its id, from the headers of its content, each read once."""
+    """Working size (width, height) by pair id, from the header of each content; None if it cannot be read."""
     contents = sorted({job.pair.content for job in jobs})
     with ThreadPoolExecutor(16) as pool:
-        found = dict(zip(contents, pool.map(probe, contents), strict=True))
+        full_sizes = dict(zip(contents, pool.map(probe, contents), strict=True))
     sizes: dict[str, tuple[int, int] | None] = {}
     for job in jobs:
-        size = found[job.pair.content]
+        size = full_sizes[job.pair.content]
         sizes[job.pair.id] = fit(*size, job.pair.recipe.size) if size else None
     return sizes

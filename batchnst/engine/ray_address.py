@@ -1,4 +1,7 @@
-"""What is to be known of a Ray cluster before Ray is imported, which reads its settings there and then."""
+"""Choose the address of a Ray cluster and set Ray's environment variables.
+
+This happens before Ray is imported, because Ray reads the variables on import.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +11,47 @@ from pathlib import Path
 
 from batchnst.errors import EngineError
 
-OWN = "local"
-"""The address of a cluster of this machine's own."""
+LOCAL = "local"
+"""Address that makes Ray start a cluster on this machine, for this run alone."""
 
-_STARTED_HERE = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-"""Where `ray start` leaves the address that Ray calls `auto`."""
+_CURRENT_CLUSTER = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+"""File in which `ray start` stores the address that Ray calls `auto`."""
 
 
-def choose(address: str | None) -> str:
-    """The address to connect to, an own cluster's if nobody names one, with Ray set up for it.
+def choose_address(address: str | None) -> str:
+    """Return the address to connect to, and set Ray's environment variables for it.
 
-    Raises EngineError at once where nobody listens; Ray itself tries for minutes.
+    The default is $RAY_ADDRESS, then LOCAL. Raises EngineError if nothing listens there; Ray would try for minutes.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or OWN
-    if address == "auto" and _STARTED_HERE.exists():
-        address = _STARTED_HERE.read_text().strip()
+    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if address == "auto" and _CURRENT_CLUSTER.exists():
+        address = _CURRENT_CLUSTER.read_text().strip()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # raylets' last words would be printed on stdout
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # else Ray prints log lines of raylets on stdout
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise EngineError(f"Ray at {address}: cannot be reached: {error.strerror or error}") from None
-    if "RAY_AUTH_MODE" not in os.environ and address != OWN and _asks_for_token(address):
+    if "RAY_AUTH_MODE" not in os.environ and address != LOCAL and _requires_token(address):
         os.environ["RAY_AUTH_MODE"] = "token"
     return address
 
 
-def _asks_for_token(address: str) -> bool:
-    """Whether a cluster lets in only who shows its token.
+def _requires_token(address: str) -> bool:
+    """True if the cluster at `address` accepts only clients that send its token.
 
-    A driver that shows none is not let in there, and one that wants to see one from the workers of an open cluster,
-    who have none, is taken for dead by them. So it must be known.
+    The driver must use the same mode as the cluster. A cluster that requires tokens refuses a driver without one. A
+    driver that requires tokens refuses the workers of an open cluster, which have none and then take it for dead.
     """
     import grpc
 
     with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        get_cluster_id = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
         try:
-            ask(b"", timeout=10)
+            get_cluster_id(b"", timeout=10)
         except grpc.RpcError as error:
             return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
     return False

@@ -1,6 +1,6 @@
-"""The Ray driver: a bounded window of tasks, each streaming its events back; lost ones are tried again.
+"""Paint on a Ray cluster: keep a limited number of tasks in flight, pass on their events, retry lost tasks.
 
-The only file that imports Ray.
+This is the only file that imports Ray.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from batchnst.engine import rows
 from batchnst.engine.events import Event, Finished, Notice
 from batchnst.engine.lost import Retries, unfinished
 from batchnst.engine.plan import Chunk, Job
-from batchnst.engine.ray_address import OWN
+from batchnst.engine.ray_address import LOCAL
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, OutOfMemory, PairError, WorkerLost
 from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.out import Out
-from batchnst.painting.inputs import Style, StyleFile, load_style
+from batchnst.painting.inputs import LoadedStyle, StyleFile, load_style
 from batchnst.painting.painter import REPORT_EVERY
 from batchnst.progress import Work
 from batchnst.transfer.device import Hardware, tune_process
 from batchnst.transfer.weights import Weights
 
 LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
-"""How Ray says that a worker, or its node, is gone."""
+"""Errors by which Ray reports that a worker or its node is gone."""
 
 WINDOW = 2
-"""Tasks in flight for each that can run at once: the next one is there when a worker gets free."""
+"""Tasks in flight for each worker: one runs, the next one waits for the worker to get free."""
 
-PATIENCE_SECONDS = 10.0
-"""What a cluster that was just started has to say what it has."""
+START_SECONDS = 10.0
+"""Time in which a cluster that was just started reports its resources, in seconds."""
 
 REFRESH_SECONDS = 5.0
-"""How old the number of workers may be."""
+"""Seconds between two counts of the workers."""
 
-MOST_REPORTS = 50
-"""Reports a second that the driver hears, from all workers together: each takes it a millisecond or two."""
+MAX_REPORTS_PER_SECOND = 50
+"""Reports that all workers together send to the driver; each takes it a millisecond or two."""
 
-GRACE_SECONDS = 20.0
-"""What cancelled tasks have to commit what is painted."""
+CANCEL_SECONDS = 20.0
+"""Time in which cancelled tasks commit finished pictures, in seconds."""
 
 UNKNOWN_MEMORY = 1e13
-"""Bytes that a node is taken to have which nobody has seen yet."""
+"""Memory assumed for a node that has not reported its own, in bytes."""
 
-KEPT_STYLES = 64
-"""Styles that stay in the object store for tasks to come."""
+MAX_STYLES = 64
+"""Styles kept in the object store for later tasks."""
 
 
-# Ray counts a crash as a try only sometimes, so we count; and without max_calls a GPU task's process, with the
-# network in it, would be thrown away after one task.
+# No retries by Ray, which does not count every crash as a try; Retries counts. Without max_calls, Ray would end the
+# process of a GPU task, with the network in it, after a single task.
 @ray.remote(max_retries=0, max_calls=1000, num_returns="streaming")
 def _paint_task(
     chunk: Chunk,
@@ -74,23 +74,28 @@ def _paint_task(
     threads: int,
     interval: float,
     files: list[StyleFile],
-    *styles: Style,
+    *styles: LoadedStyle,
 ) -> Iterator[list[Event]]:
+    """Paint `chunk` in a worker; yields its events in lists, at most one list per `interval` seconds.
+
+    `styles` are the loaded `files`; Ray replaces their references by the objects only in top-level arguments. `memory`
+    is the most to use, in bytes; `share` is the task's share of its GPU.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(threads)
     tune_process()
     loaded = dict(zip(files, styles, strict=True))
-    told, events = time.monotonic(), []
+    reported, events = time.monotonic(), []
     for event in paint_chunk(chunk, weights, out, lease, Hardware.here(memory, share), loaded.__getitem__):
         events.append(event)
-        if time.monotonic() - told >= interval:
+        if time.monotonic() - reported >= interval:
             yield events
-            told, events = time.monotonic(), []
+            reported, events = time.monotonic(), []
     yield events
 
 
 @ray.remote(max_retries=3, max_calls=1000)
-def _load_style_task(file: StyleFile) -> Style:
+def _load_style_task(file: StyleFile) -> LoadedStyle:
     return load_style(file)
 
 
@@ -100,38 +105,40 @@ def _memory_task(memory: float | None, share: float) -> float:
 
 
 class Cluster:
-    """A Ray cluster to paint on: one that runs, or one of this machine's own for as long as this lives."""
+    """A Ray cluster to paint on: a running one, or a local one that ends with this object."""
 
     def __init__(self, address: str, gpus_per_task: float | None, max_attempts: int, memory: float | None) -> None:
-        """The address is one that `address.choose` returns; memory: bytes of a worker, at the most."""
-        self.max_attempts, self.limit = max_attempts, memory
+        """Connect to `address`, which `choose_address` returned. `memory` is the most for a worker, in bytes.
+
+        Raises EngineError if the cluster cannot be reached or no node can run a task.
+        """
+        self.max_attempts, self.memory_limit = max_attempts, memory
         self._connect(address)
         self._refreshed, self._workers = 0.0, 0
-        patience = time.monotonic() + (0 if address == OWN else PATIENCE_SECONDS)
+        deadline = time.monotonic() + (0 if address == LOCAL else START_SECONDS)
         while True:
-            # Beside the nodes that are there, those that the cluster's autoscaler would start.
-            nodes = _nodes() + _node_groups()
+            nodes = _nodes() + _node_groups()  # running nodes, and those that the autoscaler can start
             gpus = sum(node.get("GPU", 0.0) for node in nodes)
             self.gpus_per_task = (1.0 if gpus else 0.0) if gpus_per_task is None else gpus_per_task
-            fitting = [node for node in nodes if self._tasks_on(node)]
-            if fitting or time.monotonic() > patience:
+            usable = [node for node in nodes if self._tasks_on(node)]
+            if usable or time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-        if not fitting:
-            wanted = f"{self.gpus_per_task:g} GPU for a task" if self.gpus_per_task else "a CPU"
+        if not usable:
+            needed = f"{self.gpus_per_task:g} GPU for a task" if self.gpus_per_task else "a CPU"
             cpus = sum(node.get("CPU", 0.0) for node in nodes)
-            raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {wanted}")
+            raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {needed}")
         self.device_type = "cuda" if self.gpus_per_task else "cpu"
-        self._memory = min(memory or math.inf, max(node.get("memory", UNKNOWN_MEMORY) for node in fitting))
+        self._memory = min(memory or math.inf, max(node.get("memory", UNKNOWN_MEMORY) for node in usable))
 
     @property
     def ready(self) -> bool:
-        """Whether a node is there that can run a task, or only a promise of the autoscaler."""
+        """True if a running node can run a task; otherwise the autoscaler has to start one."""
         return any(map(self._tasks_on, _nodes()))
 
     @property
     def workers(self) -> int:
-        """Tasks that can run at once on the nodes that are there at this moment, one at the least."""
+        """Number of tasks that can run at once on the running nodes, at least 1."""
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._workers = sum(map(self._tasks_on, _nodes()))
             self._refreshed = time.monotonic()
@@ -143,66 +150,68 @@ class Cluster:
         return min(1.0, self.gpus_per_task)
 
     def memory(self) -> float:
-        """Bytes that a worker has: on a GPU, if it has one."""
+        """Memory of a worker, in bytes; that of the GPU if it has one."""
         if not self.gpus_per_task:
             return self._memory
         task = _memory_task.options(num_gpus=self.gpus_per_task)
-        found: float = ray.get(task.remote(self.limit, self.share))
-        return found
+        memory: float = ray.get(task.remote(self.memory_limit, self.share))
+        return memory
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
-        """Paint all chunks, at most so many at once; yields events as they come, from all workers."""
+        """Paint all chunks, at most `tasks` at once; yields the events of all workers as they come."""
         return _Window(self, chunks, weights, claim, tasks).events()
 
     def resources(self, chunk: Chunk, tasks: int) -> dict[str, float]:
-        """What a task is to ask Ray for, where there are at most so many at once.
+        """The resources that a task for `chunk` requests from Ray, if at most `tasks` run at once.
 
-        CPUs, and so threads: one, which wastes least, unless there are fewer tasks than CPUs, or memory for fewer.
+        On CPUs a task gets one CPU, and so one thread, which wastes least. It gets more if there are fewer tasks than
+        CPUs, or memory for fewer.
         """
         if self.gpus_per_task:
             return {"num_gpus": self.gpus_per_task, "num_cpus": 1}
         cpus = [int(node.get("CPU", 0.0)) for node in _nodes()] or [1]
-        memory = min(max(batch.bytes_taken(self._memory) for batch in chunk.batches), self._memory)
+        memory = min(max(batch.memory_needed(self._memory) for batch in chunk.batches), self._memory)
         at_once = min(tasks, sum(int(node.get("memory", UNKNOWN_MEMORY) / memory) for node in _nodes()))
         return {"num_cpus": max(1, min(max(cpus), sum(cpus) // max(1, at_once))), "memory": memory}
 
     def close(self) -> None:
-        """Leave the cluster; end it if it was this machine's own."""
+        """Disconnect from the cluster; a local one ends."""
         ray.shutdown()
 
     def _tasks_on(self, node: Mapping[str, float]) -> int:
+        """Number of tasks that can run at once on a node with these resources."""
         cpus = int(node.get("CPU", 0.0))
         return min(cpus, int(node.get("GPU", 0.0) / self.gpus_per_task)) if self.gpus_per_task else cpus
 
     @staticmethod
     def _connect(address: str) -> None:
-        own: dict[str, Any] = {"include_dashboard": False} if address == OWN else {}
+        options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which exits with 15
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            signal.signal(signal.SIGTERM, handler)  # Ray installs a handler that exits with 15
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            hint = "; a cluster with another user's token needs it in RAY_AUTH_TOKEN" if address != OWN else ""
+            hint = "; a cluster with another user's token needs it in RAY_AUTH_TOKEN" if address != LOCAL else ""
             raise EngineError(f"Ray at {address}: cannot be reached: {reason}{hint}") from None
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each living node has: CPU, GPU, memory in bytes."""
+    """The resources of each running node: CPU, GPU, memory in bytes."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _node_groups() -> list[dict[str, float]]:
-    """What a node of each group has that the cluster's autoscaler may start; Ray tells it in no public call."""
+    """The resources of a node of each group that the autoscaler can start. Ray has no public call for this."""
     config = ray_state.get_cluster_config()
     return [dict(group.resources) for group in config.node_group_configs] if config else []
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A chunk that a worker paints, its task's number, and the pairs that it reported as finished."""
+    """A task that paints `chunk`; `finished` are the ids of the pairs that it has reported."""
 
     chunk: Chunk
     number: int
@@ -225,13 +234,13 @@ class _Window:
         self.references = {network: ray.put(tensors) for network, tensors in weights.items()}
         self.styles = _Styles()
         self.retries = Retries(cluster.max_attempts)
-        self.again: list[Chunk] = []
+        self.to_retry: list[Chunk] = []
         self.running: dict[Any, _Task] = {}
         self.submitted = 0
         self.metrics = _Metrics(claim.run_id)
 
     def events(self) -> Iterator[Event]:
-        """Run all tasks; yields events as they come, from all workers."""
+        """Run all tasks; yields the events of all workers as they come."""
         try:
             while self._fill():
                 ready, _ = ray.wait(list(self.running), num_returns=1, timeout=REFRESH_SECONDS)
@@ -245,7 +254,7 @@ class _Window:
     def _fill(self) -> bool:
         """Submit tasks until the window is full; returns whether any task is running."""
         while len(self.running) < WINDOW * self.cluster.workers:
-            chunk = self.again.pop() if self.again else next(self.chunks, None)
+            chunk = self.to_retry.pop() if self.to_retry else next(self.chunks, None)
             if chunk is None:
                 break
             self.submitted += 1
@@ -253,7 +262,7 @@ class _Window:
         return bool(self.running)
 
     def _submit(self, chunk: Chunk, lease: Lease) -> Any:
-        """Start a task that paints a chunk; returns the stream of its events."""
+        """Start a task that paints `chunk`; returns the stream of its events."""
         resources = self.cluster.resources(chunk, self.tasks)
         files = chunk.style_files
         return _paint_task.options(**resources).remote(
@@ -261,16 +270,16 @@ class _Window:
             self.references[chunk.network],
             self.out.address,
             lease,
-            resources.get("memory", self.cluster.limit),
+            resources.get("memory", self.cluster.memory_limit),
             self.cluster.share,
             int(resources["num_cpus"]),
-            max(REPORT_EVERY, self.cluster.workers / MOST_REPORTS),
+            max(REPORT_EVERY, self.cluster.workers / MAX_REPORTS_PER_SECOND),
             files,
             *map(self.styles.reference, files),
         )
 
     def _next(self, stream: Any) -> Iterator[Event]:
-        """The next events of a task, or what follows from its end."""
+        """Yield the next events of a task; if it has ended, forget it, or retry it if its worker was lost."""
         task = self.running[stream]
         try:
             events: list[Event] = ray.get(next(stream))
@@ -288,7 +297,7 @@ class _Window:
             raise EngineError(f"Ray: {_first_line(error)}") from None
 
     def _try_again(self, task: _Task, error: RayError) -> Iterator[Event]:
-        """Queue what a lost task has not finished; give up what was lost too often."""
+        """Retry the unfinished pairs of a lost task, except those that were lost too often; these fail."""
         self.claim.revoke(task.number)
         for event in self._committed(task):
             task.finished.add(event.pair_id)
@@ -297,18 +306,19 @@ class _Window:
         if left:
             pairs = sum(len(batch.jobs) for batch in left)
             yield Notice(f"a worker was lost; {pairs} of its pairs are tried again: {_first_line(error)}")
-        chunks, given_up = self.retries.again(left, short_of_memory=isinstance(error, OutOfMemoryError))
-        self.again += chunks
+        chunks, given_up = self.retries.reschedule(left, short_of_memory=isinstance(error, OutOfMemoryError))
+        self.to_retry += chunks
         for job in given_up:
             yield self._give_up(job, error)
 
     def _committed(self, task: _Task) -> Iterator[Finished]:
-        """What a lost task committed without its report having arrived."""
+        """The pairs that a lost task committed but had not reported."""
         for pair_id, error in self.out.committed(Lease(self.claim.run_id, task.number)).items():
             if pair_id not in task.finished:
                 yield Finished(pair_id, error)
 
     def _give_up(self, job: Job, error: RayError) -> Finished:
+        """Write a failed row for a pair whose worker was lost too often."""
         times = f"{self.cluster.max_attempts} times; the last time: {_first_line(error)}"
         lost: PairError = WorkerLost(f"its worker was lost {times}")
         if isinstance(error, OutOfMemoryError):
@@ -319,45 +329,45 @@ class _Window:
         return Finished(job.pair.id, str(lost))
 
     def _cancel(self) -> None:
-        """Stop what is running: each task drops the batch in hand and commits what is painted."""
+        """Stop all tasks: each drops the batch that it paints and commits finished pictures."""
         for stream in self.running:
             ray.cancel(stream)
         if self.running:
             ended = [stream.completed() for stream in self.running]
-            ray.wait(ended, num_returns=len(ended), timeout=GRACE_SECONDS)
+            ray.wait(ended, num_returns=len(ended), timeout=CANCEL_SECONDS)
 
 
 class _Styles:
-    """Styles in Ray's object store: each is read once, however many tasks need it."""
+    """Styles in Ray's object store: each is read once for all tasks."""
 
     def __init__(self) -> None:
         self._references: OrderedDict[StyleFile, Any] = OrderedDict()
 
     def reference(self, file: StyleFile) -> Any:
-        """A reference to a style, which is loaded if it is not there."""
+        """A reference to a style; a task loads it if it is not in the store."""
         if file not in self._references:
             self._references[file] = _load_style_task.remote(file)
         self._references.move_to_end(file)
-        if len(self._references) > KEPT_STYLES:
+        if len(self._references) > MAX_STYLES:
             self._references.popitem(last=False)
         return self._references[file]
 
 
 class _Metrics:
-    """What Ray exports of a run, to Prometheus for one."""
+    """Counters of a run that Ray exports, for example to Prometheus."""
 
     def __init__(self, run_id: str) -> None:
         def counter(name: str, description: str, *tags: str) -> metrics.Counter:
-            made = metrics.Counter(f"batchnst_{name}", description, tag_keys=("run_id", *tags))
-            made.set_default_tags({"run_id": run_id})
-            return made
+            metric = metrics.Counter(f"batchnst_{name}", description, tag_keys=("run_id", *tags))
+            metric.set_default_tags({"run_id": run_id})
+            return metric
 
         self._done = counter("pairs_done", "Pairs painted and in the ledger.")
         self._failed = counter("pairs_failed", "Pairs that ended in a failed row.")
         self._steps = counter("steps", "Steps of the optimisation, of all pictures.", "host")
 
     def count(self, event: Event) -> None:
-        """Count an event."""
+        """Count `event`."""
         if isinstance(event, Work) and event.steps:
             self._steps.inc(event.steps, {"host": event.host})
         elif isinstance(event, Finished):

@@ -1,4 +1,4 @@
-"""The ledger rows of an attempt at a pair, built step by step; each step fills some columns of a PairRow."""
+"""Build the ledger rows of an attempt at a pair; each function fills some columns of a PairRow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchnst.transfer.device import device_label, peak_memory_bytes, precision_
 
 
 def attempt_row(job: Job, run_id: str, weights_sha256: str, started: datetime) -> PairRow:
-    """The row of an attempt that ends now, on this host: the columns that every attempt has."""
+    """The row of an attempt that ends now on this host, with the columns that every attempt has."""
     pair, finished = job.pair, datetime.now(UTC)
     return PairRow(
         run_id=run_id,
@@ -48,7 +48,7 @@ def attempt_row(job: Job, run_id: str, weights_sha256: str, started: datetime) -
 
 
 def with_device(row: PairRow, device: torch.device, dtype: torch.dtype) -> PairRow:
-    """Add where the network ran, and in which precision."""
+    """Add the device, the precision of the network, and the peak memory of this process."""
     return replace(
         row,
         device=device_label(device),
@@ -58,7 +58,7 @@ def with_device(row: PairRow, device: torch.device, dtype: torch.dtype) -> PairR
 
 
 def with_inputs(row: PairRow, inputs: Inputs) -> PairRow:
-    """Add what was read."""
+    """Add the hashes of the inputs, and remarks on how they were read."""
     return replace(
         row,
         content_sha256=inputs.content_sha256,
@@ -68,7 +68,7 @@ def with_inputs(row: PairRow, inputs: Inputs) -> PairRow:
 
 
 def with_painting(row: PairRow, job: Job, painted: Painted, batch_size: int) -> PairRow:
-    """Add how it was painted: why it stopped, and the recipe's `tile` as it was chosen."""
+    """Add how the picture was painted, with the chosen `tile` in the recipe."""
     recipe = job.pair.recipe.model_copy(update={"tile": painted.fitting.recipe_tile})
     return replace(
         row,
@@ -80,7 +80,7 @@ def with_painting(row: PairRow, job: Job, painted: Painted, batch_size: int) -> 
 
 
 def with_picture(row: PairRow, painted: Painted, data: bytes) -> PairRow:
-    """Add what was written: the file's hash, the size, and the losses of the picture and of its first step."""
+    """Add the hash of the file `data`, the size, and the losses of the picture and of its first step."""
     height, width = painted.pixels.shape[:2]
     losses, steps = painted.losses, painted.curve.losses
     return replace(
@@ -98,17 +98,17 @@ def with_picture(row: PairRow, painted: Painted, data: bytes) -> PairRow:
 
 
 def with_error(row: PairRow, error: Exception) -> PairRow:
-    """Add an error; the status stays as it is."""
+    """Add an error and keep the status."""
     return replace(row, error_type=type(error).__name__, error_message=str(error))
 
 
 def failed(row: PairRow, error: Exception) -> PairRow:
-    """The row of an attempt that failed."""
+    """The row of a failed attempt: `row` with the error and the status `failed`."""
     return replace(with_error(row, error), status="failed")
 
 
 def loss_rows(job: Job, run_id: str, painted: Painted) -> list[LossRow]:
-    """A row for each step of a picture."""
+    """One row for each step of a picture."""
     curve = painted.curve
     terms = [term.tolist() for term in (curve.losses.total, curve.losses.content, curve.losses.style, curve.losses.tv)]
     layers = {name: losses.tolist() for name, losses in curve.losses.style_layers.items()}

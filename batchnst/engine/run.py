@@ -1,4 +1,4 @@
-"""A run from manifest to ledger: claim OUT, plan, paint, and say what happens meanwhile."""
+"""A run from manifest to ledger: claim OUT, plan, paint, and yield events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from batchnst.engine.events import Event, Notice
 from batchnst.engine.plan import Batch, Chunk, Plan, expected_dtype, largest_by_recipe, make_batches, make_plan
-from batchnst.engine.ray_address import choose
+from batchnst.engine.ray_address import choose_address
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
@@ -32,18 +32,22 @@ from batchnst.transfer.memory import memory_problem
 from batchnst.transfer.weights import Weights
 
 BLOCK = 10_000
-"""Jobs that are put into batches together, while those before them are painted."""
+"""Jobs grouped into batches at a time, while the jobs before them are painted."""
 
 MANY_FILES = 100
-"""Ledger files that are worth merging when a run ends."""
+"""Number of ledger files from which a run merges them at its end."""
 
 CHUNK_SECONDS = 60.0
-"""What a chunk takes: long beside what starting a task costs, short beside the night."""
+"""Time that a chunk should take, in seconds: long beside the start of a task, short beside a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run; what to paint is in the pairs."""
+    """Options of a run, beside its pairs.
+
+    `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
+    the largest number of pairs to paint. `memory` is the most that a worker may use, in bytes.
+    """
 
     out: str
     engine: Literal["ray", "inline"] = "ray"
@@ -58,9 +62,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Planned:
-    """What the run is about to do: the first event of every run, but for notices.
+    """The first event of every run, except for notices: its plan.
 
-    work: pixel-steps of all jobs, beyond the first block guessed from that. workers: how many will be busy.
+    `work` is the pixel-steps of all jobs, extrapolated from the first block. `workers` is the number that will be busy.
     """
 
     plan: Plan
@@ -75,29 +79,29 @@ class Engine(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether there is a worker already."""
+        """True if a worker can start now."""
 
     @property
     def workers(self) -> int:
-        """How many there are at this moment, one at the least."""
+        """The current number of workers, at least 1."""
 
     def memory(self) -> float:
-        """Bytes that a worker has."""
+        """Memory of a worker, in bytes."""
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
         """Paint all chunks, each with the weights of its network; yields events as they come.
 
-        tasks: how many there can be at once, at the most.
+        `tasks` is the largest number of tasks that can run at once.
         """
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release the workers."""
 
 
 class Inline:
-    """This process and no other."""
+    """An engine that paints in this process."""
 
     workers, ready = 1, True
 
@@ -107,41 +111,41 @@ class Inline:
         self.device_type = self.hardware.device.type
 
     def memory(self) -> float:
-        """What this process's device has."""
+        """Memory that this process may use on its device, in bytes."""
         return self.hardware.memory
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
     ) -> Iterator[Event]:
-        """Paint one chunk after the other."""
+        """Paint one chunk after another."""
         for chunk in chunks:
             lease = Lease(claim.run_id)
             yield from paint_chunk(chunk, weights[chunk.network], claim.folder.address, lease, self.hardware)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there are no workers to release."""
 
 
-def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
-    """Paint every pair that OUT does not hold yet; yields Planned, then what happens, as it happens.
+def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
+    """Paint every pair of `manifest` that OUT does not have yet; yields Planned, then events as they come.
 
-    In the end the ledger's small files are merged, if there are many.
+    At the end the ledger's small files are merged if there are many.
 
-    Raises RequestError before anything is painted, StorageError if OUT is lost meanwhile.
+    Raises RequestError before anything is painted, StorageError if OUT cannot be reached any more.
     """
     out = Out(options.out)
-    weights = load_networks(pairs.networks)
+    weights = load_networks(manifest.networks)
     claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
     if rival := claim.rival():
-        yield Notice(f"{rival} has {out.address}; looking for a sign of life for up to {SILENCE_SECONDS:.0f} s")
+        yield Notice(f"{rival} holds {out.address}; looking for a sign of life for up to {SILENCE_SECONDS:.0f} s")
     with ExitStack() as stack:
         try:
             stack.enter_context(claim)
         except StorageError as error:
             raise RequestError(f"--out {error}") from None
         out.recover()
-        # What is done is read under the claim: nobody else can add to it now.
-        plan = plan_run(pairs, out, weights, retry_failed=options.retry_failed, limit=options.limit)
+        # Planned under the claim: no other run can finish a pair after this.
+        plan = plan_run(manifest, out, weights, retry_failed=options.retry_failed, limit=options.limit)
         if not len(plan):
             yield Planned(plan, 0, 0)
             return
@@ -149,10 +153,11 @@ def run(pairs: Manifest, options: Options) -> Iterator[Planned | Event]:
         try:
             out.compact(at_least=MANY_FILES)
         except (LedgerError, StorageError) as error:
-            yield Notice(f"the ledger's small files are left as they are: {error}")
+            yield Notice(f"the ledger's small files were not merged: {error}")
 
 
 def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:
+    """The ledger row of a run that starts now, on this host."""
     return RunRow(
         run_id=run_id,
         started_at=datetime.now(UTC),
@@ -171,7 +176,7 @@ def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:
 def _paint(
     plan: Plan, out: Out, claim: Claim, weights: Mapping[tuple[str, str], Weights], options: Options
 ) -> Iterator[Planned | Event]:
-    """Paint all jobs of a plan."""
+    """Paint all jobs of `plan`."""
     engine = _start(options)
     try:
         if not engine.ready:
@@ -180,33 +185,34 @@ def _paint(
         blocks = _blocks(plan, options.batch_size, engine, memory)
         first, last = next(blocks)
         _check_memory(first, memory)
-        out.begin(_run_row(plan, claim.run_id, options.engine))  # from here on, the request is a run
+        # Only now, after all checks: a request that is refused leaves no run in the ledger.
+        out.begin(_run_row(plan, claim.run_id, options.engine))
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         yield Planned(plan, sum(batch.work for batch in first) / share, min(engine.workers, len(first)))
-        pace = _Pace()
-        chunks = make_chunks(chain([(first, last)], blocks), engine, pace.work_in)
+        speed = _WorkerSpeed()
+        chunks = make_chunks(chain([(first, last)], blocks), engine, speed.work_in)
         for event in engine.paint(chunks, weights, claim, len(first)):
-            pace.add(event)
+            speed.add(event)
             yield event
     finally:
         engine.close()
 
 
 def plan_run(
-    pairs: Manifest,
+    manifest: Manifest,
     out: Out | None,
     weights: Mapping[tuple[str, str], Weights],
     *,
     retry_failed: bool,
     limit: int | None,
 ) -> Plan:
-    """What is left of the manifest to be painted into OUT."""
-    hashes = {network: own.sha256 for network, own in weights.items()}
-    return make_plan(pairs, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
+    """Plan the pairs of `manifest` that `out` does not have yet; all pairs if `out` is None."""
+    hashes = {network: tensors.sha256 for network, tensors in weights.items()}
+    return make_plan(manifest, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
 
 
 def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[tuple[list[Batch], bool]]:
-    """The plan's batches, a block at a time, and whether it is the last; each is made in a thread, ahead of its use."""
+    """Yield the batches of each block of the plan, and True with the last; blocks are made ahead, in a thread."""
     largest = largest_by_recipe(memory, engine.device_type)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
     for part, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
@@ -214,7 +220,7 @@ def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -
 
 
 def _check_memory(batches: Sequence[Batch], memory: float) -> None:
-    """Raise EngineError, naming a pair, where no worker has the memory for one by itself."""
+    """Raise EngineError, naming a pair, if a pair alone needs more than `memory` bytes."""
     for batch in batches:
         if batch.size and not batch.fitting(memory, 1):
             problem = memory_problem(memory, batch.recipe, batch.size, expected_dtype(batch.recipe))
@@ -224,10 +230,10 @@ def _check_memory(batches: Sequence[Batch], memory: float) -> None:
 def make_chunks(
     blocks: Iterable[tuple[Sequence[Batch], bool]], engine: Engine, work_in: Callable[[float], float]
 ) -> Iterator[Chunk]:
-    """Batches of one network together, so that a worker loads the next while it paints.
+    """Group batches of one network into chunks, so that a worker loads the next batch while it paints.
 
-    As many as take CHUNK_SECONDS, `work_in` being the pixel-steps a worker does in so many seconds, but fewer and fewer
-    in the last block, so that all workers end together.
+    `blocks` are batches, and True with the last block. `work_in(seconds)` is the pixel-steps that a worker does in that
+    time. A chunk takes about CHUNK_SECONDS; in the last block chunks get smaller, so that all workers end together.
     """
     for block, last in blocks:
         left = sum(batch.work for batch in block) if last else math.inf
@@ -237,8 +243,8 @@ def make_chunks(
             for batch in block:
                 if batch.recipe.network != network:
                     continue
-                most = min(work_in(CHUNK_SECONDS), (work + left) / (2 * engine.workers))
-                if members and work + batch.work > most:
+                max_work = min(work_in(CHUNK_SECONDS), (work + left) / (2 * engine.workers))
+                if members and work + batch.work > max_work:
                     yield Chunk(tuple(members))
                     members, work = [], 0
                 members.append(batch)
@@ -247,26 +253,27 @@ def make_chunks(
             yield Chunk(tuple(members))
 
 
-class _Pace:
-    """How fast a worker of this run paints, from what they all report."""
+class _WorkerSpeed:
+    """The average speed of a worker in this run, from the reports of all workers."""
 
     def __init__(self) -> None:
         self._work, self._seconds = 0, 0.0
 
     def add(self, event: Event) -> None:
-        """Count what was done."""
+        """Count the work in `event`, if it is a report of work."""
         if isinstance(event, Work):
             self._work, self._seconds = self._work + event.pixel_steps, self._seconds + event.seconds
 
     def work_in(self, seconds: float) -> float:
-        """Pixel-steps that a worker does in so many seconds; none as long as nothing is known."""
+        """Pixel-steps that a worker does in `seconds`; 0 before the first report."""
         return seconds * self._work / self._seconds if self._seconds else 0.0
 
 
 def _start(options: Options) -> Engine:
+    """The engine that `options` ask for."""
     if options.engine == "inline":
         return Inline(options.memory)
-    address = choose(options.address)
+    address = choose_address(options.address)
     from batchnst.engine.ray_cluster import Cluster
 
     return Cluster(address, options.gpus_per_task, options.max_attempts, options.memory)

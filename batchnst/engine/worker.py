@@ -1,4 +1,4 @@
-"""One chunk of work, wherever it runs: load ahead, paint, commit. Every error of a pair becomes its row."""
+"""Paint one chunk: load inputs ahead, paint, commit. An error of a pair becomes its row in the ledger."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import LossRow, PairRow
 from batchnst.painting.ahead import ahead
-from batchnst.painting.inputs import Inputs, Style, StyleFile, gather_pair, load_style
+from batchnst.painting.inputs import Inputs, LoadedStyle, StyleFile, gather_pair, load_style
 from batchnst.painting.painter import Painted, Painter, Retry, as_pair_error
-from batchnst.painting.tensors import Tensors
+from batchnst.painting.tensors import TensorCache
 from batchnst.pictures.decode import Pixels
-from batchnst.pictures.encode import Provenance, encode_picture, is_deep
+from batchnst.pictures.encode import Provenance, encode_picture, is_16_bit
 from batchnst.progress import Work
 from batchnst.transfer.device import Hardware, network_dtype
 from batchnst.transfer.weights import Weights
 
 log = logging.getLogger(__name__)
 
-RESCUED = "its loss exploded or was no number; painted again from its best picture, in fp32 and by L-BFGS"
+RESCUED = "its loss exploded or was not finite; painted again from its best picture, in fp32 and by L-BFGS"
+"""Error message in the row of a picture that diverged and was then painted successfully."""
 
 
 def paint_chunk(
@@ -42,50 +43,50 @@ def paint_chunk(
     out: str,
     lease: Lease,
     hardware: Hardware,
-    get_style: Callable[[StyleFile], Style] | None = None,
+    get_style: Callable[[StyleFile], LoadedStyle] | None = None,
 ) -> Iterator[Event]:
-    """Paint every pair of a chunk into OUT and commit it; yields events.
+    """Paint every pair of `chunk` into `out` and commit it; yields events.
 
-    `get_style` gives a style's picture; by default each style is read once from its address. Raises StorageError if OUT
-    cannot be written, and Superseded if the lease is no longer valid.
+    `get_style` loads a style; by default each style is read once from its address. Raises StorageError if `out` cannot
+    be written, and Superseded if `lease` is no longer valid.
     """
-    tensors = Tensors(hardware.device)
+    tensors = TensorCache(hardware.device)
     load = partial(_load, get_style or lru_cache(maxsize=32)(load_style))
     with _CommitThread() as commits:
         for batch, loaded in ahead(load, chunk.batches):
             dtype = network_dtype(batch.recipe.precision, hardware.device)
-            ledger = _Committer(Out(out), lease, weights.sha256, hardware.device, dtype)
+            committer = _Committer(Out(out), lease, weights.sha256, hardware.device, dtype)
             jobs, inputs = list[Job](), list[Inputs]()
-            for job, item in zip(batch.jobs, loaded, strict=True):
-                if isinstance(item, Exception):
-                    yield ledger.fail(job, item, datetime.now(UTC))
+            for job, result in zip(batch.jobs, loaded, strict=True):
+                if isinstance(result, Exception):
+                    yield committer.fail(job, result, datetime.now(UTC))
                 else:
                     jobs.append(job)
-                    inputs.append(item)
+                    inputs.append(result)
             painter = Painter(batch.recipe, weights, hardware, tensors, on_snapshot=partial(_write_snapshot, out, jobs))
-            for event in painter.paint(inputs, deep=[is_deep(job.pair.output) for job in jobs]):
+            for event in painter.paint(inputs, want_16_bit=[is_16_bit(job.pair.output) for job in jobs]):
                 if isinstance(event, Work):
                     yield event
                     yield from commits.finished()
                     continue
-                members = [jobs[place] for place in event.places]
+                members = [jobs[index] for index in event.indices]
                 if isinstance(event, Retry):
-                    ledger.warn(members, event.reason)
+                    committer.warn(members, event.reason)
                 elif isinstance(event.result, Exception):
-                    (place,) = event.places
-                    yield ledger.fail(jobs[place], event.result, event.started, inputs[place])
+                    (index,) = event.indices
+                    yield committer.fail(jobs[index], event.result, event.started, inputs[index])
                 else:
-                    sources = [inputs[place] for place in event.places]
-                    yield from commits.submit(partial(ledger.commit, members, sources, event.result, event.started))
+                    group = [inputs[index] for index in event.indices]
+                    yield from commits.submit(partial(committer.commit, members, group, event.result, event.started))
         yield from commits.wait()
 
 
-def _load(get_style: Callable[[StyleFile], Style], batch: Batch) -> list[Inputs | Exception]:
-    """The inputs of each job of a batch, or the reason why they cannot be had; raises StorageError."""
+def _load(get_style: Callable[[StyleFile], LoadedStyle], batch: Batch) -> list[Inputs | Exception]:
+    """Load the inputs of each job of `batch`; an error of a pair is returned, a StorageError is raised."""
     return [_load_job(job, get_style) for job in batch.jobs]
 
 
-def _load_job(job: Job, get_style: Callable[[StyleFile], Style]) -> Inputs | Exception:
+def _load_job(job: Job, get_style: Callable[[StyleFile], LoadedStyle]) -> Inputs | Exception:
     try:
         return gather_pair(job.pair, get_style)
     except StorageError:
@@ -94,13 +95,13 @@ def _load_job(job: Job, get_style: Callable[[StyleFile], Style]) -> Inputs | Exc
         return error
 
 
-def _write_snapshot(out: str, jobs: Sequence[Job], place: int, step: int, pixels: Pixels) -> None:
-    name = f"{jobs[place].pair.id}/step-{step:05d}.jpg"
+def _write_snapshot(out: str, jobs: Sequence[Job], index: int, step: int, pixels: Pixels) -> None:
+    name = f"{jobs[index].pair.id}/step-{step:05d}.jpg"
     Out(out).write_snapshot(name, encode_picture(pixels, name))
 
 
 class _CommitThread:
-    """Commits one group in a thread of its own while the next one is painted."""
+    """Commits one group of pictures in a thread while the next group is painted."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -115,23 +116,23 @@ class _CommitThread:
         self._pool.shutdown()
 
     def submit(self, commit: Callable[[], list[Finished]]) -> list[Finished]:
-        """Start a commit once the one before has ended; returns what that one finished."""
+        """Wait for the previous commit and start `commit`; returns the pairs that the previous one finished."""
         finished = self.wait()
         self._pending = self._pool.submit(commit)
         return finished
 
     def finished(self) -> list[Finished]:
-        """What has been committed since the last call, without waiting."""
+        """The pairs committed since the last call; does not wait."""
         return self.wait() if self._pending and self._pending.done() else []
 
     def wait(self) -> list[Finished]:
-        """Wait for the commit that is under way; returns what it finished, raises what it raised."""
+        """Wait for the running commit; returns the pairs that it finished, raises what it raised."""
         pending, self._pending = self._pending, None
         return pending.result() if pending else []
 
 
 class _Committer:
-    """Writes the pictures and rows of one task's jobs."""
+    """Writes the pictures and ledger rows of one batch's jobs."""
 
     def __init__(self, out: Out, lease: Lease, weights_sha256: str, device: torch.device, dtype: torch.dtype) -> None:
         self.out, self.lease, self.weights_sha256 = out, lease, weights_sha256
@@ -140,16 +141,16 @@ class _Committer:
     def commit(
         self, jobs: Sequence[Job], inputs: Sequence[Inputs], painted: Sequence[Painted], started: datetime
     ) -> list[Finished]:
-        """Commit a group, or the reason why it cannot be; raises only StorageError."""
+        """Commit a group of pictures; an error becomes a failed row for each, only a StorageError is raised."""
         try:
             return self._commit(jobs, inputs, painted, started)
         except StorageError:
             raise
         except Exception as error:
-            return [self.fail(job, error, started, read) for job, read in zip(jobs, inputs, strict=True)]
+            return [self.fail(job, error, started, job_inputs) for job, job_inputs in zip(jobs, inputs, strict=True)]
 
     def fail(self, job: Job, error: Exception, started: datetime, inputs: Inputs | None = None) -> Finished:
-        """Write the row of an attempt that failed."""
+        """Write the ledger row of a failed attempt."""
         error = as_pair_error(error)
         row = rows.failed(self._row(job, started), error)
         self.out.append(self.lease, [rows.with_inputs(row, inputs) if inputs else row], [])
@@ -164,12 +165,15 @@ class _Committer:
     def _commit(
         self, jobs: Sequence[Job], inputs: Sequence[Inputs], painted: Sequence[Painted], started: datetime
     ) -> list[Finished]:
-        """Put the pictures in place, then their rows."""
+        """Write the pictures, then their rows: a row means that its picture is in place."""
         self.out.check(self.lease)
-        pair_rows = [self._write(*each, len(jobs), started) for each in zip(jobs, inputs, painted, strict=True)]
+        pair_rows = [
+            self._write(job, job_inputs, picture, len(jobs), started)
+            for job, job_inputs, picture in zip(jobs, inputs, painted, strict=True)
+        ]
         losses: list[LossRow] = []
-        for job, result in zip(jobs, painted, strict=True):
-            losses += rows.loss_rows(job, self.lease.run_id, result)
+        for job, picture in zip(jobs, painted, strict=True):
+            losses += rows.loss_rows(job, self.lease.run_id, picture)
         self.out.append(self.lease, pair_rows, losses)
         for job, row in zip(jobs, pair_rows, strict=True):
             outcome = row.error_message or f"loss {row.total_loss:.4g} after {row.steps} steps"
@@ -177,7 +181,7 @@ class _Committer:
         return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
 
     def _write(self, job: Job, inputs: Inputs, painted: Painted, batch_size: int, started: datetime) -> PairRow:
-        """Write a picture; returns its row, a failed one if the picture cannot be written in its format."""
+        """Write a picture and return its row; the row has failed if the picture is not finite or cannot be encoded."""
         row = rows.with_painting(rows.with_inputs(self._row(job, started), inputs), job, painted, batch_size)
         try:
             painted.check_finite()

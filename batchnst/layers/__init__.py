@@ -1,1 +1,1 @@
-"""What the layers of a network see, on one sheet."""
+"""The sheet of `batchnst layers`: what each layer of a network responds to and holds of a picture."""

@@ -1,4 +1,4 @@
-"""What excites the channels of each layer most, in pictures that come as a stream and are not kept."""
+"""The patches that excite a layer's channels most, from pictures that are read one by one and not kept."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from batchnst.transfer.device import best_device
 
 @dataclass(frozen=True)
 class Patch:
-    """What a channel responds to so strongly: its receptive field, RGBA, transparent where the picture has ended.
+    """The receptive field of a strong response, cut out of its picture.
 
-    name: of the picture that it is from.
+    image: RGBA, transparent beyond the picture's border. name: the picture's name. response: the channel's value.
     """
 
     image: Image.Image
@@ -40,20 +40,24 @@ class Patch:
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel by its number in the layer, and the patches that excite it most, the strongest first."""
+    """A channel by its number in the layer, with the patches that excite it most, the strongest first."""
 
     number: int
     patches: list[Patch]
 
     @property
     def across(self) -> int:
-        """Patches in a row of the square that they make."""
+        """Patches in a row, when they are laid out as a square."""
         return math.ceil(math.sqrt(len(self.patches)))
 
 
 @dataclass(frozen=True)
 class Excitement:
-    """Of each layer the strongest channels. pictures: those that were seen; left_out: why others were not."""
+    """The strongest channels in a set of pictures.
+
+    channels: layer → its strongest channels. pictures: number of pictures used. left_out: for each other picture, the
+    reason why it was left out.
+    """
 
     channels: dict[str, list[Channel]]
     pictures: int
@@ -63,46 +67,49 @@ class Excitement:
 def excitement(
     addresses: Sequence[str], named: Collection[str], recipe: Recipe, channels: int, top: int, progress: Progress
 ) -> Excitement:
-    """What excites the strongest `channels` of the recipe's layers in the pictures, `top` patches each, at the most.
+    """Find the `channels` strongest channels of each of the recipe's layers, and up to `top` patches for each.
 
-    With `top` pictures or more each shows once in a channel, at the most. They are read one after the other; those that
-    are shown, a second time. Raises InputError for one among the `named` that cannot be used; others are left out.
+    With at least `top` pictures, a channel has at most one patch of each. The pictures are read one by one, and those
+    with a patch once more. Raises InputError for an unusable picture among `named`; any other is left out.
     """
     layers = cut(recipe.backbone, recipe.layers)
-    seen_by, each = fields(layers), -(-top // len(addresses))
+    layer_fields, per_picture = fields(layers), -(-top // len(addresses))
     strongest = {
-        layer.name: Strongest(layer.channels, seen_by[layer.name], top, each)
+        layer.name: Strongest(layer.channels, layer_fields[layer.name], top, per_picture)
         for layer in layers
         if layer.name in recipe.layers
     }
-    used, left_out = _look(addresses, named, recipe, strongest, progress)
-    chosen = {
+    used, left_out = _collect(addresses, named, recipe, strongest, progress)
+    responses = {
         name: {number: layer.responses(number) for number in layer.channels(channels)}
         for name, layer in strongest.items()
     }
-    patches = _patches(chosen, seen_by, used, recipe)
-    found = {
-        name: [Channel(number, [patches[name, response] for response in own]) for number, own in numbers.items()]
-        for name, numbers in chosen.items()
+    patches = _patches(responses, layer_fields, used, recipe)
+    by_layer = {
+        name: [Channel(number, [patches[name, response] for response in chosen]) for number, chosen in numbers.items()]
+        for name, numbers in responses.items()
     }
-    return Excitement(found, len(used), left_out)
+    return Excitement(by_layer, len(used), left_out)
 
 
 def load(address: str, recipe: Recipe) -> Pixels:
-    """A picture (H, W, 3) as the recipe's network sees it; raises InputError."""
+    """Load a picture (H, W, 3) at the size that the recipe's network sees; raises InputError."""
     picture = load_picture(address, decode_options(recipe))
     check_size(picture.pixels, address, recipe)
     return picture.pixels
 
 
-def _look(
+def _collect(
     addresses: Sequence[str],
     named: Collection[str],
     recipe: Recipe,
     strongest: Mapping[str, Strongest],
     progress: Progress,
 ) -> tuple[list[str], list[str]]:
-    """Show all pictures to the network; returns the addresses of those that could be, and why others could not."""
+    """Pass all pictures through the network and add their features to `strongest`.
+
+    Returns the addresses of the pictures used, and the reasons why others were left out.
+    """
     used, left_out = list[str](), list[str]()
     device = best_device()
     backbone = load_backbone(recipe, load_weights(*recipe.network), device)
@@ -116,7 +123,7 @@ def _look(
         with torch.no_grad():
             features = backbone(to_tensors([pixels], device))
         for name, layer in strongest.items():
-            layer.see(features[name][0], pixels.shape[1], pixels.shape[0])
+            layer.add(features[name][0], pixels.shape[1], pixels.shape[0])
         used.append(address)
     return used, left_out
 
@@ -129,26 +136,26 @@ def _load_or_error(address: str, recipe: Recipe) -> Pixels | InputError:
 
 
 def _patches(
-    chosen: Mapping[str, Mapping[int, list[Response]]],
-    seen_by: Mapping[str, Field],
+    responses: Mapping[str, Mapping[int, list[Response]]],
+    layer_fields: Mapping[str, Field],
     used: Sequence[str],
     recipe: Recipe,
 ) -> dict[tuple[str, Response], Patch]:
-    """The patch of each response of each layer, from pictures that are read once more, one after the other."""
-    shown: defaultdict[int, list[tuple[str, Response]]] = defaultdict(list)
-    for name, numbers in chosen.items():
-        for response in chain.from_iterable(numbers.values()):
-            shown[response.picture].append((name, response))
+    """Cut out the patch of each layer's responses; each picture with a patch is read once more."""
+    by_picture: defaultdict[int, list[tuple[str, Response]]] = defaultdict(list)
+    for name, channels in responses.items():
+        for response in chain.from_iterable(channels.values()):
+            by_picture[response.picture].append((name, response))
     patches = {}
-    for number, own in shown.items():
+    for number, in_picture in by_picture.items():
         picture = Image.fromarray(load(used[number], recipe)).convert("RGBA")
-        for name, response in own:
-            image = picture.crop(seen_by[name].box(response.x, response.y))
+        for name, response in in_picture:
+            image = picture.crop(layer_fields[name].box(response.x, response.y))
             patches[name, response] = Patch(image, name_of(used[number]), response.value)
     return patches
 
 
 def name_of(address: str) -> str:
-    """A picture's name as it is shown: without its folders, and with a mark for what cannot be printed."""
+    """Return a picture's name without its folders; characters that cannot be printed are replaced by a mark."""
     name = address.rpartition("/")[2]
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

@@ -1,4 +1,4 @@
-"""What a sheet can be written as."""
+"""The formats in which a sheet can be written: a page or a picture."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from batchnst.layers.sheet import Sheet
 from batchnst.pictures import encode
 
 PAGES = (".html", ".htm")
-"""Endings of pages; all others are those of pictures."""
+"""Endings of pages; all other endings are those of pictures."""
 
 
 def check(name: str) -> None:
-    """Raise RequestError for a name that does not end like a page or a picture."""
+    """Raise RequestError if `name` does not end like a page or a picture."""
     if _ending(name) not in (*PAGES, *encode.FORMATS):
         expected = ", ".join((*PAGES, *encode.FORMATS))
         raise RequestError(f"--out {name}: cannot be written; expected a name that ends in {expected}")
 
 
 def render(sheet: Sheet, name: str) -> bytes:
-    """The sheet's file, as the ending of its name asks."""
+    """Return the file for `sheet`, in the format of the ending of `name`."""
     if _ending(name) in PAGES:
         return page(sheet)
     pixels = np.asarray(poster(sheet))

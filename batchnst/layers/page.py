@@ -1,4 +1,4 @@
-"""The sheet as one HTML page that needs nothing else: no other file, no script, no network."""
+"""The sheet as one self-contained HTML page: no other file, no script, no network."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from batchnst.layers.sheet import LEGEND, Sheet
 from batchnst.pages import templates
 
 QUALITY = 88
-"""Of pictures in the page, 0..100."""
+"""WebP quality of the pictures in the page, 0..100."""
 
 SMALLEST_PHOTO = 48
-"""Smaller patches are kept to the last pixel, in pixels of their side."""
+"""Width in pixels below which a picture is stored without loss."""
 
 
 def page(sheet: Sheet) -> bytes:
-    """The page, UTF-8."""
+    """Return the page, UTF-8."""
     environment = templates("batchnst.layers")
     environment.filters.update(source=_source, percent=percent)
     style = (files("batchnst.layers") / "templates" / "sheet.css").read_text("utf-8")
@@ -29,7 +29,7 @@ def page(sheet: Sheet) -> bytes:
 
 
 def _source(image: Image.Image) -> str:
-    """The picture itself as an address."""
+    """Return `image` as a data: URI."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=image.width < SMALLEST_PHOTO, quality=QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

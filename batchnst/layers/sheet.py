@@ -1,4 +1,4 @@
-"""The sheet: of each layer what excites it, what it holds of a content and a style, and its share of style losses."""
+"""The sheet: for each layer, its strongest channels, its content and style alone, and its share of the style loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchnst.layers.contributions import Contribution, contributions
 from batchnst.layers.excitement import Channel, excitement, load, name_of
 from batchnst.layers.receptive import Field, fields
 from batchnst.ledger.out import Out
-from batchnst.manifest.pairing import pictures
+from batchnst.manifest.pairing import list_pictures
 from batchnst.painting.single import stylize
 from batchnst.progress import Progress
 from batchnst.recipe import Recipe
@@ -20,27 +20,27 @@ from batchnst.storage.files import resolve
 from batchnst.transfer.stylize import Step
 
 PAINTED = 256
-"""Longest side of what is painted from noise, in pixels: no sheet shows it larger."""
+"""Longest side of the pictures painted from noise, in pixels: no sheet shows them larger."""
 
 
 LEGEND = (
-    "From row to row a position of the network sees more of a picture.",
-    "In each block: what excites one of the layer's strongest channels most, cut to what a position sees.",
-    "Beside them, painted from noise: what the layer alone holds of a content, and of a style.",
+    "Each row is a layer, from the first to the deepest. Deeper layers see more of a picture.",
+    "Each block: patches that excite one of the layer's strongest channels most, cut to the receptive field.",
+    "Beside the blocks: the content and the style, each painted from noise by this layer alone.",
 )
-"""How to read a sheet."""
+"""Lines that explain a sheet."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be on a sheet.
+    """The settings of a sheet.
 
-    places: of the pictures, files, folders, prefixes or globs; the first picture is the content. style: its address;
-    None for the content. channels, top: of a layer, and patches of a channel. out: whose ledger to ask. pair_id: which
-    pair; None for all.
+    sources: pictures, as files, folders, prefixes or globs; the first picture is the content. style: address of the
+    style; None for the content. channels: channels of each layer. top: patches of each channel. out: run whose ledger
+    has the style losses. pair_id: the pair to read them from; None for all pairs.
     """
 
-    places: Sequence[str]
+    sources: Sequence[str]
     style: str | None = None
     channels: int = 6
     top: int = 9
@@ -49,8 +49,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Given:
-    """A picture as it was given: its name, without folders and what cannot be printed, and as the network sees it."""
+class NamedImage:
+    """A picture at the size that the network sees, and its name as `name_of` shows it."""
 
     name: str
     image: Image.Image
@@ -58,7 +58,11 @@ class Given:
 
 @dataclass(frozen=True)
 class View:
-    """A layer: its channels, the strongest first, and what it alone makes of the content and of the style."""
+    """One layer on the sheet.
+
+    channels: its strongest channels, the strongest first. content, texture: the content and the style, painted from
+    noise by this layer alone. contribution: to the style loss; None without a ledger, or if the layer is not in it.
+    """
 
     layer: Layer
     field: Field
@@ -69,46 +73,49 @@ class View:
 
     @property
     def facts(self) -> list[str]:
-        """What there is to say of the layer, in a few words each."""
+        """Short lines about the layer."""
         size, stride = self.field.size, self.field.stride
         return [f"sees {size} × {size} pixels", f"stride {stride}", f"{self.layer.channels} channels"]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that page and picture show. pictures: those that were seen; left_out: why others were not, a line each."""
+    """Everything that the page and the poster show.
+
+    pictures: number of pictures used. left_out: for each other picture, the reason why it was left out.
+    """
 
     recipe: Recipe
-    content: Given
-    style: Given
+    content: NamedImage
+    style: NamedImage
     pictures: int
     left_out: list[str]
     views: list[View]
 
     @property
     def title(self) -> str:
-        """What the sheet is."""
+        """Title of the sheet."""
         return f"What the layers of {self.recipe.backbone} see"
 
     @property
     def origin(self) -> str:
-        """What it was made from."""
+        """Line about the network and the pictures that the sheet was made from."""
         count = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
         return f"{self.recipe.backbone}, {self.recipe.weights} weights; {count} of {self.recipe.size} pixels"
 
 
 def make(request: Request, recipe: Recipe, progress: Progress) -> Sheet:
-    """Look at the pictures, and paint, for every layer of the recipe.
+    """Make the sheet of the recipe's layers: pass the pictures through the network, and paint for every layer.
 
-    Raises InputError for a content, a style or a picture given by name that cannot be used, RequestError for a place
-    without pictures and LedgerError for a ledger that has nothing to say.
+    Raises InputError if the content, the style or a picture given by name cannot be used, RequestError if a source has
+    no pictures, and LedgerError if the ledger has no style losses of the backbone.
     """
     shares = contributions(request.out, request.pair_id, recipe.backbone) if request.out else {}
-    found = (address for place in request.places for address in pictures(place))
-    addresses = list(dict.fromkeys(resolve(address, ".") for address in found))
-    named = [resolve(place, ".") for place in request.places]
-    content = _given(addresses[0], recipe)
-    style = _given(request.style, recipe) if request.style else content
+    listed = (address for source in request.sources for address in list_pictures(source))
+    addresses = list(dict.fromkeys(resolve(address, ".") for address in listed))
+    named = [resolve(source, ".") for source in request.sources]
+    content = _load_named(addresses[0], recipe)
+    style = _load_named(request.style, recipe) if request.style else content
     excited = excitement(addresses, named, recipe, request.channels, request.top, progress)
     painter = _Painter({"content": content.image, "style": style.image}, recipe, progress)
     layers = cut(recipe.backbone, recipe.layers)
@@ -127,12 +134,15 @@ def make(request: Request, recipe: Recipe, progress: Progress) -> Sheet:
     return Sheet(recipe, content, style, excited.pictures, excited.left_out, views)
 
 
-def _given(address: str, recipe: Recipe) -> Given:
-    return Given(name_of(address), Image.fromarray(load(address, recipe)))
+def _load_named(address: str, recipe: Recipe) -> NamedImage:
+    return NamedImage(name_of(address), Image.fromarray(load(address, recipe)))
 
 
-def alone(recipe: Recipe, layer: str, term: str) -> Recipe:
-    """How to paint from noise what a layer alone holds of a "content" or "style" (Gatys et al. 2015, figure 1)."""
+def single_layer_recipe(recipe: Recipe, layer: str, term: str) -> Recipe:
+    """Return the recipe that paints from noise by `layer` alone (Gatys et al. 2015, figure 1).
+
+    `term` is the term of the loss that it uses, "content" or "style".
+    """
     changes = {
         "content_layers": {layer: 1.0},
         "style_layers": {layer: 1.0},
@@ -148,18 +158,19 @@ def alone(recipe: Recipe, layer: str, term: str) -> Recipe:
 
 
 class _Painter:
-    """Paints the content and the style by each layer, and says how far that is."""
+    """Paints the content and the style by one layer at a time, and reports progress over all paintings."""
 
-    def __init__(self, given: dict[str, Image.Image], recipe: Recipe, progress: Progress) -> None:
-        self.given, self.recipe, self.progress = given, recipe, progress
-        self.done, self.total = 0, len(given) * len(recipe.layers)
+    def __init__(self, images: dict[str, Image.Image], recipe: Recipe, progress: Progress) -> None:
+        self.images, self.recipe, self.progress = images, recipe, progress
+        self.done, self.total = 0, len(images) * len(recipe.layers)
 
     def paint(self, layer: str, term: str) -> Image.Image:
-        """What a layer alone holds of the content, or of the style."""
+        """Paint the image of `term`, "content" or "style", from noise by `layer` alone."""
+        image, recipe = self.images[term], single_layer_recipe(self.recipe, layer, term)
 
         def on_step(step: Step) -> None:
             self.progress(f"{layer}: {term}, step {step.index + 1}", self.done + step.share, self.total)
 
-        painting = stylize(self.given[term], self.given[term], alone(self.recipe, layer, term), on_step=on_step)
+        painting = stylize(image, image, recipe, on_step=on_step)
         self.done += 1
         return painting.picture

@@ -1,1 +1,1 @@
-"""The write side of OUT: its tables, its files, and who may write them."""
+"""The write side of OUT: the ledger's tables and files, and the claim that says which run may write them."""

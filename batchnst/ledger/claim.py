@@ -1,7 +1,7 @@
-"""Who may write into OUT: one run at a time, and of its tasks those that are not given up for lost.
+"""The claim on OUT: only one run at a time may write, and only its tasks that were not given up as lost.
 
-A run writes its claim into OUT and, as long as it lives, a sign of life every few seconds. Tasks read the claim before
-they write: one that outlives its run, or was taken for lost, cannot paint what another paints too.
+A run writes a claim into OUT and, while it is alive, a heartbeat every few seconds. Its tasks read the claim before
+they write, so a task that outlives its run or was given up as lost cannot write a pair that is painted elsewhere too.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from batchnst.errors import Occupied, StorageError, Superseded
 from batchnst.storage.files import Folder
 
 CLAIM = ".batchnst/claim"
+"""Path of the claim in OUT."""
 
 BEAT_SECONDS = 10.0
-"""Between two signs of life."""
+"""Seconds between two heartbeats."""
 
 SILENCE_SECONDS = 60.0
-"""After so long without a sign of life a run counts as dead."""
+"""Seconds without a heartbeat after which a run counts as dead."""
 
 SETTLE_SECONDS = 1.0
-"""What the tasks of a dead run have to end the write they are in."""
+"""Seconds that the tasks of a dead run get to finish a write that they have begun."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of a run's task to write, by its number; 0 is the run itself."""
+    """The right of a run's task to write. `task` is its number; 0 is the run itself."""
 
     run_id: str
     task: int = 0
@@ -41,7 +42,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Holder:
-    """A run that has OUT, and for how many seconds it gave no sign of life, by its own clock and this one."""
+    """A run that holds OUT.
+
+    `silent` is the time since its last heartbeat, in seconds. It compares the clock of the run's host with this one.
+    """
 
     run_id: str
     host: str
@@ -50,12 +54,12 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        """Whether it gave one lately."""
+        """True if the last heartbeat is less than SILENCE_SECONDS old."""
         return self.silent < SILENCE_SECONDS
 
 
 def holder(folder: Folder) -> Holder | None:
-    """The run that has OUT, unless it has ended or is known to be dead."""
+    """The run that holds OUT; None if no run does, or if it is known to be dead."""
     claim = _read(folder)
     beat = folder.read(_beat_name(claim["run_id"])) if claim else None
     if claim is None or beat is None or _is_dead(claim):
@@ -64,7 +68,10 @@ def holder(folder: Folder) -> Holder | None:
 
 
 class Claim:
-    """A run's hold on OUT, from `with` to the end of it."""
+    """A run's claim on OUT, held while the `with` block lasts.
+
+    Entering raises Occupied if another run is alive. It may wait up to SILENCE_SECONDS for that run's heartbeat.
+    """
 
     def __init__(self, folder: Folder, run_id: str) -> None:
         self.folder, self.run_id = folder, run_id
@@ -73,9 +80,9 @@ class Claim:
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
 
     def rival(self) -> str | None:
-        """The run that holds OUT and may be alive, in words."""
-        other = holder(self.folder)
-        return f"run {other.run_id} on {other.host} (process {other.pid})" if other else None
+        """Description of the run that holds OUT and may be alive; None if there is none."""
+        current = holder(self.folder)
+        return f"run {current.run_id} on {current.host} (process {current.pid})" if current else None
 
     def __enter__(self) -> Self:
         rival = self.rival()
@@ -84,13 +91,13 @@ class Claim:
                 f"{self.folder.address}: {rival} is painting into this folder; wait for it or stop it, "
                 "then run the same command again"
             )
-        left_behind = _read(self.folder)
+        previous = _read(self.folder)
         self._beat()
         self._write()
         self.folder.clear_temporary()
-        if left_behind and self.folder.read(_beat_name(left_behind["run_id"])):
+        if previous and self.folder.read(_beat_name(previous["run_id"])):
             time.sleep(SETTLE_SECONDS)
-            self.folder.remove(_beat_name(left_behind["run_id"]))
+            self.folder.remove(_beat_name(previous["run_id"]))
         self._thread.start()
         return self
 
@@ -99,20 +106,20 @@ class Claim:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        with suppress(StorageError):  # a store that is gone has been told of already
+        with suppress(StorageError):  # a store that is gone was reported already
             self.folder.remove(_beat_name(self.run_id))
-            check(self.folder, Lease(self.run_id))  # a run that has taken over is writing there
-            self.folder.clear_temporary()  # what workers that were killed left
+            check(self.folder, Lease(self.run_id))  # if another run has taken over, it is writing there
+            self.folder.clear_temporary()  # left by workers that were killed
 
     def revoke(self, task: int) -> None:
-        """From now on a task that was lost cannot write, should it live on somewhere."""
+        """Forbid a lost `task` to write, in case it is still alive; raises Superseded if another run holds OUT."""
         check(self.folder, Lease(self.run_id))
         self._revoked.append(task)
         self._write()
 
     def _write(self) -> None:
-        own = {"run_id": self.run_id, "host": socket.gethostname(), "pid": os.getpid(), "revoked": self._revoked}
-        self.folder.write(CLAIM, json.dumps(own).encode())
+        claim = {"run_id": self.run_id, "host": socket.gethostname(), "pid": os.getpid(), "revoked": self._revoked}
+        self.folder.write(CLAIM, json.dumps(claim).encode())
 
     def _beat(self) -> None:
         self.folder.write(_beat_name(self.run_id), str(time.time_ns()).encode())
@@ -122,10 +129,10 @@ class Claim:
             try:
                 self._beat()
             except StorageError:
-                continue  # a store that is gone stops the run where it writes
+                continue  # the run stops at its next write if the store is gone
 
     def _shows_life(self) -> bool:
-        """Whether the run that holds OUT gives a sign of life within the time in which it would."""
+        """True if the run that holds OUT writes a heartbeat within SILENCE_SECONDS."""
         name = _beat_name((_read(self.folder) or {})["run_id"])
         last, end = self.folder.read(name), time.monotonic() + SILENCE_SECONDS
         while time.monotonic() < end:
@@ -137,12 +144,12 @@ class Claim:
 
 
 def check(folder: Folder, lease: Lease) -> None:
-    """Raise Superseded where another run has claimed OUT, or the task was given up for lost."""
+    """Raise Superseded if another run has claimed OUT or the task of `lease` was given up as lost."""
     claim = _read(folder)
     if claim is None or claim["run_id"] != lease.run_id:
         raise Superseded(f"{folder.address}: another run has taken this folder over; this one stops")
     if lease.task in claim["revoked"]:
-        raise Superseded(f"{folder.address}: this task was taken for lost, and its pairs are painted elsewhere")
+        raise Superseded(f"{folder.address}: this task was given up as lost; its pairs are painted elsewhere")
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
@@ -156,7 +163,7 @@ def _beat_name(run_id: str) -> str:
 
 
 def _is_dead(claim: dict[str, Any]) -> bool:
-    """Whether it is sure that the process which wrote a claim is no more: only on its own host it can be."""
+    """True only if the claimant ran on this host and has exited."""
     if claim["host"] != socket.gethostname():
         return False
     try:
@@ -165,5 +172,5 @@ def _is_dead(claim: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         return False
-    # In containers every process has the same number: this one is not the one that claimed.
+    # In containers, every run may have the same process id: a claim with ours was written by an earlier run.
     return bool(claim["pid"] == os.getpid())

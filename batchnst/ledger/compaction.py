@@ -1,7 +1,8 @@
-"""Many small ledger files become few, sorted ones, without a row lost or doubled, wherever it is cut off.
+"""Merges small ledger files into a few large, sorted ones. A crash at any point neither loses nor doubles a row.
 
-Merged files are made aside. Then a journal says which of them replace which files: from that moment on, and not before,
-the merged ones count. They are moved into place, the old ones removed, and last of all the journal.
+1. The merged files are written to a folder aside.
+2. A journal lists the new files and the old ones that they replace. From then on the new files count.
+3. The new files are moved into place, the old ones removed, and then the journal.
 """
 
 from __future__ import annotations
@@ -21,34 +22,37 @@ from batchnst.ledger import parquet
 from batchnst.storage.files import Folder
 
 ASIDE = ".batchnst/merged"
+"""Folder in OUT for merged files that are not in place yet."""
+
 JOURNAL = ".batchnst/compaction"
+"""Path of the journal in OUT."""
 
 GROUP_BYTES = 32 << 20
-"""Files of so many bytes together are merged: about a million steps, half a gigabyte of memory."""
+"""Largest total size of files merged into one, in bytes: about a million steps, half a gigabyte of memory."""
 
 SMALL_BYTES = GROUP_BYTES // 2
-"""Files of fewer bytes are merged; each row is so rewritten but a few times in the life of a ledger."""
+"""Only files smaller than this, in bytes, are merged, so that each row is rewritten only a few times."""
 
 ORDER = {
     "pairs": ["status", "pair_id", "finished_at"],
     "losses": ["pair_id", "run_id", "attempt", "step"],
     "runs": ["started_at"],
 }
-"""How rows are sorted, so that all failures, or one pair's curve, lie together."""
+"""Sort order of each table, which keeps all failures, or the curve of a pair, together."""
 
 
 @dataclass(frozen=True)
 class _Journal:
-    """Files that replace others, by their paths under `ledger/`."""
+    """New files and the old ones that they replace, as paths under `ledger/`."""
 
     new: list[str]
     old: list[str]
 
 
 def compact(folder: Folder, at_least: int) -> tuple[int, int]:
-    """Merge the small files of each table that has so many; returns how many files there were, and are.
+    """Merge the small files of each table that has `at_least` of them; return the number of files before and after.
 
-    Raises LedgerError, and leaves everything as it was, for a file that cannot be read.
+    Raises LedgerError if a file cannot be read; nothing is changed then. Raises StorageError if OUT fails.
     """
     recover(folder)
     listed = {table: folder.files(f"ledger/{table}", ending=".parquet") for table in ORDER}
@@ -64,7 +68,7 @@ def compact(folder: Folder, at_least: int) -> tuple[int, int]:
 
 
 def recover(folder: Folder) -> None:
-    """End what a compaction began, if its journal was written, or clear away what it had made."""
+    """Finish an interrupted compaction if its journal was written; otherwise remove its merged files."""
     journal = _read(folder)
     if journal:
         with ThreadPoolExecutor(folder.streams) as pool:
@@ -75,20 +79,20 @@ def recover(folder: Folder) -> None:
         folder.remove(folder.relative(info.path))
 
 
-def without_doubles(folder: Folder, table: str, files: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
-    """Of a table's files, as they were listed, those that count while a compaction is under way, or was cut off."""
+def current_files(folder: Folder, table: str, files: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
+    """The listed `files` of `table` without those that hold the same rows twice during a compaction."""
     journal = _read(folder)
     if journal is None:
         return files
     new, old = ({name for name in names if name.startswith(f"{table}/")} for names in (journal.new, journal.old))
     listed = {f"{table}/{info.base_name}" for info in files}
-    # Old ones are removed when all the new ones are in place.
+    # Old files are removed only after all new ones are in place.
     skipped = old if new <= listed else new
     return [info for info in files if f"{table}/{info.base_name}" not in skipped]
 
 
 def _groups(files: Sequence[pafs.FileInfo], at_least: int) -> list[list[pafs.FileInfo]]:
-    """Small files, as many together as make GROUP_BYTES; a single one would gain nothing."""
+    """Small files in groups of at most GROUP_BYTES and at least two files; none if fewer than `at_least` are small."""
     small = [info for info in files if info.size < SMALL_BYTES]
     if len(small) < at_least:
         return []
@@ -103,16 +107,16 @@ def _groups(files: Sequence[pafs.FileInfo], at_least: int) -> list[list[pafs.Fil
 
 
 def _merge(folder: Folder, table: str, group: Sequence[pafs.FileInfo]) -> str:
-    """Make a file of several, aside; returns its path under `ledger/`."""
+    """Merge the files of `group` into one in ASIDE; return its future path under `ledger/`. Raises StorageError."""
     with ThreadPoolExecutor(folder.streams) as pool:
         parts = list(pool.map(partial(parquet.read, folder.filesystem), group))
-    # Columns that this version does not know are kept.
+    # Keep columns that this version does not know.
     rows = pa.concat_tables(parts, promote_options="default").sort_by([(name, "ascending") for name in ORDER[table]])
     name = f"{table}/merged-{uuid.uuid4().hex}.parquet"
     folder.write(f"{ASIDE}/{name}", parquet.encode(rows, table, statistics=True))
     (written,) = (info for info in folder.files(f"{ASIDE}/{table}") if info.base_name in name)
     if parquet.read(folder.filesystem, written, ORDER[table]).num_rows != sum(part.num_rows for part in parts):
-        raise StorageError(f"{written.path}: was not written as a whole")
+        raise StorageError(f"{written.path}: was written incompletely")
     return name
 
 

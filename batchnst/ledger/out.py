@@ -1,4 +1,4 @@
-"""OUT: where pictures and ledger lie; whole files are added, nothing is changed."""
+"""OUT, the folder of pictures and ledger. Whole files are added to the ledger; none is ever changed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, t
 from batchnst.storage.files import Folder
 
 BLOCK = 1 << 14
-"""Outcomes that are Python objects at the same time."""
+"""Outcomes converted to Python objects at a time."""
 
 GROUP = 256
-"""Files that a thread reads at a time."""
+"""Files that a thread reads one after the other, as one piece of work."""
 
 TRIES = 3
-"""Times that files are listed and read, where some of them vanish between."""
+"""Attempts at listing and reading files, if some of them vanish in between."""
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ _OUTCOMES = ("pair_id", "status", "fingerprint", "attempt", "finished_at")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the newest row says of a pair."""
+    """The newest row of a pair: its status, fingerprint and attempt."""
 
     ok: bool
     fingerprint: str
@@ -47,10 +47,10 @@ class Outcome:
 
 
 class Outcomes:
-    """The newest outcome of every pair, in columns: those of a million pairs take some hundred megabytes."""
+    """The newest outcome of every pair, kept in columns: a million pairs take some hundred megabytes."""
 
     def __init__(self, rows: pa.Table | None = None) -> None:
-        """From rows of `pairs`, all attempts of each pair; None: from none."""
+        """`rows` are those of `pairs`, with all attempts at each pair; None means no rows."""
         newest = newest_rows(parquet.empty("pairs", _OUTCOMES) if rows is None else rows)
         self._ids = newest["pair_id"].combine_chunks()
         self._columns = [newest[name] for name in ("status", "fingerprint", "attempt")]
@@ -59,63 +59,67 @@ class Outcomes:
         return len(self._ids)
 
     def find(self, pair_ids: Sequence[str] | pa.ChunkedArray) -> tuple[NDArray[np.int64], Iterator[Outcome]]:
-        """Which of these ids, by position, have an outcome, and the outcomes of those."""
+        """The positions in `pair_ids` of the pairs that have an outcome, and their outcomes in the same order."""
         if isinstance(pair_ids, Sequence):
             pair_ids = pa.array(pair_ids, pa.string())
-        places = pc.index_in(pair_ids, self._ids)
-        positions = np.flatnonzero(pc.is_valid(places).to_numpy(zero_copy_only=False))
-        known = pa.table([column.take(places.drop_null()) for column in self._columns], ["status", "mark", "attempt"])
+        rows = pc.index_in(pair_ids, self._ids)
+        positions = np.flatnonzero(pc.is_valid(rows).to_numpy(zero_copy_only=False))
+        names = ["status", "fingerprint", "attempt"]
+        known = pa.table([column.take(rows.drop_null()) for column in self._columns], names)
         return positions, (
-            Outcome(status == "ok", mark, attempt)
+            Outcome(status == "ok", fingerprint, attempt)
             for batch in known.to_batches(max_chunksize=BLOCK)
-            for status, mark, attempt in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            for status, fingerprint, attempt in zip(*(column.to_pylist() for column in batch.columns), strict=True)
         )
 
 
 class Out:
-    """A run's folder, local or in an object store: `images/`, and the ledger's tables under `ledger/`."""
+    """A run's folder, local or in an object store: pictures under `images/`, the ledger under `ledger/`."""
 
     def __init__(self, address: str) -> None:
         self.folder = Folder(address)
         self.address = self.folder.address
 
     def claim(self, run_id: str) -> Claim:
-        """A run's hold on this folder, to be taken by `with`."""
+        """A claim on this folder by `run_id`; use it in a `with` statement."""
         return Claim(self.folder, run_id)
 
     def check(self, lease: Lease) -> None:
-        """Raise Superseded for one that may not write any more."""
+        """Raise Superseded if the holder of `lease` may no longer write."""
         check(self.folder, lease)
 
     def compact(self, at_least: int = 2) -> tuple[int, int]:
-        """Merge the ledger's small files, of tables with so many; under a claim. Returns the files before and after.
+        """Merge the small files of each table that has `at_least` of them; return the number of files before and after.
 
-        Raises LedgerError, and leaves everything as it was, for a file that cannot be read.
+        The caller must hold the claim. Raises LedgerError if a file cannot be read; nothing is changed then.
         """
         return compaction.compact(self.folder, at_least)
 
     def recover(self) -> None:
-        """End a compaction that was cut off; under a claim."""
+        """Finish or undo an interrupted compaction. The caller must hold the claim."""
         compaction.recover(self.folder)
 
     def write_picture(self, output: str, data: bytes) -> None:
-        """Put a picture in place under `images/`."""
+        """Write a picture to the path `output` under `images/`; raises StorageError."""
         self.folder.write(f"images/{output}", data)
 
     def write_snapshot(self, name: str, data: bytes) -> None:
-        """Put an intermediate picture in place under `snapshots/`."""
+        """Write an intermediate picture to the path `name` under `snapshots/`; raises StorageError."""
         self.folder.write(f"snapshots/{name}", data)
 
     def append(self, lease: Lease, pairs: list[PairRow], losses: list[LossRow]) -> None:
-        """Add the rows of finished attempts: losses first, so that a row in `pairs` never lacks its losses."""
+        """Add the rows of finished attempts, losses first, so that a row in `pairs` never lacks its losses.
+
+        Raises Superseded if the holder of `lease` may no longer write, and StorageError.
+        """
         name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}.parquet"
         if losses:
             self.folder.write(f"ledger/losses/{name}", _encode(losses, "losses"))
-        # Asked before each try: the store may be away for a while, and another run take over meanwhile.
+        # Checked before each try: another run may take over while the store is out of reach.
         self.folder.write(f"ledger/pairs/{name}", _encode(pairs, "pairs"), before=lambda: self.check(lease))
 
     def begin(self, run: RunRow) -> None:
-        """Add the row of a run that begins."""
+        """Add the row of a run that starts."""
         self.folder.write(f"ledger/runs/{run.run_id}.parquet", _encode([run], "runs"))
 
     def newest(self) -> Outcomes:
@@ -123,17 +127,17 @@ class Out:
         return Outcomes(self.rows("pairs", _OUTCOMES))
 
     def committed(self, lease: Lease) -> dict[str, str | None]:
-        """The pairs that a task has committed, by id, and the error of those that failed."""
-        columns = self.rows("pairs", ["pair_id", "status", "error_message"], prefix=_prefix(lease)).to_pylist()
-        return {row["pair_id"]: row["error_message"] if row["status"] == "failed" else None for row in columns}
+        """Error message by pair id of the pairs that a task has committed; None for those that are ok."""
+        rows = self.rows("pairs", ["pair_id", "status", "error_message"], prefix=_prefix(lease)).to_pylist()
+        return {row["pair_id"]: row["error_message"] if row["status"] == "failed" else None for row in rows}
 
     def runs(self) -> list[dict[str, Any]]:
-        """The rows of all runs, the newest one last."""
+        """The rows of all runs, the newest last."""
         rows: list[dict[str, Any]] = self.rows("runs").sort_by("started_at").to_pylist()
         return rows
 
     def holder(self) -> Holder | None:
-        """The run that has this folder."""
+        """The run that holds this folder; None if no run does, or if it is known to be dead."""
         return holder(self.folder)
 
     def rows(
@@ -144,11 +148,12 @@ class Out:
         prefix: str = "",
         matching: pc.Expression | None = None,
     ) -> pa.Table:
-        """A table's rows, or some of their columns, from all files or those whose names begin so.
+        """The rows of a table; only `columns` if given.
 
-        matching: only the rows where this holds. Raises LedgerError for a file that this version cannot read.
+        prefix: read only files whose names begin with it. matching: only rows that satisfy it. Raises LedgerError if
+        this version cannot read a file.
         """
-        return patiently(lambda: self.rows_of(self.files(table, prefix), table, columns, matching))
+        return retry_vanished(lambda: self.rows_of(self.files(table, prefix), table, columns, matching))
 
     def rows_of(
         self,
@@ -157,7 +162,7 @@ class Out:
         columns: Sequence[str] | None = None,
         matching: pc.Expression | None = None,
     ) -> pa.Table:
-        """The rows in some of a table's files."""
+        """The rows of a table in `files`; only `columns` if given, and only rows that satisfy `matching`."""
         read = partial(parquet.read, self.folder.filesystem, columns=columns, matching=matching)
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
         with ThreadPoolExecutor(self.folder.streams) as pool:
@@ -165,12 +170,12 @@ class Out:
         return _concat([parquet.empty(table, columns), *tables])
 
     def files(self, table: str, prefix: str = "") -> list[pafs.FileInfo]:
-        """The files of a table, each row in one of them, also while they are being merged."""
-        return compaction.without_doubles(self.folder, table, self.folder.files(f"ledger/{table}", prefix, ".parquet"))
+        """The files of a table, which hold each row once even during a compaction."""
+        return compaction.current_files(self.folder, table, self.folder.files(f"ledger/{table}", prefix, ".parquet"))
 
     def dataset(self, table: str) -> ds.Dataset:
-        """A table as a dataset; raises LedgerError for files this version cannot read."""
-        return patiently(lambda: self._dataset(table))
+        """A table as a dataset; raises LedgerError if this version cannot read a file."""
+        return retry_vanished(lambda: self._dataset(table))
 
     def _dataset(self, table: str) -> ds.Dataset:
         paths = [info.path for info in self.files(table)]
@@ -181,8 +186,11 @@ class Out:
         return dataset
 
 
-def patiently(read: Callable[[], T]) -> T:
-    """What is listed and read: again where files vanish in between, because a compaction has merged them."""
+def retry_vanished(read: Callable[[], T]) -> T:
+    """Call `read`, which lists files and reads them; call it again if a compaction has removed some in between.
+
+    Raises FileNotFoundError if files vanish in TRIES calls in a row.
+    """
     for _ in range(TRIES - 1):
         with suppress(FileNotFoundError):
             return read()
@@ -190,27 +198,27 @@ def patiently(read: Callable[[], T]) -> T:
 
 
 def _concat(tables: Iterable[pa.Table]) -> pa.Table:
-    """One table, in one piece; columns that a file of an earlier version lacks are null."""
+    """One table in one chunk; columns that a file of an earlier version lacks are null."""
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def of_attempt(attempt: Mapping[str, Any]) -> pc.Expression:
-    """What holds for the rows of an attempt, given by any of its rows."""
+def attempt_filter(attempt: Mapping[str, Any]) -> pc.Expression:
+    """Filter for the rows of one attempt; `attempt` has the columns in ATTEMPT."""
     run_id, pair_id, number = (pc.field(name) == attempt[name] for name in ATTEMPT)
     return run_id & pair_id & number
 
 
 def newest_rows(rows: pa.Table) -> pa.Table:
-    """The newest of each pair's rows, of `pairs` or some of its columns."""
+    """The newest row of each pair. `rows` are those of `pairs`, with at least `pair_id` and `finished_at`."""
     pairs = rows["pair_id"].combine_chunks().dictionary_encode()
     in_order = np.argsort(rows["finished_at"].cast(pa.int64()).to_numpy(), kind="stable")
     newest = np.zeros(len(pairs.dictionary), np.int64)
-    newest[pairs.indices.to_numpy()[in_order]] = in_order  # the last one stays
+    newest[pairs.indices.to_numpy()[in_order]] = in_order  # of repeated indices, the last value stays
     return rows.take(pa.array(newest))
 
 
 def open_out(address: str) -> Out:
-    """The folder of an earlier run; raises LedgerError where there is no ledger."""
+    """The OUT of an earlier run; raises LedgerError if it has no ledger."""
     out = Out(address)
     if not any(out.files(table) for table in SCHEMAS):
         raise LedgerError(f"{address}: has no ledger; expected the --out of an earlier `batchnst run`")
@@ -218,9 +226,9 @@ def open_out(address: str) -> Out:
 
 
 def read_ledger(out: str, table: str) -> ds.Dataset:
-    """The table `pairs`, `losses` or `runs` of OUT, a folder or URI, as a pyarrow Dataset.
+    """The table `pairs`, `losses` or `runs` as a pyarrow Dataset; `out` is a run's folder or URI.
 
-    Raises ValueError for another table and LedgerError for a ledger written by a newer batchnst.
+    Raises ValueError for another table, and LedgerError if the ledger was written by a newer batchnst.
     """
     if table not in SCHEMAS:
         raise ValueError(f"no ledger table {table!r}; one of {', '.join(SCHEMAS)}")
@@ -228,6 +236,7 @@ def read_ledger(out: str, table: str) -> ds.Dataset:
 
 
 def _prefix(lease: Lease) -> str:
+    """Beginning of the names of the files that a task writes."""
     return f"{lease.run_id}-{lease.task}-"
 
 

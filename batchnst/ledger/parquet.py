@@ -1,4 +1,4 @@
-"""The ledger's Parquet files: how they are encoded, and which of them this version reads."""
+"""Encodes and reads the ledger's Parquet files, and checks their schema version."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import pyarrow.parquet as pq
 
 from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY
-from batchnst.storage.retries import may_pass
-from batchnst.storage.stores import reader
+from batchnst.storage.retries import is_transient
+from batchnst.storage.stores import open_reader
 
 SMALL = 1 << 20
-"""Files of fewer bytes than this are fetched in one request, not one a column."""
+"""Files smaller than this, in bytes, are fetched in one request instead of one for each column."""
 
 ROW_GROUP = 1 << 16
-"""Rows that are skipped or read together."""
+"""Rows in a Parquet row group, which is read or skipped as a whole."""
 
 _KEYS = ("run_id", "pair_id", "attempt", "status", "error_type", "step", "scale", "finished_at")
-"""Columns by which rows are looked for: these have statistics in files large enough to skip parts of."""
-
+"""Columns that rows are searched by. Large files have statistics of them, so that row groups can be skipped."""
 
 _ENCODINGS: dict[str, dict[str, Any]] = {
     "losses": {
-        # The bytes of a curve's numbers, split by their place, take a third less; dictionaries are of no use for them.
+        # Byte stream split saves a third of the bytes of a curve's floats; dictionaries save nothing there.
         "use_byte_stream_split": ["total", "content", "style", "tv", "style_layers.key_value.value", "seconds"],
         "use_dictionary": ["run_id", "pair_id", "attempt", "step", "scale", "style_layers.key_value.key"],
     }
@@ -36,7 +35,7 @@ _ENCODINGS: dict[str, dict[str, Any]] = {
 
 
 def encode(rows: pa.Table, table: str, *, statistics: bool) -> bytes:
-    """Rows of a table as a file. Statistics are worth their bytes in large, sorted files alone."""
+    """`rows` of `table` as the bytes of a Parquet file. `statistics` pay off only in large, sorted files."""
     keys = [name for name in rows.column_names if name in _KEYS]
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -56,34 +55,39 @@ def read(
     columns: Sequence[str] | None = None,
     matching: pc.Expression | None = None,
 ) -> pa.Table:
-    """A file's rows, or some of their columns, or those rows alone for which something holds.
+    """The rows of a file; only `columns` if given, and only the rows that satisfy `matching`.
 
-    Raises LedgerError for a file that this version cannot read.
+    Raises FileNotFoundError if the file is gone, LedgerError if this version cannot read it, and StorageError if its
+    storage does not answer.
     """
-    with readable(info.path), reader(filesystem, info.path, SMALL) as source:
-        held = pa.BufferReader(source.read(info.size)) if info.size < SMALL else source
-        file = pq.ParquetFile(held)
+    with readable(info.path), open_reader(filesystem, info.path, SMALL) as source:
+        data = pa.BufferReader(source.read(info.size)) if info.size < SMALL else source
+        file = pq.ParquetFile(data)
         check_version(info.path, file.schema_arrow)
         if matching is None:
             return file.read(columns=columns, use_threads=False)
-        return pq.read_table(held, columns=columns, filters=matching, use_threads=False)
+        return pq.read_table(data, columns=columns, filters=matching, use_threads=False)
 
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Tell of a file that is no Parquet, or torn, by LedgerError, of a store that is away by StorageError."""
+    """Context in which the file at `path` is read.
+
+    Raises LedgerError if the file is damaged or not Parquet, StorageError if its storage does not answer, and
+    FileNotFoundError if it is gone.
+    """
     try:
         yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        if may_pass(error):
+        if is_transient(error):
             raise StorageError(f"{path}: its storage does not answer: {error}") from None
         raise LedgerError(f"{path}: not a readable Parquet file: {error}") from None
 
 
 def check_version(path: str, schema: pa.Schema) -> None:
-    """Raise LedgerError for a file of another program, or of a later version of this one."""
+    """Raise LedgerError if the file at `path` was written by another program or a newer version of batchnst."""
     version = int((schema.metadata or {}).get(VERSION_KEY, b"0"))
     if version == 0:
         raise LedgerError(f"{path}: not a file of a batchnst ledger; move it out of OUT/ledger", "foreign")
@@ -92,6 +96,6 @@ def check_version(path: str, schema: pa.Schema) -> None:
 
 
 def empty(table: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """No rows, of a table's columns or some of them."""
+    """An empty `table`, with only `columns` if given."""
     rows = SCHEMAS[table].empty_table()
     return rows.select(columns) if columns else rows

@@ -1,4 +1,4 @@
-"""The ledger's tables: one dataclass each, their Arrow schemas derived from it."""
+"""The ledger's tables: a dataclass for each, from which its Arrow schema is derived."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import pyarrow as pa
 
 VERSION = 1
-"""Raised when a column changes its meaning; new columns alone do not."""
+"""Schema version. It goes up if a column changes its meaning, not if a column is added."""
 
 VERSION_KEY = b"batchnst.schema"
+"""Key of the version in a file's Parquet metadata."""
 
 
 @dataclass(frozen=True)
 class Versions:
-    """What painted the picture."""
+    """Versions of the software that painted a picture."""
 
     batchnst: str
     python: str
@@ -30,15 +31,15 @@ class Versions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One run, as it began: what it was asked for, and what of that was done already."""
+    """A run at its start: the request, and how much of it was done already."""
 
     run_id: str
     started_at: datetime
-    manifest: str  # its address
-    settings: str  # JSON: what recipe file and options say for every row
-    pairs: int  # of the manifest
-    done: int  # by earlier runs
-    given_up: int  # failed in earlier runs, and left alone
+    manifest: str  # address
+    settings: str  # JSON: recipe file and options, which hold for every row of the manifest
+    pairs: int  # in the manifest
+    done: int  # painted by earlier runs
+    given_up: int  # failed in earlier runs and not tried again
     to_paint: int
     engine: str  # ray, inline
     host: str
@@ -47,7 +48,7 @@ class RunRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PairRow:
-    """One finished attempt at a pair. Losses are those of the written picture, weighted as in the total."""
+    """A finished attempt at a pair. Its losses are those of the written picture, weighted as in the total."""
 
     run_id: str
     pair_id: str
@@ -64,11 +65,11 @@ class PairRow:
     content_sha256: str | None = None
     style_sha256: list[str] | None = None
     output_sha256: str | None = None
-    notes: list[str] | None = None  # on how the inputs were read
+    notes: list[str] | None = None  # how the inputs were read
     width: int | None = None  # pixels
     height: int | None = None
     fingerprint: str
-    recipe: str  # JSON, the effective one
+    recipe: str  # JSON: the effective recipe
     loss_definition: str
     weights_sha256: str
     seed: int
@@ -89,17 +90,17 @@ class PairRow:
     seconds: float
     peak_memory_bytes: int | None = None
     versions: Versions
-    extra: str  # JSON
+    extra: str  # JSON: other columns of the manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossRow:
-    """One step of one attempt: the losses of the picture as it stood then, weighted as in the total."""
+    """A step of an attempt: the losses of the picture at that step, weighted as in the total."""
 
     run_id: str
     pair_id: str
     attempt: int
-    step: int  # through all scales, from 0
+    step: int  # from 0, counted through all scales
     scale: int  # longest side, pixels
     total: float
     content: float
@@ -110,15 +111,16 @@ class LossRow:
 
 
 ATTEMPT = ["run_id", "pair_id", "attempt"]
-"""What names an attempt, in `pairs` and in `losses`."""
+"""Columns that identify an attempt, in `pairs` and in `losses`."""
 
 TERMS = ["total", "content", "style", "tv"]
-"""The losses of a step."""
+"""Loss columns of a step."""
 
 _SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), datetime: pa.timestamp("us", tz="UTC")}
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
+    """Arrow type of a field's type annotation; `X | None` has the type of X."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is types.UnionType:
         return _arrow_type(arguments[0])
@@ -146,5 +148,5 @@ SCHEMAS = {"pairs": _schema(PairRow), "losses": _schema(LossRow), "runs": _schem
 
 
 def to_table(rows: list[PairRow] | list[LossRow] | list[RunRow], table: str) -> pa.Table:
-    """The rows as an Arrow table of that schema."""
+    """`rows` as an Arrow table with the schema of `table`."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMAS[table])

@@ -1,1 +1,1 @@
-"""From the rows of a manifest to pairs. No torch."""
+"""Read manifests as pairs, and write manifests. No torch."""

@@ -1,4 +1,4 @@
-"""The pairs of a manifest, kept in columns."""
+"""All pairs of a manifest, stored in columns to save memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.manifest.pair import Pair
-from batchnst.manifest.readers import BLOCK
+from batchnst.manifest.readers import BLOCK_ROWS
 from batchnst.recipe import Recipe
 
-_TEXT = {key: rf'"{key}": (?P<text>"(?:[^"\\]|\\.)*")' for key in ("backbone", "weights")}
-"""Regular expressions for the values of `backbone` and `weights` in a row's settings, which are JSON."""
+_PATTERNS = {key: rf'"{key}": (?P<text>"(?:[^"\\]|\\.)*")' for key in ("backbone", "weights")}
+"""Regular expressions for the values of `backbone` and `weights` in a row's settings, a JSON text."""
 
 _TEXTS = pa.list_(pa.string())
-COLUMNS = pa.schema(
+SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "content": pa.string(),
@@ -34,21 +34,23 @@ COLUMNS = pa.schema(
         "extra": pa.string(),
     }
 )
-"""Schema of a block of pairs."""
+"""Columns of a block of pairs."""
 
 
 class Manifest:
-    """The pairs of a manifest, in columns: a million of them take some hundred megabytes.
+    """The pairs of a manifest, in columns: a million pairs take some hundred megabytes.
 
-    A Pair is made when it is asked for; in a loop, a block of rows at a time. `address` says where it came from,
-    `settings` what goes under each row's own.
+    Pair objects are created only when they are read; a loop creates those of one block of rows at a time.
+
+    address: path or URI of the manifest.
+    settings: recipe settings from options and recipe file; a row's own settings override them.
     """
 
     def __init__(self, address: str, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any]) -> None:
-        """Blocks of BLOCK rows, the last one of what is left."""
+        """`blocks` have the columns of SCHEMA and BLOCK_ROWS rows each; the last one may have fewer."""
         self.address, self.settings = address, dict(settings)
         self._blocks = blocks
-        self._recipe = lru_cache(maxsize=1024)(lambda own: Recipe.from_settings({**settings, **json.loads(own)}))
+        self._recipe = lru_cache(maxsize=1024)(lambda row: Recipe.from_settings({**settings, **json.loads(row)}))
 
     @property
     def ids(self) -> pa.ChunkedArray:
@@ -57,16 +59,18 @@ class Manifest:
 
     @property
     def networks(self) -> set[tuple[str, str]]:
-        """Backbone and weights of every recipe."""
-        # Where every row has a seed of its own there are as many recipes as rows, but few networks.
-        usual = dict(zip(_TEXT, self._recipe("{}").network, strict=True))
-        found = set()
+        """All (backbone, weights) that the pairs need."""
+        # Found without making recipes: if each row has its own seed, there is a recipe per row, but few networks.
+        keys = list(_PATTERNS)
+        default = dict(zip(keys, self._recipe("{}").network, strict=True))
+        networks = set()
         for block in self._blocks:
-            texts = [pc.struct_field(pc.extract_regex(block["settings"], text), "text") for text in _TEXT.values()]
-            for own in pa.table(texts, list(_TEXT)).group_by(list(_TEXT)).aggregate([]).to_pylist():
-                named = usual | {key: json.loads(text) for key, text in own.items() if text}
-                found.add((named["backbone"], named["weights"]))
-        return found
+            matches = [pc.extract_regex(block["settings"], pattern) for pattern in _PATTERNS.values()]
+            columns = [pc.struct_field(match, "text") for match in matches]
+            for row in pa.table(columns, keys).group_by(keys).aggregate([]).to_pylist():
+                network = default | {key: json.loads(text) for key, text in row.items() if text}
+                networks.add((network["backbone"], network["weights"]))
+        return networks
 
     def __len__(self) -> int:
         return sum(block.num_rows for block in self._blocks)
@@ -78,13 +82,14 @@ class Manifest:
         return next(self.take(np.array([row])))
 
     def take(self, rows: NDArray[np.int64]) -> Iterator[Pair]:
-        """The pairs of these rows, which are in ascending order."""
-        for number in np.unique(rows // BLOCK):
-            first, last = np.searchsorted(rows, [number * BLOCK, (number + 1) * BLOCK])
-            yield from self._pairs(self._blocks[number].take(pa.array(rows[first:last] - number * BLOCK)))
+        """The pairs with the row numbers `rows`, which must be in ascending order."""
+        for number in np.unique(rows // BLOCK_ROWS):
+            start, end = number * BLOCK_ROWS, (number + 1) * BLOCK_ROWS
+            first, last = np.searchsorted(rows, [start, end])
+            yield from self._pairs(self._blocks[number].take(pa.array(rows[first:last] - start)))
 
     def _pairs(self, block: pa.RecordBatch) -> Iterator[Pair]:
-        for id_, content, styles, weights, content_masks, style_masks, output, own, extra in zip(
+        for id_, content, styles, weights, content_masks, style_masks, output, settings, extra in zip(
             *(column.to_pylist() for column in block.columns), strict=True
         ):
             yield Pair(
@@ -95,6 +100,6 @@ class Manifest:
                 content_masks=tuple(content_masks),
                 style_masks=tuple(style_masks),
                 output=output,
-                recipe=self._recipe(own),
+                recipe=self._recipe(settings),
                 extra=extra,
             )

@@ -1,4 +1,4 @@
-"""One pair: a content and the styles it is painted in; its identity and its fingerprint."""
+"""One pair, a content and its styles: its id, its fingerprint and checks of its values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from batchnst.manifest.readers import KNOWN, Row
+from batchnst.manifest.readers import KNOWN_COLUMNS, Row
 from batchnst.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A row of a manifest: a content and the styles it is to be painted in. All addresses are absolute.
+    """A row of a manifest: a content and the styles to paint it in. All addresses are absolute.
 
-    `style_weights` has one number for each style; they sum to 1. `content_masks` mark parts of the content,
-    `style_masks` the part of each style to take. `output` is relative to `OUT/images`, `extra` is JSON.
+    style_weights: one number for each style; they sum to 1.
+    content_masks: each marks a part of the content.
+    style_masks: each marks the part of a style to use.
+    output: path relative to `OUT/images`.
+    extra: the manifest's other columns, as JSON.
     """
 
     id: str
@@ -34,25 +37,25 @@ class Pair:
 
 
 def fingerprint(pair: Pair, weights_sha256: str) -> str:
-    """SHA-256 of everything that decides the picture: addresses, recipe, weights and loss definition."""
+    """SHA-256 of all that determines the picture: addresses, recipe, weights and loss definition; in hexadecimal."""
     pictures = [pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks, pair.output]
     text = json.dumps([pictures, pair.recipe.picture_text, weights_sha256, pair.recipe.loss_definition])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def derive_id(row: Row) -> str:
-    """The id of a row that names none: the pictures' names and a hash of the row; the same in every run."""
-    meaning = {key: value for key, value in row.items() if key in KNOWN}
-    digest = hashlib.sha256(to_json(meaning).encode()).hexdigest()[:8]
+    """Default id of a row: names of the content and first style, and a hash of the row; the same in every run."""
+    known = {key: value for key, value in row.items() if key in KNOWN_COLUMNS}
+    digest = hashlib.sha256(to_json(known).encode()).hexdigest()[:8]
     stems = [PurePosixPath(text).stem for text in [str(row.get("content", "")), *to_texts(row.get("style"))[:1]]]
     names = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:40].strip("-.") or "picture" for stem in stems]
     return "--".join([*names, digest])
 
 
 def style_shares(weights: Sequence[str | float], styles: int) -> tuple[float, ...]:
-    """Each style's share of the style loss: `weights` scaled to sum to 1, or equal shares if there are none.
+    """Share of each style in the style loss: `weights` scaled to sum to 1, or equal shares if `weights` is empty.
 
-    Raises ValueError unless `weights` are `styles` numbers of at least 0, not all of them 0.
+    `styles` is the number of styles. Raises ValueError unless `weights` has that many numbers ≥ 0, not all of them 0.
     """
     try:
         numbers = [float(weight) for weight in weights] or [1.0] * styles
@@ -64,22 +67,22 @@ def style_shares(weights: Sequence[str | float], styles: int) -> tuple[float, ..
 
 
 def mask_problems(styles: int, content_masks: int, style_masks: int) -> list[tuple[str, str]]:
-    """Problems with the number of styles and masks, as (column, problem)."""
+    """Check the numbers of styles, content masks and style masks; each problem is a (column, message)."""
     parts, problems = max(1, content_masks), []
     if parts > 1 and styles not in (1, parts):
-        problems.append(("content_mask", f"marks {parts} parts for {styles} styles; expected one style, or one each"))
+        problems.append(("content_mask", f"marks {parts} parts for {styles} styles; expected one style, or {parts}"))
     if style_masks not in (0, parts):
         problems.append(("style_mask", f"expected {parts}, one for each part of the content; found {style_masks}"))
     return problems
 
 
 def to_json(value: Any) -> str:
-    """The value as JSON with sorted keys."""
+    """Encode `value` as JSON with sorted keys."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def to_texts(value: Any) -> tuple[str, ...]:
-    """A cell that may hold one value, several or none, as texts."""
+    """The values of a cell, which may be none, one or a list, as texts."""
     if value is None:
         return ()
     return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)

@@ -1,4 +1,4 @@
-"""A manifest from two collections of pictures: which content goes with which style."""
+"""Pair two collections of pictures, and write the pairs as a manifest."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from PIL import Image
 
 from batchnst.errors import RequestError
 from batchnst.manifest.pair import derive_id
-from batchnst.storage.files import find, is_uri, parent
+from batchnst.storage.files import is_uri, list_files, parent
 
 Row = dict[str, str]
 
 
 def _cross(contents: Sequence[str], styles: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """Every content in every style."""
+    """Pair every content with every style."""
     return product(contents, styles)
 
 
 def _zip(contents: Sequence[str], styles: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """The first content with the first style, and so on, by the order of their names."""
+    """Pair contents and styles one to one, in the order of their names."""
     if len(contents) != len(styles):
         raise RequestError(
-            f"--pairing zip: {len(contents)} contents and {len(styles)} styles; expected as many of both; "
-            "cross and random take any number"
+            f"--pairing zip: {len(contents)} contents and {len(styles)} styles; expected the same number of both "
+            "(cross and random take any numbers)"
         )
     return zip(contents, styles, strict=True)
 
 
 def _random(contents: Sequence[str], styles: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """Every content in one style, drawn by the content's own name: a content more changes nothing for the others."""
+    """Pair every content with a random style, drawn from its address and `seed`: new contents change no other pair."""
     for content in contents:
         yield content, random.Random(f"{seed} {content}").choice(styles)
 
@@ -47,32 +47,41 @@ PAIRINGS: dict[str, Callable[[Sequence[str], Sequence[str], int], Iterator[tuple
     "zip": _zip,
     "random": _random,
 }
+"""Functions that pair contents with styles, by the values of `--pairing`."""
 
 
-def pair(contents: str, styles: str, manifest: str, pairing: str, seed: int = 0) -> list[Row]:
-    """A row for each pair of a picture in `contents` and one in `styles`, folders, prefixes, globs or single pictures.
+def pair_rows(contents: str, styles: str, manifest: str, pairing: str, seed: int = 0) -> list[Row]:
+    """Make the rows of a manifest from the pictures at `contents` and at `styles`, paired as `pairing` says.
 
-    Addresses are relative to where the manifest will lie if they are under it. The same pictures give the same rows and
-    ids in every run. Raises RequestError.
+    `contents` and `styles` are folders, prefixes, globs or single pictures. Addresses in the folder of `manifest`, the
+    file to be written, become relative to it. The same pictures give the same rows and ids in every run. Raises
+    RequestError if there are no pictures, or if they cannot be paired.
     """
     base = parent(manifest)
-    of_contents, of_styles = ([_from(address, base) for address in pictures(where)] for where in (contents, styles))
-    chosen = PAIRINGS[pairing](of_contents, of_styles, seed)
-    rows = ({"content": content, "style": style} for content, style in chosen)
+    content_addresses = [_relative(address, base) for address in list_pictures(contents)]
+    style_addresses = [_relative(address, base) for address in list_pictures(styles)]
+    pairs = PAIRINGS[pairing](content_addresses, style_addresses, seed)
+    rows = ({"content": content, "style": style} for content, style in pairs)
     return [row | {"id": derive_id(row)} for row in rows]
 
 
-def pictures(where: str) -> list[str]:
-    """The addresses of all pictures at a place, sorted: what ends like something that Pillow reads."""
+def list_pictures(where: str) -> list[str]:
+    """List the addresses of all pictures at `where`, sorted: files with an ending that Pillow knows.
+
+    Raises RequestError if there are none.
+    """
     endings = set(Image.registered_extensions())
-    found = [address for address in find(where) if PurePosixPath(address).suffix.lower() in endings]
-    if not found:
+    addresses = [address for address in list_files(where) if PurePosixPath(address).suffix.lower() in endings]
+    if not addresses:
         raise RequestError(f"{where}: no pictures there; expected a folder, a prefix, or a glob in quotes")
-    return found
+    return addresses
 
 
-def encode(rows: Sequence[Row], name: str) -> bytes:
-    """The rows as the manifest's ending asks: .csv, .jsonl or .parquet; raises RequestError."""
+def encode_rows(rows: Sequence[Row], name: str) -> bytes:
+    """Encode `rows` as a manifest in the format of the ending of `name`: .csv, .jsonl or .parquet.
+
+    Raises RequestError for another ending, and for an address that a CSV cannot hold.
+    """
     writer = WRITERS.get(PurePosixPath(name).suffix.lower())
     if writer is None:
         raise RequestError(f"--out {name}: expected a name that ends in {', '.join(WRITERS)}")
@@ -102,10 +111,11 @@ def _parquet(rows: Sequence[Row]) -> bytes:
 
 
 WRITERS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
+"""Encoders of rows, by the manifest's file name ending."""
 
 
-def _from(address: str, base: str) -> str:
-    """An address as the manifest has it."""
+def _relative(address: str, base: str) -> str:
+    """The address relative to the folder `base`, if it is in that folder."""
     if is_uri(address) != is_uri(base):
         return address
     inside = address.removeprefix(base.rstrip("/") + "/")

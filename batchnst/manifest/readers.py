@@ -1,4 +1,4 @@
-"""The rows of a manifest as its file has them, each with its line: CSV, JSON Lines or Parquet."""
+"""Read the rows of a manifest, each with its line number, from CSV, JSON Lines or Parquet."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from batchnst.recipe import recipe_keys
 from batchnst.storage.files import open_file
 
 Row = dict[str, Any]
+"""A row's values, by column."""
 
-LISTS = ("style", "style_weights", "content_mask", "style_mask")
+LIST_COLUMNS = ("style", "style_weights", "content_mask", "style_mask")
 """Columns that may hold several values."""
 
 RECIPE_KEYS = frozenset(recipe_keys())
 
-KNOWN = frozenset(("content", "id", "output", *LISTS)) | RECIPE_KEYS
-"""Columns that mean something here; the others are kept as they are."""
+KNOWN_COLUMNS = frozenset(("content", "id", "output", *LIST_COLUMNS)) | RECIPE_KEYS
+"""Columns with a meaning; all others are copied to the ledger's `extra`."""
 
-BLOCK = 1 << 14
-"""Rows that are Python objects at the same time, while a manifest is read or walked through."""
+BLOCK_ROWS = 1 << 14
+"""Rows per block: only one block at a time is held as Python objects, the others as Arrow columns."""
 
 
 class Unreadable(Exception):
-    """A manifest that makes no sense as a whole."""
+    """The manifest as a whole cannot be read; the message says why."""
 
 
 def _read_csv(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
@@ -37,16 +38,16 @@ def _read_csv(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
         reader = csv.reader(text, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
-            header = [name.lower() if name.lower() in KNOWN else name for name in header]
+            header = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in header]
             _check_columns(header)
             end = reader.line_num
             for cells in reader:
                 line, end = end + 1, reader.line_num
                 if len(cells) > len(header):
-                    yield line, f"has {len(cells)} cells; expected {len(header)}, as the header has columns"
+                    yield line, f"has {len(cells)} cells; expected {len(header)}, one for each column of the header"
                 elif cells:
                     row: Row = dict(zip(header, map(str.strip, cells), strict=False))
-                    for column in LISTS:
+                    for column in LIST_COLUMNS:
                         if "|" in row.get(column, ""):
                             row[column] = [part.strip() for part in row[column].split("|")]
                     yield line, row
@@ -72,7 +73,7 @@ def _read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
         parquet = pq.ParquetFile(file)
         _check_columns(parquet.schema_arrow.names)
         line = 0
-        for batch in parquet.iter_batches(batch_size=BLOCK):
+        for batch in parquet.iter_batches(batch_size=BLOCK_ROWS):
             for row in batch.to_pylist(maps_as_pydicts="strict"):
                 line += 1
                 yield line, row
@@ -81,23 +82,24 @@ def _read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
 
 
 READERS = {".csv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".parquet": _read_parquet}
+"""Readers by file name ending. Each yields (line number, row), or (line number, problem) for a broken line."""
 
 
 def _check_columns(names: list[str]) -> None:
     missing = [column for column in ("content", "style") if column not in names]
     if missing:
         raise Unreadable(f"has no column {' and no column '.join(missing)}; it has: {', '.join(names) or 'none'}")
-    doubled = {name for name in names if names.count(name) > 1}
-    if doubled:
-        raise Unreadable(f"has the column {', '.join(sorted(doubled))} twice")
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise Unreadable(f"has the column {', '.join(sorted(repeated))} twice")
 
 
 def first_bad_line(address: str) -> str:
-    """Where a text stops being UTF-8."""
+    """Find the first line of a text file that is not UTF-8; the message for the user."""
     with open_file(address) as file:
         for line, data in enumerate(file, 1):
             try:
                 data.decode()
             except UnicodeDecodeError as error:
                 return f"line {line}: not UTF-8 (byte {data[error.start]:#04x})"
-    raise AssertionError("the file has changed meanwhile")
+    raise AssertionError("the file changed while it was read")

@@ -1,1 +1,1 @@
-"""From addresses to painted pictures on one machine: the only room that joins the art and files."""
+"""Read inputs and paint pictures on one machine; the only room that joins the algorithm and files."""

@@ -11,7 +11,10 @@ Result = TypeVar("Result")
 
 
 def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
-    """Yield each item with `function(item)`, which runs in a thread while the item before it is used."""
+    """Yield each of `items` with `function(item)`, which runs in a thread while the caller uses the item before.
+
+    `items` must not be empty. Raises what `function` raises.
+    """
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(function, items[0])
         for i, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""Everything a picture is painted from, read, decoded and fitted to its working size."""
+"""Read everything that a picture is painted from: content, styles, masks and start picture, at working size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from batchnst.recipe import Recipe, fit, is_start_picture
 from batchnst.storage import files
 
 Source = str | Image.Image
-"""A picture by its path or URI, or in memory."""
+"""A picture: its path or URI, or an image in memory."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one picture is painted from, at its working size. Masks are (H, W), 0..255, shaped like their pictures.
+    """Everything one picture is painted from, at its working size.
+
+    Pictures are (H, W, 3), masks (H, W) of the same size as their picture; all are uint8, 0..255. `style_weights` sum
+    to 1. `start` is the picture that `init` names, if it names one.
 
     Without content masks the whole picture is one part, painted in a blend of all styles. With content masks each mask
     marks a part: if there are as many styles as parts, each part has its own style, otherwise every part has the blend.
 
-    `content_sha256` and `style_sha256` are the hashes of the files, empty for pictures in memory. `finish` says how the
-    painted picture is written. `notes` say how the pictures were read, where that is not obvious.
+    `content_sha256` and `style_sha256` are the hashes of the files, empty for pictures in memory. `finish` has the
+    options for writing the painted picture. `notes` are remarks on how the pictures were read.
     """
 
     content: Pixels
@@ -46,14 +49,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class StyleFile:
-    """A style picture as a recipe needs it: its address, and how it is decoded."""
+    """The address of a style picture and the options to decode it with."""
 
     address: str
     options: DecodeOptions
 
 
-Style = Picture | Exception
-"""A style at its working size, or the reason why it cannot be read."""
+LoadedStyle = Picture | Exception
+"""A style at its working size, or the error that loading it raised."""
 
 
 def gather(
@@ -64,38 +67,38 @@ def gather(
     style_weights: tuple[float, ...],
     content_masks: Sequence[Source] = (),
     style_masks: Sequence[Source] = (),
-    get_style: Callable[[StyleFile], Style] | None = None,
+    get_style: Callable[[StyleFile], LoadedStyle] | None = None,
 ) -> Inputs:
-    """Read everything that a picture is painted from; `get_style` replaces `load_style`.
+    """Read everything that a picture is painted from. `get_style` loads a style; the default is `load_style`.
 
     Raises InputError for a picture that cannot be used, StorageError if a store does not answer.
     """
-    photo = _load(content, decode_options(recipe))
-    check_size(photo.pixels, _name(content), recipe)
-    paintings = [_load_style(style, recipe, get_style or load_style) for style in styles]
-    style_pixels = tuple(painting.pixels for painting in paintings)
-    masked = style_pixels if len(style_pixels) == len(style_masks) else style_pixels[:1] * len(style_masks)
+    content_picture = _load(content, decode_options(recipe))
+    check_size(content_picture.pixels, _name(content), recipe)
+    style_pictures = [_load_style(style, recipe, get_style or load_style) for style in styles]
+    style_pixels = tuple(style.pixels for style in style_pictures)
+    masked_styles = style_pixels if len(style_pixels) == len(style_masks) else style_pixels[:1] * len(style_masks)
     return Inputs(
-        content=photo.pixels,
+        content=content_picture.pixels,
         styles=style_pixels,
         style_weights=style_weights,
-        content_masks=tuple(_load_mask("content_mask", mask, photo.pixels) for mask in content_masks),
+        content_masks=tuple(_load_mask("content_mask", mask, content_picture.pixels) for mask in content_masks),
         style_masks=tuple(
-            _load_mask("style_mask", mask, style) for mask, style in zip(style_masks, masked, strict=True)
+            _load_mask("style_mask", mask, style) for mask, style in zip(style_masks, masked_styles, strict=True)
         ),
-        start=_load_start(recipe, photo.pixels),
-        content_sha256=photo.sha256,
-        style_sha256=tuple(painting.sha256 for painting in paintings),
-        finish=_finish(photo, recipe),
+        start=_load_start(recipe, content_picture.pixels),
+        content_sha256=content_picture.sha256,
+        style_sha256=tuple(style.sha256 for style in style_pictures),
+        finish=_finish(content_picture, recipe),
         notes=(
-            *(f"content: {note}" for note in photo.notes),
-            *(f"style {i}: {note}" for i, painting in enumerate(paintings, 1) for note in painting.notes),
+            *(f"content: {note}" for note in content_picture.notes),
+            *(f"style {i}: {note}" for i, style in enumerate(style_pictures, 1) for note in style.notes),
         ),
     )
 
 
-def gather_pair(pair: Pair, get_style: Callable[[StyleFile], Style] | None = None) -> Inputs:
-    """Read everything that a pair is painted from; like `gather`."""
+def gather_pair(pair: Pair, get_style: Callable[[StyleFile], LoadedStyle] | None = None) -> Inputs:
+    """Read everything that `pair` is painted from; see `gather`."""
     return gather(
         pair.recipe,
         pair.content,
@@ -108,12 +111,12 @@ def gather_pair(pair: Pair, get_style: Callable[[StyleFile], Style] | None = Non
 
 
 def style_files(pair: Pair) -> list[StyleFile]:
-    """The style pictures of a pair."""
+    """The style files of `pair`, to be decoded at the size that its recipe asks for."""
     return [StyleFile(style, decode_options(pair.recipe, pair.recipe.style_scale)) for style in pair.styles]
 
 
-def load_style(file: StyleFile) -> Style:
-    """Read and decode a style. Errors are returned, not raised: many pairs may need to hear of them."""
+def load_style(file: StyleFile) -> LoadedStyle:
+    """Load a style. An error is returned, not raised: every pair with this style has to report it."""
     try:
         return load_picture(file.address, file.options)
     except Exception as error:
@@ -121,7 +124,7 @@ def load_style(file: StyleFile) -> Style:
 
 
 def decode_options(recipe: Recipe, scale: float = 1.0) -> DecodeOptions:
-    """How a recipe's pictures are decoded; `scale` multiplies its size."""
+    """The options to decode a picture for `recipe`, at `scale` times the recipe's size."""
     return DecodeOptions(
         background="white" if recipe.alpha == "keep" else recipe.alpha,
         size=recipe.size * scale,
@@ -131,13 +134,13 @@ def decode_options(recipe: Recipe, scale: float = 1.0) -> DecodeOptions:
 
 
 def load_picture(address: str, options: DecodeOptions) -> Picture:
-    """Read, decode and fit a picture; raises InputError."""
+    """Read a picture and decode it in a process apart, at the size in `options`. Raises InputError or StorageError."""
     data = _read(address, options)
     return replace(isolated.load(data, address, options), sha256=hashlib.sha256(data).hexdigest())
 
 
 def check_size(pixels: Pixels, name: str, recipe: Recipe) -> None:
-    """Raise InputError for a picture too small for the deepest layer of the recipe."""
+    """Raise InputError, naming the picture `name`, if it is too small for the deepest layer of `recipe`."""
     height, width = pixels.shape[:2]
     if min(height, width) < recipe.smallest_side:
         raise InputError(
@@ -147,27 +150,29 @@ def check_size(pixels: Pixels, name: str, recipe: Recipe) -> None:
 
 
 def _load(source: Source, options: DecodeOptions) -> Picture:
+    """Load a picture at the size in `options`."""
     if isinstance(source, Image.Image):
         return decode.fitted(decode.from_image(source, options), options)
     return load_picture(source, options)
 
 
-def _load_style(source: Source, recipe: Recipe, get_style: Callable[[StyleFile], Style]) -> Picture:
+def _load_style(source: Source, recipe: Recipe, get_style: Callable[[StyleFile], LoadedStyle]) -> Picture:
+    """Load a style and check its size; raises the error that loading it returned."""
     options = decode_options(recipe, recipe.style_scale)
     style = _load(source, options) if isinstance(source, Image.Image) else get_style(StyleFile(source, options))
     if isinstance(style, Exception):
-        raise style
+        raise style.with_traceback(None)  # else a cached error keeps the frames of every earlier raise
     check_size(style.pixels, _name(source), recipe)
     return style
 
 
 def _name(source: Source) -> str:
-    """The picture as messages call it."""
+    """The name of a picture in messages."""
     return "the given image" if isinstance(source, Image.Image) else source
 
 
 def _finish(content: Picture, recipe: Recipe) -> Finish:
-    """How the picture painted from a content is written."""
+    """The options for writing the picture that is painted from `content`."""
     keep = recipe.metadata == "keep"
     return Finish(
         quality=recipe.quality,
@@ -178,26 +183,29 @@ def _finish(content: Picture, recipe: Recipe) -> Finish:
 
 
 def _read(address: str, options: DecodeOptions) -> bytes:
-    """A picture's file; raises InputError for one that is larger than `options` allow."""
+    """Read a picture's file. Raises InputError if it is larger than `options` allow."""
     with files.open_file(address) as file:
         size = file.seek(0, os.SEEK_END)
         if size > options.max_file_bytes:
             raise InputError(
                 f"{address}: {size / 1e6:.0f} MB, more than the {options.max_file_bytes / 1e6:.0f} MB that "
-                f"max_megapixels = {options.megapixels:g} allows; raise it if this is meant"
+                f"max_megapixels = {options.megapixels:g} allows; raise it to accept this picture"
             )
         file.seek(0)
         return file.read()
 
 
 def _load_mask(key: str, source: Source, picture: Pixels) -> Pixels:
-    """A mask (H, W) of a picture (H, W, 3); raises InputError for another shape, or a mask without a white spot."""
-    image, name = _load_whole(key, source), f"{key} {_name(source)}"
+    """Load a mask of `picture` (H, W, 3), stretched to (H, W).
+
+    Raises InputError if the mask has another aspect ratio, or is all black. `key` begins the message.
+    """
+    image, name = _load_full_size(key, source), f"{key} {_name(source)}"
     height, width = picture.shape[:2]
     if fit(*image.size, max(width, height)) != (width, height):
         raise InputError(
             f"{name}: {image.width}×{image.height} pixels, but its picture is shaped like {width}×{height}; "
-            "expected a mask of the picture's own shape"
+            "expected a mask of the same aspect ratio"
         )
     mask = decode.stretched(image.convert("L"), width, height)
     if not mask.any():
@@ -206,14 +214,14 @@ def _load_mask(key: str, source: Source, picture: Pixels) -> Pixels:
 
 
 def _load_start(recipe: Recipe, content: Pixels) -> Pixels | None:
-    """The picture that `init` names, stretched to the content's size; None if `init` names no picture."""
+    """Load the picture that `init` names, stretched to the size of `content`; None if `init` names no picture."""
     if not is_start_picture(recipe.init):
         return None
-    return decode.stretched(_load_whole("init", recipe.init), content.shape[1], content.shape[0])
+    return decode.stretched(_load_full_size("init", recipe.init), content.shape[1], content.shape[0])
 
 
-def _load_whole(key: str, source: Source) -> Image.Image:
-    """A picture at its full size; errors begin with `key`."""
+def _load_full_size(key: str, source: Source) -> Image.Image:
+    """Load a picture at its full size, in RGB. `key` begins the message of an InputError."""
     if isinstance(source, Image.Image):
         return decode.to_rgb(source)
     try:

@@ -1,4 +1,4 @@
-"""Painting a batch: fit it into memory, run the algorithm, and paint it in halves where that fails."""
+"""Paint a batch: fit it into memory, run the algorithm, and paint it in halves if that fails."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from batchnst.errors import Diverged, OutOfMemory, StorageError
 from batchnst.painting.inputs import Inputs
-from batchnst.painting.tensors import Tensors, to_deep_pixels, to_pixels
+from batchnst.painting.tensors import TensorCache, to_16_bit_pixels, to_pixels
 from batchnst.pictures.decode import Pixels
-from batchnst.pictures.encode import Finish, encode_picture, is_deep
+from batchnst.pictures.encode import Finish, encode_picture, is_16_bit
 from batchnst.progress import Work
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
@@ -33,7 +33,7 @@ REPORT_EVERY = 1.0
 
 @dataclass(frozen=True)
 class Curve:
-    """Every step of one picture: its scale (longest side, pixels), seconds since the start, and losses (T,)."""
+    """The T steps of one picture: scale (longest side, pixels), seconds since the start, and losses (T,)."""
 
     scales: list[int]
     seconds: list[float]
@@ -44,13 +44,13 @@ class Curve:
 class Painted:
     """A painted picture, on the host.
 
-    `pixels` (H, W, 3), 0..255; `deep` the same with 16 bits a channel, if that was asked for. `losses` (1,) are those
-    of `pixels`. `stopped` says why the optimisation ended: steps, plateau or diverged. `fitting` is how it was made to
-    fit into memory.
+    `pixels` (H, W, 3), 0..255; `pixels_16_bit` the same in 0..65535, None unless requested. `losses` (1,) are those of
+    the picture. `stopped` is the reason why the optimisation ended: steps, plateau or diverged. `fitting` is the way in
+    which the picture was made to fit into memory.
     """
 
     pixels: Pixels
-    deep: NDArray[np.uint16] | None
+    pixels_16_bit: NDArray[np.uint16] | None
     losses: Losses
     stopped: str
     curve: Curve
@@ -62,25 +62,29 @@ class Painted:
             raise Diverged("no finite loss was reached; lower the weights or the learning_rate")
 
     def encode(self, name: str, finish: Finish) -> bytes:
-        """The picture's file, in the format that the ending of `name` asks for; raises InputError if it cannot be."""
-        deep = self.deep if is_deep(name) else None
-        return encode_picture(self.pixels if deep is None else deep, name, finish)
+        """The picture as a file, in the format that the ending of `name` selects; raises InputError if that fails."""
+        if self.pixels_16_bit is not None and is_16_bit(name):
+            return encode_picture(self.pixels_16_bit, name, finish)
+        return encode_picture(self.pixels, name, finish)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures of a batch, by their places in it, that were painted together; or one, and why it was not painted."""
+    """The result for the pictures at `indices` of a batch, painted together; or the error of a single picture.
 
-    places: list[int]
+    `started` is the time at which this attempt began.
+    """
+
+    indices: list[int]
     result: list[Painted] | Exception
     started: datetime
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Pictures of a batch, by their places in it, that are painted again in another way, and why."""
+    """The pictures at `indices` of a batch failed and are painted again in another way; `reason` is for the log."""
 
-    places: list[int]
+    indices: list[int]
     reason: str
 
 
@@ -92,79 +96,82 @@ class Painter:
         recipe: Recipe,
         weights: Weights,
         hardware: Hardware,
-        tensors: Tensors,
+        tensors: TensorCache,
         *,
         on_step: Callable[[Step], None] = lambda step: None,
-        on_snapshot: Callable[[int, int, Pixels], None] = lambda place, step, pixels: None,
+        on_snapshot: Callable[[int, int, Pixels], None] = lambda index, step, pixels: None,
     ) -> None:
-        """`on_snapshot` is called with a picture's place in the batch, the step and the pixels (H, W, 3)."""
+        """`on_step` is called after every step; `on_snapshot` with a picture's index in the batch, step and pixels."""
         self.recipe, self.weights, self.hardware, self.tensors = recipe, weights, hardware, tensors
         self.on_step, self.on_snapshot = on_step, on_snapshot
         self.dtype = network_dtype(recipe.precision, hardware.device)
 
-    def paint(self, batch: Sequence[Inputs], *, deep: Sequence[bool]) -> Iterator[Work | Retry | Group]:
-        """Paint a batch; every picture is in exactly one Group. `deep` says which pictures need 16 bits a channel.
+    def paint(self, batch: Sequence[Inputs], *, want_16_bit: Sequence[bool]) -> Iterator[Work | Retry | Group]:
+        """Paint `batch`; every picture is in exactly one Group. `want_16_bit` marks those that need `pixels_16_bit`.
 
-        Pictures of one shape are painted together. Raises only what `on_snapshot` raises as StorageError.
+        Pictures of one shape are painted together. An error becomes the result of a Group; only a StorageError, which
+        `on_snapshot` may raise, is raised.
         """
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        for place, inputs in enumerate(batch):
-            by_shape.setdefault(inputs.content.shape, []).append(place)
-        for places in by_shape.values():
-            yield from self._paint_or_halve(batch, deep, places, self.hardware.memory)
+        for index, inputs in enumerate(batch):
+            by_shape.setdefault(inputs.content.shape, []).append(index)
+        for indices in by_shape.values():
+            yield from self._paint_or_halve(batch, want_16_bit, indices, self.hardware.memory)
 
     def _paint_or_halve(
-        self, batch: Sequence[Inputs], deep: Sequence[bool], places: list[int], memory: float
+        self, batch: Sequence[Inputs], want_16_bit: Sequence[bool], indices: list[int], memory: float
     ) -> Iterator[Work | Retry | Group]:
-        """Paint pictures of one shape together, in at most `memory` bytes.
+        """Paint the pictures at `indices`, all of one shape, together in at most `memory` bytes.
 
         If that fails, each half is painted by itself, so that no picture fails because of another one. A single picture
         that ran out of memory is painted again in half the memory.
         """
         started = datetime.now(UTC)
         try:
-            fitting = self._fit(batch, places, memory)
-            painted = yield from self._optimize(batch, deep, places, fitting)
+            fitting = self._require_fitting(batch, indices, memory)
+            painted = yield from self._optimize(batch, want_16_bit, indices, fitting)
         except StorageError:
             raise
         except Exception as error:
             failure = as_pair_error(error)
         else:
-            yield Group(places, painted, started)
+            yield Group(indices, painted, started)
             return
-        half = len(places) // 2
+        half = len(indices) // 2
         if half:
-            reason = f"failed with {len(places) - 1} others, halved: {failure}"
-            tries = [(places[:half], memory), (places[half:], memory)]
-        elif isinstance(failure, OutOfMemory) and self._fits(batch, places, memory / 2):
-            reason, tries = f"tried again in half the memory: {failure}", [(places, memory / 2)]
+            reason = f"failed in a batch of {len(indices)}, painted again in halves: {failure}"
+            tries = [(indices[:half], memory), (indices[half:], memory)]
+        elif isinstance(failure, OutOfMemory) and self._find_fitting(batch, indices, memory / 2):
+            reason, tries = f"painted again in half the memory: {failure}", [(indices, memory / 2)]
         else:
-            yield Group(places, failure, started)
+            yield Group(indices, failure, started)
             return
-        failure.__traceback__ = None  # it would keep the batch's tensors in memory
+        failure.__traceback__ = None  # it keeps the batch's tensors in memory
         release_memory(self.hardware.device)
-        yield Retry(places, reason)
+        yield Retry(indices, reason)
         for part, part_memory in tries:
-            yield from self._paint_or_halve(batch, deep, part, part_memory)
+            yield from self._paint_or_halve(batch, want_16_bit, part, part_memory)
 
-    def _fits(self, batch: Sequence[Inputs], places: list[int], memory: float) -> Fitting | None:
-        height, width = batch[places[0]].content.shape[:2]
-        return fit_into(memory, self.recipe, (width, height), len(places), self.dtype)
+    def _find_fitting(self, batch: Sequence[Inputs], indices: list[int], memory: float) -> Fitting | None:
+        """The way to paint the pictures at `indices` in `memory` bytes; None if there is none."""
+        height, width = batch[indices[0]].content.shape[:2]
+        return fit_into(memory, self.recipe, (width, height), len(indices), self.dtype)
 
-    def _fit(self, batch: Sequence[Inputs], places: list[int], memory: float) -> Fitting:
-        fitting = self._fits(batch, places, memory)
+    def _require_fitting(self, batch: Sequence[Inputs], indices: list[int], memory: float) -> Fitting:
+        """Like `_find_fitting`, with all devices of the worker; raises OutOfMemory if there is no way."""
+        fitting = self._find_fitting(batch, indices, memory)
         if fitting is None:
-            if len(places) > 1:
+            if len(indices) > 1:
                 raise OutOfMemory("they do not fit into memory together")
-            height, width = batch[places[0]].content.shape[:2]
+            height, width = batch[indices[0]].content.shape[:2]
             raise OutOfMemory(memory_problem(memory, self.recipe, (width, height), self.dtype))
         return replace(fitting, devices=self.hardware.devices)
 
     def _optimize(
-        self, batch: Sequence[Inputs], deep: Sequence[bool], places: list[int], fitting: Fitting
+        self, batch: Sequence[Inputs], want_16_bit: Sequence[bool], indices: list[int], fitting: Fitting
     ) -> Generator[Work, None, list[Painted]]:
-        """Run the algorithm on pictures of one shape."""
-        group = [batch[place] for place in places]
+        """Run the algorithm on the pictures at `indices`, all of one shape; yields progress, returns the pictures."""
+        group = [batch[index] for index in indices]
         painting = stylize(
             self.tensors.contents(group),
             self.tensors.guides(group),
@@ -179,11 +186,11 @@ class Painter:
             try:
                 step = next(painting)
             except StopIteration as end:
-                painted = self._to_host(end.value, history, fitting, [deep[place] for place in places])
+                painted = self._to_host(end.value, history, fitting, [want_16_bit[index] for index in indices])
                 yield Work(steps, pixel_steps, time.perf_counter() - reported)
                 return painted
             history.add(step)
-            self._show(step, places, history)
+            self._show(step, indices, history)
             steps, pixel_steps = steps + len(step.active), pixel_steps + len(step.active) * step.pixels
             now = time.perf_counter()
             if now - reported > REPORT_EVERY:
@@ -191,12 +198,13 @@ class Painter:
                 reported, steps, pixel_steps = time.perf_counter(), 0, 0
 
     @staticmethod
-    def _to_host(result: Stylized, history: _History, fitting: Fitting, deep: Sequence[bool]) -> list[Painted]:
+    def _to_host(result: Stylized, history: _History, fitting: Fitting, want_16_bit: Sequence[bool]) -> list[Painted]:
+        """Fetch pictures and losses from the device."""
         losses, pixels, curves = Losses.cat([result.losses]), to_pixels(result.pictures), history.curves()
         return [
             Painted(
                 pixels=pixels[i],
-                deep=to_deep_pixels(result.pictures[i]) if deep[i] else None,
+                pixels_16_bit=to_16_bit_pixels(result.pictures[i]) if want_16_bit[i] else None,
                 losses=losses.select(torch.tensor([i])),
                 stopped=result.stopped[i],
                 curve=curves[i],
@@ -205,40 +213,41 @@ class Painter:
             for i in range(len(pixels))
         ]
 
-    def _show(self, step: Step, places: Sequence[int], history: _History) -> None:
+    def _show(self, step: Step, indices: Sequence[int], history: _History) -> None:
+        """Call `on_step`, and `on_snapshot` for each picture that is due for a snapshot."""
         self.on_step(step)
         every = self.recipe.snapshot_every
         due = [i for i in step.active if every and (history.steps[i] - 1) % every == 0]
         if due:
             pictures = dict(zip(step.active, to_pixels(step.render()), strict=True))
             for i in due:
-                self.on_snapshot(places[i], history.steps[i] - 1, pictures[i])
+                self.on_snapshot(indices[i], history.steps[i] - 1, pictures[i])
 
 
 class _History:
-    """The steps of a group; their losses stay on the device until the end."""
+    """Collects the steps of a group of pictures; their losses stay on the device until the end."""
 
     def __init__(self, pictures: int) -> None:
         self.steps = [0] * pictures
         self._started = time.perf_counter()
-        self._moments: list[tuple[float, int, list[int], Losses]] = []
+        self._entries: list[tuple[float, int, list[int], Losses]] = []  # seconds, scale, active pictures, losses
 
     def add(self, step: Step) -> None:
-        """Remember a step."""
+        """Add a step of all active pictures."""
         # Rounded to about a thousandth: more bits would only enlarge the ledger.
         seconds = round((time.perf_counter() - self._started) * 1024) / 1024
         for i in step.active:
             self.steps[i] += 1
-        self._moments.append((seconds, step.scale, step.active, step.losses))
+        self._entries.append((seconds, step.scale, step.active, step.losses))
 
     def curves(self) -> list[Curve]:
-        """The steps of each picture; fetches all losses from the device at once."""
-        losses = Losses.cat([losses for *_, losses in self._moments])
+        """The curve of each picture; fetches all losses from the device at once."""
+        losses = Losses.cat([losses for *_, losses in self._entries])
         rows: list[list[int]] = [[] for _ in self.steps]
         scales: list[list[int]] = [[] for _ in self.steps]
         seconds: list[list[float]] = [[] for _ in self.steps]
         count = 0
-        for when, scale, active, _ in self._moments:
+        for when, scale, active, _ in self._entries:
             for i in active:
                 rows[i].append(count)
                 scales[i].append(scale)
@@ -258,13 +267,13 @@ def _cached_backbone(
 
 
 def load_backbone(recipe: Recipe, weights: Weights, device: torch.device) -> Backbone:
-    """The network of a recipe; the last few are kept in this process."""
+    """The network of `recipe` on `device`; the last few are cached in this process."""
     dtype = network_dtype(recipe.precision, device)
     return _cached_backbone(recipe.backbone, weights, tuple(recipe.layers), recipe.pooling, dtype, device)
 
 
 def as_pair_error(error: Exception) -> Exception:
-    """The error as OutOfMemory if that is what it says, else as it is."""
+    """Convert any out-of-memory error to OutOfMemory; return other errors unchanged."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
-        return OutOfMemory("does not fit this device's memory, even alone; lower size")
+        return OutOfMemory("the device ran out of memory; lower size")
     return error

@@ -1,4 +1,4 @@
-"""One picture now: no manifest, no ledger."""
+"""Paint a single picture, without manifest and ledger: the public `stylize`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchnst.manifest.pair import mask_problems, style_shares
 from batchnst.painting.inputs import Inputs, Source, gather
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import Group, Painted, Painter
-from batchnst.painting.tensors import Tensors
+from batchnst.painting.tensors import TensorCache
 from batchnst.pictures.encode import Finish
 from batchnst.progress import Progress
 from batchnst.recipe import Recipe
@@ -23,12 +23,12 @@ from batchnst.transfer.memory import fit_into, memory_problem
 from batchnst.transfer.stylize import Step
 
 AnySource = Source | PathLike[str]
-"""A picture by its path or URI, or a PIL image."""
+"""A picture: its path or URI, or a PIL image."""
 
 
 @dataclass(frozen=True)
 class Painting:
-    """A painted picture and its losses, each term weighted as in the total."""
+    """A painted picture and its losses; each term is weighted as in the total."""
 
     painted: Painted
     finish: Finish
@@ -49,7 +49,7 @@ class Painting:
         return self.painted.losses
 
     def encode(self, name: str) -> bytes:
-        """The picture's file, in the format that the ending of `name` asks for; raises InputError if it cannot be."""
+        """The picture as a file, in the format that the ending of `name` selects; raises InputError if that fails."""
         return self.painted.encode(name, self.finish)
 
 
@@ -67,19 +67,19 @@ def stylize(
     """Paint `content` in one style or several, on the GPU if there is one.
 
     Pictures and masks are paths, URIs or PIL images; `style_weights`, `content_masks` and `style_masks` mean the same
-    as in a manifest. `on_step` is called after every step. `memory` is the most that may be used, in bytes; by default
-    what the device has.
+    as in a manifest. `recipe` defaults to `Recipe()`. `on_step` is called after every step. `memory` limits the memory
+    that is used, in bytes; the default is that of the device, less a reserve.
 
-    Raises RequestError if weights or masks do not go with the styles, or the picture does not fit into memory;
-    InputError for a picture that cannot be used; Diverged if no finite loss was reached.
+    Raises RequestError if the numbers of weights, masks and styles do not match, or the picture does not fit into
+    memory; InputError for a picture that cannot be used; Diverged if no finite loss was reached.
     """
     recipe = recipe or Recipe()
     hardware, weights = Hardware.here(memory), load_weights(*recipe.network)
     blend = [styles] if isinstance(styles, str | PathLike | Image.Image) else list(styles)
     inputs = _gather(recipe, content, blend, style_weights, content_masks, style_masks)
-    painter = Painter(recipe, weights, hardware, Tensors(hardware.device), on_step=on_step)
+    painter = Painter(recipe, weights, hardware, TensorCache(hardware.device), on_step=on_step)
     _check_memory(inputs, painter)
-    (group,) = (event for event in painter.paint([inputs], deep=[True]) if isinstance(event, Group))
+    (group,) = (event for event in painter.paint([inputs], want_16_bit=[True]) if isinstance(event, Group))
     if isinstance(group.result, Exception):
         raise group.result
     (painted,) = group.result
@@ -88,7 +88,7 @@ def stylize(
 
 
 def report_steps(progress: Progress) -> Callable[[Step], None]:
-    """An `on_step` that reports each step to `progress`."""
+    """A callback for `on_step` that reports each step to `progress`."""
 
     def report(step: Step) -> None:
         text = f"step {step.index + 1} · {step.scale} pixels · loss {step.losses.total.item():.4g}"
@@ -105,6 +105,7 @@ def _gather(
     content_masks: Sequence[AnySource],
     style_masks: Sequence[AnySource],
 ) -> Inputs:
+    """Check the numbers of weights and masks, and read all inputs."""
     for key, problem in mask_problems(len(styles), len(content_masks), len(style_masks)):
         raise RequestError(f"{key}: {problem}")
     try:
@@ -126,6 +127,7 @@ def _source(source: AnySource) -> Source:
 
 
 def _check_memory(inputs: Inputs, painter: Painter) -> None:
+    """Raise RequestError if the picture does not fit into memory."""
     height, width = inputs.content.shape[:2]
     memory = painter.hardware.memory
     if fit_into(memory, painter.recipe, (width, height), 1, painter.dtype) is None:

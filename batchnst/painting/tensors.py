@@ -1,4 +1,4 @@
-"""Arrays to tensors, and back."""
+"""Convert arrays to tensors and back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from batchnst.pictures.decode import Pixels
 from batchnst.transfer.stylize import Guide
 
 
-class Tensors:
-    """Converts inputs to tensors on a device. An array that was converted lately is not converted again."""
+class TensorCache:
+    """Converts inputs to tensors on `device`, and keeps those of the last styles and masks for the next batch."""
 
-    kept = 64
-    """Arrays whose tensors are kept."""
+    capacity = 64
+    """Number of tensors that are kept."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -30,37 +30,37 @@ class Tensors:
         return to_tensors([inputs.content for inputs in batch], self.device)
 
     def starts(self, batch: Sequence[Inputs]) -> Tensor | None:
-        """The pictures to start from, (B, 3, H, W), float32, 0..255; None if the recipe names none."""
+        """The start pictures, (B, 3, H, W), float32, 0..255; None if `init` names no picture."""
         starts = [inputs.start for inputs in batch if inputs.start is not None]
         return to_tensors(starts, self.device) if starts else None
 
     def guides(self, batch: Sequence[Inputs]) -> list[list[Guide]]:
-        """The guides of each picture, one for each part that a mask marks."""
+        """The guides of each picture: one for each part that a content mask marks, or one for the whole picture."""
         return [self._guides(inputs) for inputs in batch]
 
     def _guides(self, inputs: Inputs) -> list[Guide]:
         styles = tuple(self._tensor(style) for style in inputs.styles)
-        count = max(1, len(inputs.content_masks))
-        one_each = count > 1 and len(styles) == count
+        parts = max(1, len(inputs.content_masks))
+        style_per_part = parts > 1 and len(styles) == parts
         return [
             Guide(
-                styles=(styles[i],) if one_each else styles,
-                weights=(1.0,) if one_each else inputs.style_weights,
-                share=inputs.style_weights[i] if one_each else 1 / count,
+                styles=(styles[i],) if style_per_part else styles,
+                weights=(1.0,) if style_per_part else inputs.style_weights,
+                share=inputs.style_weights[i] if style_per_part else 1 / parts,
                 content_mask=self._tensor(inputs.content_masks[i]) if inputs.content_masks else None,
                 style_mask=self._tensor(inputs.style_masks[i]) if inputs.style_masks else None,
             )
-            for i in range(count)
+            for i in range(parts)
         ]
 
     def _tensor(self, pixels: Pixels) -> Tensor:
-        """A picture as (1, 3, H, W), uint8, or a mask as (1, 1, H, W), float32, 0..1."""
+        """Convert a picture to (1, 3, H, W), uint8, or a mask to (1, 1, H, W), float32, 0..1, or reuse the tensor."""
         if id(pixels) not in self._cache:
             picture = _to_bytes(pixels if pixels.ndim == 3 else pixels[..., None], self.device)
             # The array is kept with its tensor: while it lives, no other array can have its id.
             self._cache[id(pixels)] = pixels, picture if pixels.ndim == 3 else picture.float() / 255
         self._cache.move_to_end(id(pixels))
-        if len(self._cache) > self.kept:
+        if len(self._cache) > self.capacity:
             self._cache.popitem(last=False)
         return self._cache[id(pixels)][1]
 
@@ -71,7 +71,7 @@ def to_tensors(pictures: Sequence[Pixels], device: torch.device) -> Tensor:
 
 
 def _to_bytes(pixels: Pixels, device: torch.device) -> Tensor:
-    """A picture (H, W, C) as (1, C, H, W), uint8."""
+    """Convert a picture (H, W, C) to (1, C, H, W), uint8."""
     return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].contiguous()
 
 
@@ -80,6 +80,6 @@ def to_pixels(pictures: Tensor) -> list[Pixels]:
     return list(pictures.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
-def to_deep_pixels(picture: Tensor) -> NDArray[np.uint16]:
+def to_16_bit_pixels(picture: Tensor) -> NDArray[np.uint16]:
     """Round a picture (3, H, W), 0..255, to 16 bits a channel, (H, W, 3), 0..65535."""
     return (picture * 257).round().clamp(0, 65535).permute(1, 2, 0).cpu().numpy().astype(np.uint16)

@@ -1,4 +1,4 @@
-"""The software that paints, as the ledger records it."""
+"""Versions of the software that paints, as the ledger records them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchnst.ledger.schema import Versions
 
 @cache
 def versions() -> Versions:
-    """The versions in this process."""
+    """The versions that this process uses. `cuda` is None without a GPU."""
     return Versions(
         batchnst=version("batchnst"),
         python=platform.python_version(),

@@ -1,4 +1,4 @@
-"""A file of weights: what it holds, which backbone that is, and whether it is whole."""
+"""Read a file of network weights, find its backbone and check that it is complete."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ from batchnst.storage import files
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import NORMALISATIONS, Tensors, Weights, by_layer, tensor_shapes, to_arrays, to_weights
 
-SIDE = 64
-"""Of the made-up picture that a network must see something in, in pixels."""
+TEST_SIDE = 64
+"""Side of the random picture that tests a network, in pixels."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds: tensors by their names in it, and what it says of itself."""
+    """A file of weights: its address, its tensors by their names in the file, and its metadata."""
 
     address: str
     tensors: Mapping[str, Tensor]
-    says: Mapping[str, str]
+    metadata: Mapping[str, str]
 
     def backbone(self) -> str:
-        """The backbone whose convolutions it holds; raises RequestError for none."""
+        """The backbone whose convolutions the file holds; raises RequestError if it holds none."""
         for backbone in BACKBONES:
-            if not self._misfit(backbone):
+            if not self._mismatch(backbone):
                 return backbone
-        nearest = max(BACKBONES, key=self._fits)
-        raise self._error(f"is none of {', '.join(BACKBONES)}; the nearest is {nearest}, but {self._misfit(nearest)}")
+        nearest = max(BACKBONES, key=self._count_matches)
+        raise self._error(f"is none of {', '.join(BACKBONES)}; the nearest is {nearest}, but {self._mismatch(nearest)}")
 
     def normalisation(self) -> str:
-        """The normalisation its network expects; raises RequestError where nothing says it."""
-        if said := self.says.get("normalisation"):
-            if said not in NORMALISATIONS:
-                raise self._error(f"its normalisation is {said!r}; expected {' or '.join(NORMALISATIONS)}")
-            return said
+        """The normalisation that the network expects of its input, a key of NORMALISATIONS.
+
+        It is taken from the metadata, else from the names of the tensors. Raises RequestError if neither tells.
+        """
+        if normalisation := self.metadata.get("normalisation"):
+            if normalisation not in NORMALISATIONS:
+                raise self._error(f"its normalisation is {normalisation!r}; expected {' or '.join(NORMALISATIONS)}")
+            return normalisation
         if any(name.startswith("features.") for name in self.tensors):
-            return "imagenet"  # as torchvision names them
+            return "imagenet"  # torchvision's names, so torchvision's normalisation
         choices = "|".join(NORMALISATIONS)
         raise self._error(
             "does not say what input it expects; "
@@ -56,51 +59,52 @@ class WeightsFile:
         )
 
     def weights(self, backbone: str) -> Weights:
-        """The weights it holds of a backbone, after all checks; raises RequestError."""
-        if misfit := self._misfit(backbone):
-            others = [
-                f"it looks like {other}'s; say --backbone {other}" for other in BACKBONES if not self._misfit(other)
+        """The weights of `backbone` in this file; raises RequestError if they are not complete and usable."""
+        if mismatch := self._mismatch(backbone):
+            hints = [
+                f"it looks like {other}'s; say --backbone {other}" for other in BACKBONES if not self._mismatch(other)
             ]
-            raise self._error(f"is not {backbone}'s: {others[0] if others else misfit}")
+            raise self._error(f"is not {backbone}'s: {hints[0] if hints else mismatch}")
         weights = to_weights(backbone, self.arrays(backbone), self.normalisation())
         for name, array in weights.tensors.items():
             if not np.isfinite(array).all():
                 raise self._error(f"{name} holds NaN or infinity; fetch it again")
-        if blind := _blind_layer(backbone, weights):
-            raise self._error(f"{blind} sees nothing, or no numbers, in a made-up picture; was it trained, and whole?")
+        if layer := _dead_layer(backbone, weights):
+            raise self._error(f"{layer} is all zero, or not finite, on a random picture; expected a trained network")
         return weights
 
     def arrays(self, backbone: str) -> Tensors:
-        """The tensors of a backbone, which it holds, by our names."""
+        """The tensors of `backbone` by batchnst's names; the file must hold them all."""
         return to_arrays(backbone, self.tensors)
 
-    def _misfit(self, backbone: str) -> str:
-        """What keeps it from being a backbone's, in a few words; nothing if it is."""
-        own, shapes = by_layer(backbone, self.tensors), tensor_shapes(backbone)
+    def _mismatch(self, backbone: str) -> str:
+        """The first difference between the file and `backbone`, in words; empty if there is none."""
+        tensors, shapes = by_layer(backbone, self.tensors), tensor_shapes(backbone)
         for name in shapes:
-            if name not in own:
+            if name not in tensors:
                 return f"it has no {name}"
-            if not own[name].is_floating_point() or own[name].shape != shapes[name]:
-                kind = str(own[name].dtype).removeprefix("torch.")
-                return f"its {name} is {kind} {_by(own[name].shape)}, not float {_by(shapes[name])}"
-        return next((f"it has {name} as well" for name in own if name not in shapes), "")
+            tensor = tensors[name]
+            if not tensor.is_floating_point() or tensor.shape != shapes[name]:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                return f"its {name} is {dtype} {_shape_text(tensor.shape)}, not float {_shape_text(shapes[name])}"
+        return next((f"it has {name} as well" for name in tensors if name not in shapes), "")
 
-    def _fits(self, backbone: str) -> int:
-        """How many tensors are as a backbone has them."""
-        own = by_layer(backbone, self.tensors)
-        return sum(name in own and own[name].shape == shape for name, shape in tensor_shapes(backbone).items())
+    def _count_matches(self, backbone: str) -> int:
+        """The number of tensors with a name and shape of `backbone`."""
+        tensors = by_layer(backbone, self.tensors)
+        return sum(name in tensors and tensors[name].shape == shape for name, shape in tensor_shapes(backbone).items())
 
     def _error(self, text: str) -> RequestError:
         return RequestError(f"weights {self.address}: {text}")
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def _blind_layer(backbone: str, weights: Weights) -> str | None:
-    """The first layer whose features of a made-up picture are all 0, or not finite."""
-    noise = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 255
+def _dead_layer(backbone: str, weights: Weights) -> str | None:
+    """The first layer whose features of a random picture are all 0 or not finite; None if there is none."""
+    noise = torch.rand(1, 3, TEST_SIDE, TEST_SIDE, generator=torch.Generator().manual_seed(0)) * 255
     relus = [name for name in layer_names(backbone) if name.startswith("relu")]
     with torch.no_grad():
         features = Backbone(backbone, weights, relus)(noise)
@@ -108,7 +112,7 @@ def _blind_layer(backbone: str, weights: Weights) -> str | None:
 
 
 def read_file(address: str) -> WeightsFile:
-    """What a safetensors or state-dict file holds; raises RequestError."""
+    """Read a safetensors or state-dict file; raises RequestError. No code in the file is run."""
     try:
         data = files.read(address)
         return WeightsFile(address, *(_from_safetensors if data[8:9] == b"{" else _from_torch)(data))
@@ -132,11 +136,11 @@ def _from_torch(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError("is neither safetensors nor a state dict of torch")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are not torch's
+            warnings.simplefilter("ignore")  # torch warns about pickles that are not its own
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ValueError("holds more than tensors, and was not run; expected a state dict, or safetensors") from None
-    except Exception:  # whatever torch's readers stumble over
+    except Exception:  # torch's readers raise many kinds of errors on damaged files
         raise ValueError("is truncated or damaged; fetch it again") from None
     if not isinstance(state, dict):
         raise ValueError(f"holds a {type(state).__name__}; expected a state dict, or safetensors")

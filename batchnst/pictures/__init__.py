@@ -1,1 +1,1 @@
-"""Pictures from bytes to arrays, and back. No torch."""
+"""Decode pictures to arrays, and encode arrays as picture files. No torch."""

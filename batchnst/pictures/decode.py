@@ -1,4 +1,4 @@
-"""Pictures as they come: bytes of any format, turned, coloured and transparent in any way, to upright sRGB arrays."""
+"""Decode pictures of any format, orientation, colour space and transparency to upright sRGB arrays."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ from batchnst.errors import InputError
 from batchnst.recipe import fit
 from batchnst.storage.files import open_file
 
-register_heif_opener()  # AVIF is Pillow's own
-Image.MAX_IMAGE_PIXELS = None  # a limit that the user can change takes its place: max_megapixels
+register_heif_opener()  # for HEIC; Pillow itself reads AVIF
+Image.MAX_IMAGE_PIXELS = None  # replaced by max_megapixels, which the user can change
 
 Pixels = NDArray[np.uint8]
-"""A picture as (H, W, 3), RGB, 0..255."""
+"""A picture as an array: (H, W, 3), RGB, 0..255, or (H, W) for gray and opacity."""
 
 RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
+"""Pillow's resize filters, by the names that recipes use."""
 
 DRAFT = 4
-"""A JPEG is decoded at a half, a quarter or an eighth of its size where that is still so many times what is wanted."""
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the result is at least this many times the working size."""
 
-_TURNED = range(5, 9)  # EXIF orientations that swap width and height
+_SIDEWAYS = range(5, 9)
+"""EXIF orientations that swap width and height."""
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, RGB, upright, in sRGB, its transparent parts over the ground; and what of its file is not that.
+    """A decoded picture at the size in its file (or a fraction of it, for a large JPEG).
 
-    alpha: opacity, "L", None for a picture that is opaque. exif, icc: as in the file, empty where there is none.
-    notes: what a person should know of how it was read.
+    image: RGB, upright, in sRGB, transparent parts over the background.
+    alpha: opacity in mode "L", None if opaque.
+    exif, icc: as in the file, empty if missing.
+    notes: remarks for the user, such as an ignored colour profile.
     """
 
     image: Image.Image
@@ -55,8 +59,11 @@ class Decoded:
 class Picture:
     """A decoded picture at its working size.
 
-    `pixels` (H, W, 3). `alpha`: opacity (H, W), None for an opaque picture. `exif`, `icc`: as in the file. `notes`: how
-    it was read, where that is not obvious. `sha256`: of the file, empty for a picture that came from memory.
+    pixels: (H, W, 3).
+    alpha: opacity (H, W), None if opaque.
+    exif, icc: as in the file, empty if missing.
+    notes: remarks for the user, such as an ignored colour profile.
+    sha256: hash of the file, empty for a picture from memory.
     """
 
     pixels: Pixels
@@ -69,11 +76,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How a picture is decoded.
+    """Settings for decoding a picture.
 
-    `background`: the colour behind transparent parts, as Pillow names it. `size`: longest side in pixels, None for the
-    picture's own. `megapixels`: pictures with more are refused; also refused are a longest side over 2·√pixels and a
-    file of more than 4 bytes a pixel. `resample`: the resize filter, a key of RESAMPLING.
+    background: colour behind transparent parts, as Pillow names it.
+    size: longest side in pixels, None to keep the picture's size.
+    megapixels: size limit in 10⁶ pixels. Also refused: a longest side over 2·√pixels, a file over 4 bytes a pixel.
+    resample: resize filter, a key of RESAMPLING.
     """
 
     background: str = "white"
@@ -83,39 +91,45 @@ class DecodeOptions:
 
     @property
     def max_file_bytes(self) -> int:
-        """The largest file that is read, in bytes."""
+        """Largest file to read, in bytes."""
         return round(4e6 * self.megapixels)
 
     @property
     def max_side(self) -> int:
-        """The longest side that is decoded, in pixels."""
+        """Longest side to decode, in pixels."""
         return int(2e3 * self.megapixels**0.5)
 
 
 def open_picture(data: bytes, name: str, options: DecodeOptions = DecodeOptions()) -> Decoded:
-    """Decode the picture in `data`; raises InputError, naming it, for what is no picture or too large."""
+    """Decode the picture in the file `data`.
+
+    Raises InputError, with `name` in its message, if `data` is not a picture, damaged or too large.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             _check_limit(image, name, options)
             if image.format == "JPEG2000" and b"\xff\xd9" not in data[-4096:]:
-                # Its decoder would be content with what there is.
+                # Pillow's decoder accepts a truncated file.
                 raise InputError(f"{name}: cannot be decoded: image file is truncated")
             return _decode(image, options)
     except UnidentifiedImageError:
-        what = "an empty file" if not data else "not a picture that Pillow can read"
-        raise InputError(f"{name}: {what}") from None
+        reason = "an empty file" if not data else "not a picture that Pillow can read"
+        raise InputError(f"{name}: {reason}") from None
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded: {error}") from None
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """The picture in `data`, upright, sRGB, transparent parts over white; raises InputError naming it as `name`."""
+    """Decode the file `data` to an upright RGB picture in sRGB, transparent parts over white.
+
+    Raises InputError, with `name` in its message, if `data` is not a picture, damaged or too large.
+    """
     return open_picture(data, name).image
 
 
 @cache
 def formats() -> list[str]:
-    """What is read: all that Pillow can but EPS, which is a program that Ghostscript would run."""
+    """Formats that are read, by Pillow's names: all but EPS, whose files are programs that Ghostscript would run."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]
 
@@ -125,7 +139,7 @@ def _check_limit(image: Image.Image, name: str, options: DecodeOptions) -> None:
     if width * height > 1e6 * options.megapixels or max(image.size) > options.max_side:
         raise InputError(
             f"{name}: {width}×{height} pixels, more than max_megapixels = {options.megapixels:g} allows "
-            f"({options.max_side} on a side); raise it if this is meant"
+            f"({options.max_side} on a side); raise it to accept this picture"
         )
 
 
@@ -147,13 +161,13 @@ def _decode(image: Image.Image, options: DecodeOptions) -> Decoded:
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # of many kinds, wherever the EXIF is broken
+    except Exception:  # broken EXIF raises errors of many types
         notes.append("its EXIF cannot be read; taken as upright")
         return image
 
 
 def _in_srgb(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image:
-    """The colours without their opacity, as an RGB copy."""
+    """Convert `image` to RGB in sRGB, without its opacity."""
     opaque = _eight_bits(image)
     profile = _profile(icc, opaque.mode, notes)
     if profile is None:
@@ -161,14 +175,14 @@ def _in_srgb(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image:
     try:
         converted = ImageCms.profileToProfile(opaque, profile, _SRGB, outputMode="RGB")
     except ImageCms.PyCMSError:
-        notes.append("its colour profile does not fit it and was left aside")
+        notes.append("its colour profile does not fit its colours and was ignored")
         return opaque.convert("RGB")
-    assert converted is not None  # only where it is done in place
+    assert converted is not None  # it is None only for a conversion in place
     return converted
 
 
 def _profile(icc: bytes, mode: str, notes: list[str]) -> ImageCms.ImageCmsProfile | None:
-    """From which colours to convert; None where they are sRGB, or taken for it."""
+    """The colour profile to convert from; None if the colours are sRGB, or assumed to be."""
     if mode == "LAB":
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     if not icc:
@@ -182,7 +196,7 @@ def _profile(icc: bytes, mode: str, notes: list[str]) -> ImageCms.ImageCmsProfil
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The colours in 8 bits, in a mode that a profile can be applied to: L, RGB, CMYK or LAB."""
+    """Convert `image` to 8 bits, in a mode that a colour profile can be applied to: L, RGB, CMYK or LAB."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_bytes(np.asarray(image)))
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
@@ -191,50 +205,53 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_bytes(values: NDArray[Any]) -> Pixels:
-    """Gray values of 16 bits, or floats in 0..1, as 8 bits; those that are within 0..255 as they are."""
-    most = float(np.nanmax(values, initial=0))
-    scale = 255.0 if values.dtype.kind == "f" and most <= 1 else 1 / 257 if most > 255 or values.itemsize == 2 else 1.0
+    """Scale gray values to 0..255, from 16 bits or from floats in 0..1; keep values that are within 0..255 already."""
+    highest = float(np.nanmax(values, initial=0))
+    if values.dtype.kind == "f" and highest <= 1:
+        scale = 255.0
+    else:
+        scale = 1 / 257 if highest > 255 or values.itemsize == 2 else 1.0
     return np.nan_to_num(values * scale).round().clip(0, 255).astype(np.uint8)
 
 
 def from_image(image: Image.Image, options: DecodeOptions = DecodeOptions()) -> Decoded:
-    """A picture that is in memory already, as if it were read."""
+    """Decode a picture that is already in memory, in the same way as one from a file."""
     return _decode(image, options)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An RGB copy; transparent parts are shown over white."""
+    """Convert `image` to an upright RGB picture in sRGB, transparent parts over white."""
     return from_image(image).image
 
 
 def fitted(decoded: Decoded, options: DecodeOptions) -> Picture:
-    """Resize a decoded picture to `options.size`."""
+    """Resize a decoded picture so that its longest side is `options.size`; keep its size if that is None."""
     size = options.size or max(decoded.image.size)
     alpha = at_size(decoded.alpha, size, options.resample) if decoded.alpha else None
     return Picture(at_size(decoded.image, size, options.resample), alpha, decoded.exif, decoded.icc, decoded.notes)
 
 
 def at_size(image: Image.Image, size: float, resample: str) -> Pixels:
-    """Resize a picture so that its longest side is `size` pixels, without cropping; (H, W, 3)."""
-    wanted = fit(*image.size, size)
-    if image.size != wanted:
-        image = image.resize(wanted, RESAMPLING[resample])
+    """Resize `image` so that its longest side is `size` pixels, without cropping; (H, W, 3), or (H, W) for gray."""
+    working_size = fit(*image.size, size)
+    if image.size != working_size:
+        image = image.resize(working_size, RESAMPLING[resample])
     return np.asarray(image)
 
 
 def stretched(image: Image.Image, width: int, height: int) -> Pixels:
-    """Stretch a picture to exactly this size; (H, W, 3), or (H, W) for a gray one."""
+    """Stretch `image` to exactly `width` × `height` pixels; (H, W, 3), or (H, W) for gray."""
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def probe(address: str) -> tuple[int, int] | None:
-    """(width, height) of a picture, upright, from its header alone; None if that cannot be had."""
+    """Read the upright size (width, height) of a picture from its header; None if the header cannot be read."""
     try:
         with open_file(address, buffer=1 << 14) as file, Image.open(file, formats=formats()) as image:
-            # Of a TIFF Pillow says the upright size. A PNG's EXIF may lie behind its pixels: all would be fetched.
-            told = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-            turned = told and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return (image.height, image.width) if turned else image.size
+            # Pillow reports a TIFF's upright size. A PNG's EXIF can follow its pixels: reading it would fetch the file.
+            read_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+            sideways = read_exif and image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+            return (image.height, image.width) if sideways else image.size
     except Exception:
-        # Whatever is wrong, the worker that decodes the picture finds it again and writes it in a row.
+        # The worker that decodes the picture meets the same error, and records it in the ledger.
         return None

@@ -1,4 +1,4 @@
-"""Pictures as they go: arrays to the bytes of a file that says where it comes from."""
+"""Encode arrays as picture files that record their origin."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-"""What an output's ending asks for, as Pillow calls it; TIFF has 16 bits a channel."""
+"""Formats by file name ending, with Pillow's names; TIFF is written with 16 bits a channel."""
 
 OPAQUE = ("JPEG",)
 """Formats without transparency."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {"PNG": {"compress_level": 6}, "JPEG": {"subsampling": 0}}
+"""Pillow's options for saving each format."""
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a painted picture comes from; the ledger has the row."""
+    """Origin of a painted picture: the key of its ledger row, its fingerprint and the version of batchnst."""
 
     pair_id: str
     run_id: str
@@ -47,9 +48,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Finish:
-    """How a painted picture is written, beside its pixels.
+    """Everything in a painted picture's file except the pixels.
 
-    quality: 1..100, of JPEG, WebP and AVIF. alpha: opacity (H, W), 0..255. exif, icc: the photo's own, to be kept.
+    quality: 1..100, for JPEG, WebP and AVIF.
+    alpha: opacity (H, W), 0..255, None if opaque.
+    exif, icc: copied from the content, empty if not kept.
+    provenance: origin to record in the file.
     """
 
     quality: int = 95
@@ -59,29 +63,31 @@ class Finish:
     provenance: Provenance | None = None
 
 
-def is_deep(name: str) -> bool:
-    """Whether the format that a name asks for has 16 bits a channel."""
+def is_16_bit(name: str) -> bool:
+    """True if the format for the file name `name` has 16 bits a channel."""
     return FORMATS.get(PurePosixPath(name).suffix.lower()) == "TIFF"
 
 
 def encode_picture(pixels: NDArray[Any], name: str, finish: Finish = Finish()) -> bytes:
-    """The picture (H, W, 3), uint8 or, for TIFF, uint16, as the ending of `name` asks; in sRGB, and tagged so.
+    """Encode `pixels` (H, W, 3), uint8 or, for TIFF, uint16, in the format of the ending of `name`.
 
-    With an ICC profile of the photo it is in those colours instead. Raises InputError for a picture that the format
-    cannot hold.
+    The file is in sRGB, with that profile; if `finish.icc` is an RGB profile, it is in those colours instead (except
+    TIFF). Raises InputError if the format cannot hold the picture.
     """
     kind = FORMATS[PurePosixPath(name).suffix.lower()]
     try:
         return _tiff(pixels, finish) if kind == "TIFF" else _by_pillow(pixels, kind, finish)
     except (OSError, ValueError) as error:
         height, width = pixels.shape[:2]
-        raise InputError(f"{name}: {width}×{height} pixels cannot be written so: {error}; choose .png") from None
+        raise InputError(
+            f"{name}: {width}×{height} pixels cannot be written in this format: {error}; choose .png"
+        ) from None
 
 
 def _by_pillow(pixels: NDArray[Any], kind: str, finish: Finish) -> bytes:
     image = Image.fromarray(pixels)
     icc = _SRGB.tobytes()
-    if finish.icc and (converted := _in_colours_of(image, finish.icc)):
+    if finish.icc and (converted := _to_profile(image, finish.icc)):
         image, icc = converted, finish.icc
     if finish.alpha is not None:
         image.putalpha(Image.fromarray(finish.alpha))
@@ -91,8 +97,8 @@ def _by_pillow(pixels: NDArray[Any], kind: str, finish: Finish) -> bytes:
     return buffer.getvalue()
 
 
-def _in_colours_of(image: Image.Image, icc: bytes) -> Image.Image | None:
-    """An sRGB picture in the colours of an RGB profile; None for a profile of another kind."""
+def _to_profile(image: Image.Image, icc: bytes) -> Image.Image | None:
+    """Convert an sRGB picture to the colours of an RGB profile; None if `icc` is no usable RGB profile."""
     try:
         return ImageCms.profileToProfile(image, _SRGB, io.BytesIO(icc), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
@@ -100,14 +106,14 @@ def _in_colours_of(image: Image.Image, icc: bytes) -> Image.Image | None:
 
 
 def _tiff(pixels: NDArray[Any], finish: Finish) -> bytes:
-    """16 bits a channel, which Pillow cannot write; in sRGB always."""
-    deep = pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * 257
+    """Encode with 16 bits a channel, which Pillow cannot do; always in sRGB."""
+    channels = pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * 257
     if finish.alpha is not None:
-        deep = np.dstack([deep, finish.alpha.astype(np.uint16) * 257])
+        channels = np.dstack([channels, finish.alpha.astype(np.uint16) * 257])
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
-        deep,
+        channels,
         photometric="rgb",
         compression="zlib",
         metadata=None,
@@ -119,13 +125,16 @@ def _tiff(pixels: NDArray[Any], finish: Finish) -> bytes:
     return buffer.getvalue()
 
 
-def provenance(data: bytes, name: str) -> Provenance:
-    """What `encode` has put into a picture; raises InputError, naming it, for one without."""
+def read_provenance(data: bytes, name: str) -> Provenance:
+    """Read the provenance that `encode_picture` stored in the file `data`.
+
+    Raises InputError, with `name` in its message, if there is none.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=[*FORMATS.values()]) as image:
             exif = image.getexif()
-        said = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")[len(_ASCII) :]
-        return Provenance(**json.loads(said or exif[ExifTags.Base.ImageDescription]))
+        comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")[len(_ASCII) :]
+        return Provenance(**json.loads(comment or exif[ExifTags.Base.ImageDescription]))
     except UnidentifiedImageError:
         raise InputError(f"{name}: not a picture that Pillow can read") from None
     except (KeyError, ValueError, TypeError, OSError, SyntaxError):
@@ -133,11 +142,11 @@ def provenance(data: bytes, name: str) -> Provenance:
 
 
 _ASCII = b"ASCII\0\0\0"
-"""How a comment in EXIF begins."""
+"""Prefix of an ASCII comment in EXIF."""
 
 
 def _exif(finish: Finish) -> Image.Exif:
-    """The photo's EXIF, if it is kept, upright and without its thumbnail, and the provenance."""
+    """The content's EXIF, if kept, without its orientation and thumbnail, plus the provenance."""
     exif = Image.Exif()
     if finish.exif:
         exif.load(finish.exif)

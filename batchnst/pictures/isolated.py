@@ -1,7 +1,7 @@
-"""Pictures are decoded in a process of their own, so that a decoder that crashes or hangs takes nothing else with it.
+"""Decode pictures in a separate process, so that a decoder that crashes or hangs harms nothing else.
 
-The process is started when it is first needed, and serves one picture after the other. It is told of each in a line of
-JSON and the file's bytes, and answers with a line of JSON and arrays: nothing that comes back from it is executed.
+The process starts when it is first needed, and decodes one picture at a time. A request is a line of JSON and the bytes
+of a file, a response is a line of JSON and the bytes of arrays: nothing that the process sends back is executed.
 """
 
 from __future__ import annotations
@@ -20,52 +20,57 @@ import numpy as np
 from batchnst.errors import InputError
 from batchnst.pictures.decode import DecodeOptions, Picture, fitted, open_picture
 
-SECONDS = 60.0
-"""What a picture may take."""
+TIMEOUT_SECONDS = 60.0
+"""Longest time to decode one picture, in seconds."""
 
 
 def load(data: bytes, name: str, options: DecodeOptions) -> Picture:
-    """Decode a picture and fit its longest side to the wish's size, if it has one; raises InputError, naming it."""
+    """Decode the file `data` in the separate process, and resize it to `options.size`.
+
+    Raises InputError, with `name` in its message, if the picture cannot be decoded, or not in TIMEOUT_SECONDS.
+    """
     return _DECODER.load(data, name, options)
 
 
 class _Decoder:
-    """The other process, seen from here."""
+    """The client of the separate process; starts it when needed, and replaces it after a failure."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def load(self, data: bytes, name: str, options: DecodeOptions) -> Picture:
-        question = {"name": name, "options": asdict(options), "bytes": len(data)}
+        """Decode one picture, as the function `load` describes."""
+        request = {"name": name, "options": asdict(options), "bytes": len(data)}
         with self._lock:
             process = self._running()
-            late = threading.Event()
-            timer = threading.Timer(SECONDS, self._stop, (process, late))
+            timed_out = threading.Event()
+            timer = threading.Timer(TIMEOUT_SECONDS, self._stop, (process, timed_out))
             timer.start()
             try:
-                return _ask(process, question, data)
+                return _ask(process, request, data)
             except InputError:
                 raise
             except (EOFError, OSError):
-                raise InputError(f"{name}: {self._epitaph(late.is_set())}") from None
+                raise InputError(f"{name}: {self._end(timed_out.is_set())}") from None
             except BaseException:
-                self._epitaph(late=False)  # or its answer would be taken for the next picture's
+                self._end(timed_out=False)  # else its response would be taken for the next picture's
                 raise
             finally:
                 timer.cancel()
 
     @staticmethod
-    def _stop(process: subprocess.Popen[bytes], late: threading.Event) -> None:
-        late.set()
+    def _stop(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
+        timed_out.set()
         process.kill()
 
     def _running(self) -> subprocess.Popen[bytes]:
+        """The process, started if none is running."""
         if self._process and self._process.poll() is not None:
             self.close()
         if self._process is None:
             command = [sys.executable, "-m", "batchnst.pictures.isolated"]
-            # In a session of its own: Ctrl-C is for the run, and ends this process by the end of its input.
+            # In a new session, so that Ctrl-C reaches only the run; this process exits when its input ends.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -75,82 +80,92 @@ class _Decoder:
             )
         return self._process
 
-    def _epitaph(self, late: bool) -> str:
-        """What became of the process."""
+    def _end(self, timed_out: bool) -> str:
+        """Kill the process if it still runs, and say why it ended."""
         process, self._process = self._process, None
         assert process
         process.kill()
         with process:
             status = process.wait()
-        return f"took longer than {SECONDS:g} s to decode" if late else f"crashed its decoder (exit status {status})"
+        if timed_out:
+            return f"took longer than {TIMEOUT_SECONDS:g} s to decode"
+        return f"crashed its decoder (exit status {status})"
 
     def close(self) -> None:
-        """Let the other process end."""
+        """End the process, if one is running."""
         process, self._process = self._process, None
         if process:
-            process.communicate()  # closes its input, and waits
+            process.communicate()  # closes its input, which ends it, and waits
 
 
 _DECODER = _Decoder()
 atexit.register(_DECODER.close)
 
 
-def _ask(process: subprocess.Popen[bytes], question: dict[str, Any], data: bytes) -> Picture:
+def _ask(process: subprocess.Popen[bytes], request: dict[str, Any], data: bytes) -> Picture:
+    """Send a request and read the response.
+
+    Raises InputError if the picture cannot be decoded, EOFError or OSError if the process ends before it has answered.
+    """
     assert process.stdin and process.stdout
-    _put(process.stdin, question, data)
-    answer = _get(process.stdout)
-    if "error" in answer:
-        raise InputError(answer["error"])
-    pixels, alpha, exif, icc = (_read(process.stdout, size) for size in answer["sizes"])
-    height, width = answer["shape"]
+    _put(process.stdin, request, data)
+    response = _get(process.stdout)
+    if "error" in response:
+        raise InputError(response["error"])
+    pixels, alpha, exif, icc = (_read(process.stdout, size) for size in response["sizes"])
+    height, width = response["shape"]
     return Picture(
         np.frombuffer(pixels, np.uint8).reshape(height, width, 3),
         np.frombuffer(alpha, np.uint8).reshape(height, width) if alpha else None,
         exif,
         icc,
-        tuple(answer["notes"]),
+        tuple(response["notes"]),
     )
 
 
 def _serve(source: IO[bytes], target: IO[bytes]) -> None:
-    """The life of the other process, until nobody asks any more."""
+    """Answer requests from `source` on `target` until the input ends; runs in the separate process."""
     with suppress(EOFError):
         while True:
-            question = _get(source)
-            data = _read(source, question["bytes"])
+            request = _get(source)
+            data = _read(source, request["bytes"])
             try:
-                answer, parts = _answer(data, question)
+                response, parts = _answer(data, request)
             except InputError as error:
-                answer, parts = {"error": str(error)}, []
-            except Exception as error:  # whatever a decoder does with a file from outside
-                answer, parts = {"error": f"{question['name']}: cannot be decoded: {error!r}"}, []
-            _put(target, answer, *parts)
+                response, parts = {"error": str(error)}, []
+            except Exception as error:  # a decoder can raise anything for a damaged file
+                response, parts = {"error": f"{request['name']}: cannot be decoded: {error!r}"}, []
+            _put(target, response, *parts)
 
 
-def _answer(data: bytes, question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-    options = DecodeOptions(**question["options"])
-    picture = fitted(open_picture(data, question["name"], options), options)
+def _answer(data: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+    """Decode the picture of a request; the response's header and the bytes that follow it."""
+    options = DecodeOptions(**request["options"])
+    picture = fitted(open_picture(data, request["name"], options), options)
     alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
     parts = [picture.pixels.tobytes(), alpha, picture.exif, picture.icc]
     return {"shape": picture.pixels.shape[:2], "notes": picture.notes, "sizes": [len(part) for part in parts]}, parts
 
 
-def _put(target: IO[bytes], head: dict[str, Any], *parts: bytes) -> None:
-    target.write(json.dumps(head).encode() + b"\n")
+def _put(target: IO[bytes], header: dict[str, Any], *parts: bytes) -> None:
+    """Write a request or response: `header` as a line of JSON, then `parts`."""
+    target.write(json.dumps(header).encode() + b"\n")
     for part in parts:
         target.write(part)
     target.flush()
 
 
 def _get(source: IO[bytes]) -> dict[str, Any]:
+    """Read the header of a request or response; raises EOFError if the input has ended."""
     line = source.readline()
     if not line:
         raise EOFError
-    head: dict[str, Any] = json.loads(line)
-    return head
+    header: dict[str, Any] = json.loads(line)
+    return header
 
 
 def _read(source: IO[bytes], size: int) -> bytes:
+    """Read exactly `size` bytes; raises EOFError if the input ends before."""
     data = source.read(size)
     if len(data) < size:
         raise EOFError

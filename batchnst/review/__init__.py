@@ -1,1 +1,1 @@
-"""The morning after: reads what is in OUT, and never imports the engine."""
+"""Commands that inspect an OUT: status, audit, report and replay. They never import the engine."""

@@ -1,4 +1,4 @@
-"""What a manifest asks for, in the words of the ledger."""
+"""The pairs that a manifest asks for, as the ledger identifies them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from batchnst.storage.files import resolve
 
 
 def expected_pairs(manifest: str, out: Out) -> pa.Table:
-    """`pair_id` and `fingerprint` of every pair of a manifest, with the recipe file and options of its newest run.
+    """Table of `pair_id` and `fingerprint` for every pair of a manifest.
 
-    Where the ledger has no run of this manifest, with those of the newest run. Raises ManifestError.
+    The recipe file and options are those of the manifest's newest run; if it has none, those of the newest run of all.
+    Raises ManifestError.
     """
     runs = out.runs()
-    own = [run for run in runs if run["manifest"] == resolve(manifest, ".")]
-    settings = json.loads((own or runs)[-1]["settings"]) if runs else {}
+    same_manifest = [run for run in runs if run["manifest"] == resolve(manifest, ".")]
+    settings = json.loads((same_manifest or runs)[-1]["settings"]) if runs else {}
     pairs = read_manifest(manifest, settings)
     hashes = {network: weights.sha256 for network, weights in load_networks(pairs.networks).items()}
-    marks = [fingerprint(pair, hashes[pair.recipe.network]) for pair in pairs]
-    return pa.table({"pair_id": pairs.ids.combine_chunks(), "fingerprint": pa.array(marks, pa.string())})
+    fingerprints = [fingerprint(pair, hashes[pair.recipe.network]) for pair in pairs]
+    return pa.table({"pair_id": pairs.ids.combine_chunks(), "fingerprint": pa.array(fingerprints, pa.string())})

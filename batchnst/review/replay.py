@@ -1,4 +1,4 @@
-"""A pair painted again from its ledger row alone, and what comes out otherwise."""
+"""Paints a pair again from its ledger row alone and compares the result with the row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.errors import InputError, LedgerError
-from batchnst.ledger.out import Out, newest_rows, of_attempt
+from batchnst.ledger.out import Out, attempt_filter, newest_rows
 from batchnst.ledger.schema import TERMS
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.single import Painting, report_steps, stylize
@@ -25,15 +25,15 @@ from batchnst.storage import files
 from batchnst.transfer.device import best_device, device_label, network_dtype, precision_name
 
 CLOSE = 0.02
-"""Share by which the final loss may differ: more than bf16, another batch or another machine changes."""
+"""Relative difference of the final loss up to which a row holds; bf16, another batch or machine causes less."""
 
 SAME = 1e-5
-"""Share by which a step's loss differs at the most where nothing but rounding does."""
+"""Relative difference up to which two losses of a step count as the same; rounding causes less."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One thing that was compared, in a line, and whether the row holds as far as it goes."""
+    """One comparison with the row: `what` was compared, the result as `text`, and False if the row does not hold."""
 
     what: str
     text: str
@@ -41,19 +41,19 @@ class Compared:
 
 
 def replay(out: Out, pair_id: str, progress: Progress = silent) -> Iterator[Compared]:
-    """Paint a pair again as its newest ok row says, and compare; yields each thing as it is known.
+    """Paint a pair again as its newest ok row says; yield each comparison with the row once it is known.
 
-    Ends before the painting where weights or inputs are not those of the row. Raises LedgerError for a pair without an
-    ok row.
+    Stops before painting if the weights or inputs are not those of the row. Raises LedgerError if the pair has no ok
+    row.
     """
     row = _row(out, pair_id)
     recipe = Recipe.from_settings(json.loads(row["recipe"]))
     yield Compared("row", f"run {row['run_id']}, attempt {row['attempt']}, {row['finished_at']:%Y-%m-%d %H:%M:%S} UTC")
-    given = [*_weights(row, recipe), *_inputs(row)]
-    yield from given
-    if not all(compared.holds for compared in given):
+    preconditions = [*_weights(row, recipe), *_inputs(row)]
+    yield from preconditions
+    if not all(compared.holds for compared in preconditions):
         return
-    if row["stopped"] != "diverged":  # else the row's precision is that of its rescue
+    if row["stopped"] != "diverged":  # the precision of a diverged row is that of its rescue
         recipe = Recipe.from_settings({**json.loads(row["recipe"]), "precision": row["precision"]})
     yield _machine(row, recipe)
     painting = stylize(
@@ -71,21 +71,20 @@ def replay(out: Out, pair_id: str, progress: Progress = silent) -> Iterator[Comp
 
 
 def _row(out: Out, pair_id: str) -> dict[str, Any]:
-    """The newest ok row of a pair."""
-    found = out.rows("pairs", matching=pc.field("pair_id") == pair_id)
-    ok = found.filter(pc.equal(found["status"], "ok"))
+    """The newest ok row of a pair; raises LedgerError if there is none."""
+    rows = out.rows("pairs", matching=pc.field("pair_id") == pair_id)
+    ok = rows.filter(pc.equal(rows["status"], "ok"))
     if len(ok):
         return dict(newest_rows(ok).to_pylist()[0])
-    if len(found):
-        failed = newest_rows(found).to_pylist()[0]
+    if len(rows):
+        failed = newest_rows(rows).to_pylist()[0]
         raise LedgerError(f"{pair_id}: was never painted: {failed['error_type']}: {failed['error_message']}")
-    raise LedgerError(f"{pair_id}: the ledger of {out.address} knows no such pair")
+    raise LedgerError(f"{pair_id}: no such pair in the ledger of {out.address}")
 
 
 def _weights(row: dict[str, Any], recipe: Recipe) -> Iterator[Compared]:
-    found, then = load_weights(*recipe.network).sha256, row["weights_sha256"]
     name = " ".join(recipe.network)
-    yield _same("weights", name, found, then)
+    yield _same("weights", name, load_weights(*recipe.network).sha256, row["weights_sha256"])
     yield _same("loss", "its definition", recipe.loss_definition, row["loss_definition"])
 
 
@@ -97,26 +96,27 @@ def _inputs(row: dict[str, Any]) -> Iterator[Compared]:
 
 def _input(what: str, address: str, then: str) -> Compared:
     try:
-        found = hashlib.sha256(files.read(address)).hexdigest()
+        now = hashlib.sha256(files.read(address)).hexdigest()
     except InputError as error:
         return Compared(what, str(error), holds=False)
-    return _same(what, address, found, then)
+    return _same(what, address, now, then)
 
 
-def _same(what: str, name: str, found: str, then: str) -> Compared:
-    if found == then:
+def _same(what: str, name: str, now: str, then: str) -> Compared:
+    """Comparison of two hashes or versions, which must be equal."""
+    if now == then:
         return Compared(what, f"{name}, as it was ({then[:16]})")
-    return Compared(what, f"{name} has changed: {found[:16]} now, {then[:16]} then", holds=False)
+    return Compared(what, f"{name} has changed: {now[:16]} now, {then[:16]} then", holds=False)
 
 
 def _machine(row: dict[str, Any], recipe: Recipe) -> Compared:
-    """What paints, and what of that was otherwise then."""
+    """The device, precision, batch size and versions of this replay, and how they differ from the row."""
     device = best_device()
     precision = precision_name(network_dtype(recipe.precision, device))
     now = asdict(versions()) | {"device": device_label(device), "precision": precision, "batch_size": 1}
     then = {**row["versions"], **{key: row[key] for key in ("device", "precision", "batch_size")}}
-    other = [f"{key} {now[key]}, then {then[key]}" for key in then if now[key] != then[key]]
-    return Compared("machine", f"{now['device']}, {now['precision']}; " + ("; ".join(other) or "all as it was"))
+    changed = [f"{key} {now[key]}, then {then[key]}" for key in then if now[key] != then[key]]
+    return Compared("machine", f"{now['device']}, {now['precision']}; " + ("; ".join(changed) or "all as it was"))
 
 
 def _losses(row: dict[str, Any], painting: Painting) -> Iterator[Compared]:
@@ -130,23 +130,23 @@ def _losses(row: dict[str, Any], painting: Painting) -> Iterator[Compared]:
 
 
 def _curve(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
-    """How long the losses of the steps were the same, and how far apart they came."""
-    found = out.rows("losses", ["step", "total"], matching=of_attempt(row)).sort_by("step")
-    then, now = found["total"].to_numpy(), painting.losses.total.cpu().double().numpy()
+    """Comparison of the total loss step by step: how many steps are the same, and the largest difference after them."""
+    steps_then = out.rows("losses", ["step", "total"], matching=attempt_filter(row)).sort_by("step")
+    then, now = steps_then["total"].to_numpy(), painting.losses.total.cpu().double().numpy()
     if not len(then):
-        return Compared("steps", "the ledger has none of this attempt", holds=False)
-    both = min(len(then), len(now))
-    apart: NDArray[np.float64] = np.abs(now[:both] / then[:both] - 1)
-    differing = np.flatnonzero(apart > SAME)
-    alike = int(differing[0]) if len(differing) else both
+        return Compared("steps", "the ledger has none for this attempt", holds=False)
+    common = min(len(then), len(now))
+    difference: NDArray[np.float64] = np.abs(now[:common] / then[:common] - 1)
+    differing = np.flatnonzero(difference > SAME)
+    same = int(differing[0]) if len(differing) else common
     steps = f"{len(now)}, as it was" if len(now) == len(then) else f"{len(now)} now, {len(then)} then"
-    if alike == both:
+    if same == common:
         return Compared("steps", f"{steps}; the losses of all the same")
-    return Compared("steps", f"{steps}; the first {alike} the same, then at most {apart.max():.2%} apart")
+    return Compared("steps", f"{steps}; the first {same} the same, then at most {difference.max():.2%} apart")
 
 
 def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
-    """How the pictures differ, both as they are when written."""
+    """Comparison of the pixels of both pictures, each as decoded from its file."""
     name = f"images/{row['output']}"
     data = out.folder.read(name)
     if data is None:
@@ -155,8 +155,9 @@ def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
         return Compared("picture", f"{name} is not the one that was painted: its hash is not the row's", holds=False)
     then = np.asarray(decode.decode_rgb(data, name)).astype(int)
     now = np.asarray(decode.decode_rgb(painting.encode(name), name))
-    apart = np.abs(now - then)
-    if not apart.any():
+    difference = np.abs(now - then)
+    if not difference.any():
         return Compared("picture", f"{name}, every pixel as it was")
-    same = f"{(apart == 0).mean():.1%} of all values the same"
-    return Compared("picture", f"{name}: {same}, the others at most {apart.max()} apart, on average {apart.mean():.2f}")
+    same = f"{(difference == 0).mean():.1%} of all values the same"
+    apart = f"the others at most {difference.max()} apart, on average {difference.mean():.2f}"
+    return Compared("picture", f"{name}: {same}, {apart}")

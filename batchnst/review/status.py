@@ -1,4 +1,4 @@
-"""How far a run is, from the ledger alone: while it goes on, or years later."""
+"""The state of a run, read from the ledger alone, while the run goes on or years later."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.ledger.claim import Holder
-from batchnst.ledger.out import Out, newest_rows, patiently
+from batchnst.ledger.out import Out, newest_rows, retry_vanished
 
-NOW = timedelta(minutes=10)
-"""Pairs that finished within this time make the rate of now."""
+RECENT = timedelta(minutes=10)
+"""Time over which the current rate is measured."""
 
 SLOWEST = 5
-"""Pairs that are named."""
+"""Number of slowest pairs to list."""
 
 _COLUMNS = (
     *("run_id", "pair_id", "status", "error_type", "host", "pid"),
@@ -27,7 +27,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Host:
-    """A machine that paints in the newest run; rates are pairs an hour."""
+    """A machine that paints in the newest run, with its number of workers and pairs. `rate_now` is in pairs an hour."""
 
     name: str
     workers: int
@@ -37,10 +37,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Status:
-    """What the ledger says of the newest run, and of all pairs by their newest row; rates are pairs an hour.
+    """State of the newest run, and of all pairs by their newest row.
 
-    pairs and left are of the newest run's manifest, None for a ledger without `runs`; seconds_left is None where
-    nothing can be said.
+    `pairs` and `left` count pairs of the newest run's manifest; they are None if the ledger has no `runs`. `done` and
+    `failed` (by error type) count pairs of all runs. Rates are in pairs an hour. `seconds_left` is None if it cannot
+    be estimated.
     """
 
     run_id: str
@@ -60,47 +61,47 @@ class Status:
 
 
 class Watch:
-    """Looks at OUT again and again; files that were read once are not read again."""
+    """Reads the state of OUT repeatedly; each ledger file is read only once."""
 
     def __init__(self, out: Out) -> None:
         self.out = out
-        self._seen: set[str] = set()
+        self._read_paths: set[str] = set()
         self._rows = out.rows_of([], "pairs", _COLUMNS)
 
     def look(self) -> Status:
-        """How things are at this moment."""
-        patiently(self._read)
+        """The current state."""
+        retry_vanished(self._read)
         return _status(self.out, self._rows, datetime.now(UTC))
 
     def _read(self) -> None:
         files = self.out.files("pairs")
-        if not self._seen <= {info.path for info in files}:  # a compaction has replaced them
-            self._seen, self._rows = set(), self._rows.slice(0, 0)
-        new = [info for info in files if info.path not in self._seen]
+        if not self._read_paths <= {info.path for info in files}:  # a compaction has replaced some
+            self._read_paths, self._rows = set(), self._rows.slice(0, 0)
+        new = [info for info in files if info.path not in self._read_paths]
         self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", _COLUMNS)])
-        self._seen |= {info.path for info in new}
+        self._read_paths |= {info.path for info in new}
 
 
 def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
     newest = newest_rows(rows)
     run = _newest_run(out, newest)
-    mine = newest.filter(pc.equal(newest["run_id"], run["run_id"]))
-    held = out.holder()
-    alive = held is not None and held.alive
-    finished = mine["finished_at"].cast(pa.int64()).to_numpy() / 1e6
+    rows_of_run = newest.filter(pc.equal(newest["run_id"], run["run_id"]))
+    holder = out.holder()
+    alive = holder is not None and holder.alive
+    finished = rows_of_run["finished_at"].cast(pa.int64()).to_numpy() / 1e6
     started, last = run["started_at"].timestamp(), max(finished, default=run["started_at"].timestamp())
     end = now.timestamp() if alive else last
-    window = max(1.0, min(NOW.total_seconds(), end - started))
-    recent = mine.filter(pa.array((finished > end - window) & alive))
-    rate = len(mine) / max(1.0, end - started) * 3600
+    window = max(1.0, min(RECENT.total_seconds(), end - started))
+    recent = rows_of_run.filter(pa.array((finished > end - window) & alive))
+    rate = len(rows_of_run) / max(1.0, end - started) * 3600
     rate_now = len(recent) / window * 3600
-    ok, failed = _count(mine, "ok"), _count(mine, "failed")
-    to_go = run["to_paint"] - len(mine) if run["to_paint"] is not None else None
+    ok, failed = _count(rows_of_run, "ok"), _count(rows_of_run, "failed")
+    to_go = run["to_paint"] - len(rows_of_run) if run["to_paint"] is not None else None
     pace = rate_now or rate
     return Status(
         run_id=run["run_id"],
         manifest=run["manifest"],
-        holder=held,
+        holder=holder,
         started_at=run["started_at"],
         last_at=datetime.fromtimestamp(last, UTC),
         pairs=run["pairs"],
@@ -110,29 +111,30 @@ def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
         rate_now=rate_now,
         rate=rate,
         seconds_left=to_go / pace * 3600 if alive and to_go and pace else None,
-        slowest=mine.sort_by([("seconds", "descending")]).slice(0, SLOWEST).to_pylist(),
-        hosts=_hosts(mine, recent, window),
+        slowest=rows_of_run.sort_by([("seconds", "descending")]).slice(0, SLOWEST).to_pylist(),
+        hosts=_hosts(rows_of_run, recent, window),
     )
 
 
 def _newest_run(out: Out, newest: pa.Table) -> dict[str, Any]:
-    """The row of the newest run; where there is none, what the pairs say of it."""
+    """The row of the newest run; if the ledger has no `runs`, as much of it as the rows of `pairs` say."""
     if runs := out.runs():
         return runs[-1]
     last = newest.sort_by([("finished_at", "descending")])["run_id"][0].as_py()
-    mine = pc.equal(newest["run_id"], last)
+    is_last = pc.equal(newest["run_id"], last)
     unknown = dict.fromkeys(("manifest", "pairs", "to_paint"))
     return {
         "run_id": last,
-        "started_at": pc.min(newest.filter(mine)["started_at"]).as_py(),
-        "done": _count(newest.filter(pc.invert(mine)), "ok"),
+        "started_at": pc.min(newest.filter(is_last)["started_at"]).as_py(),
+        "done": _count(newest.filter(pc.invert(is_last)), "ok"),
         **unknown,
     }
 
 
-def _hosts(mine: pa.Table, recent: pa.Table, window: float) -> list[Host]:
+def _hosts(rows: pa.Table, recent: pa.Table, window: float) -> list[Host]:
+    """The machines of a run. `recent` are those of its rows that finished in the last `window` seconds."""
     now = Counter(recent["host"].to_pylist())
-    groups = mine.group_by("host").aggregate([("pid", "count_distinct"), ("pid", "count")]).sort_by("host")
+    groups = rows.group_by("host").aggregate([("pid", "count_distinct"), ("pid", "count")]).sort_by("host")
     return [
         Host(group["host"], group["pid_count_distinct"], group["pid_count"], now[group["host"]] / window * 3600)
         for group in groups.to_pylist()
@@ -140,15 +142,16 @@ def _hosts(mine: pa.Table, recent: pa.Table, window: float) -> list[Host]:
 
 
 def _count(rows: pa.Table, status: str) -> int:
+    """Number of rows with this status."""
     return int(pc.sum(pc.equal(rows["status"], status)).as_py() or 0)
 
 
 def describe(status: Status) -> str:
-    """A status as text, a line a thing."""
+    """`status` as text, one line for each fact."""
     failed = status.failed.total()
-    of = "" if status.pairs is None else f" of {status.pairs}"
+    total = "" if status.pairs is None else f" of {status.pairs}"
     left = "" if status.left is None else f", {status.left} left"
-    lines = [f"pairs    {status.done}{of} done, {failed} failed{left}", f"run      {_run(status)}"]
+    lines = [f"pairs    {status.done}{total} done, {failed} failed{left}", f"run      {_run(status)}"]
     if status.hosts:
         lines.append(f"rate     {_rates(status)}")
     if failed:
@@ -161,15 +164,15 @@ def describe(status: Status) -> str:
 
 
 def _run(status: Status) -> str:
-    held, began = status.holder, f"began {status.started_at:%Y-%m-%d %H:%M:%S} UTC"
-    if held is None:
+    holder, began = status.holder, f"began {status.started_at:%Y-%m-%d %H:%M:%S} UTC"
+    if holder is None:
         return f"{status.run_id}, {began}, last pair {status.last_at:%Y-%m-%d %H:%M:%S}; nobody is painting now"
-    where = f"on {held.host} (process {held.pid})"
-    if held.alive:
-        return f"{held.run_id} {where}, {began}, alive {held.silent:.0f} s ago"
+    where = f"on {holder.host} (process {holder.pid})"
+    if holder.alive:
+        return f"{holder.run_id} {where}, {began}, last sign of life {holder.silent:.0f} s ago"
     return (
-        f"{held.run_id} {where}, {began}, gave no sign of life for {_duration(held.silent)}: "
-        "it is dead, or cut off; run the same command again to go on"
+        f"{holder.run_id} {where}, {began}, gave no sign of life for {_duration(holder.silent)}: "
+        "it is dead or cut off; run the same command again to go on"
     )
 
 

@@ -1,1 +1,1 @@
-"""Bytes at addresses: whole files or none, on disks and in object stores."""
+"""Reading and writing files at addresses, on disks and in object stores."""

@@ -1,9 +1,9 @@
-"""Which store an address lies in.
+"""Find the store of an address, and connect to it.
 
-pyarrow's own clients serve s3, gs, az (abfs) and hdfs, fsspec's everything else. Credentials and endpoints come from
-the environment, as each store's users know them, never from the address: addresses stand in every row of the ledger.
+pyarrow's clients serve s3, gs, az (abfs) and hdfs; fsspec serves all other schemes. Credentials and endpoints come from
+the environment, in each store's usual variables, never from the address: addresses are written to the ledger.
 
-| store | environment, beside what its own tools leave on the machine |
+| store | environment, in addition to the configuration files of the store's own tools |
 | --- | --- |
 | s3 | AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE; self-hosted: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL |
 | gs | GOOGLE_APPLICATION_CREDENTIALS; `gs://anonymous@bucket/…` for public ones |
@@ -25,29 +25,32 @@ import fsspec
 import pyarrow.fs as pafs
 
 from batchnst.errors import RequestError, StorageError
-from batchnst.storage.retries import may_pass, persist
-from batchnst.storage.stores import Disk, Store, wrapped
+from batchnst.storage.retries import is_transient, retry
+from batchnst.storage.stores import Disk, Store, from_fsspec
 
-TRIES = 5
-"""Of S3's client at each request, within seconds; those who read through pyarrow alone have no others."""
+S3_ATTEMPTS = 5
+"""Attempts of pyarrow's S3 client at one request. Code that reads through pyarrow directly has no other retries."""
 
-GS_SECONDS = 10
-"""What Google's client takes for its tries."""
+GS_RETRY_SECONDS = 10
+"""Seconds for which Google's client retries one request."""
 
-ONE_REQUEST = 8 << 20
-"""Bytes that pyarrow sends to an object store at once, and not in parts."""
+REQUEST_BYTES = 8 << 20
+"""Largest file that pyarrow sends to an object store in one request, in bytes; larger ones are sent in parts."""
 
-SILENCE_SECONDS = 30.0
-"""A connection on which nothing comes for so long is dropped."""
+TIMEOUT_SECONDS = 30.0
+"""Seconds without data after which a connection is dropped."""
 
 
 def store_of(address: str) -> Store:
-    """The store of a URI, opened once in each process; raises RequestError, or StorageError where it is away."""
+    """The store of the URI `address`, opened once per process.
+
+    Raises RequestError if no store can be opened by this URI, StorageError if the store does not answer.
+    """
     scheme, _, rest = address.partition("://")
-    if scheme in _ARROW and re.search(r"\?\w+=", rest):
+    if scheme in _PYARROW and re.search(r"\?\w+=", rest):
         raise RequestError(
-            f"{address.partition('?')[0]}: options after a ? are not read; set them in the environment, "
-            "as AWS_ENDPOINT_URL and AWS_REGION for self-hosted S3"
+            f"{address.partition('?')[0]}: options after a ? are not read; set them in the environment "
+            "(for self-hosted S3: AWS_ENDPOINT_URL and AWS_REGION)"
         )
     return _open(scheme, rest.partition("/")[0])
 
@@ -56,50 +59,56 @@ def store_of(address: str) -> Store:
 def _open(scheme: str, name: str) -> Store:
     prefix = f"{scheme}://{name}"
     try:
-        return persist(lambda: _ARROW.get(scheme, _by_fsspec)(prefix, name))
+        return retry(lambda: _PYARROW.get(scheme, _by_fsspec)(prefix, name))
     except (ValueError, OSError, ImportError) as error:
         reason = str(error).partition("\n")[0]
-        if may_pass(error):
+        if is_transient(error):
             raise StorageError(f"{prefix}: does not answer: {reason}") from None
         raise RequestError(f"{prefix}: no storage can be opened by this URI: {reason}") from None
 
 
 def _s3(prefix: str, bucket: str) -> Store:
     if "@" in bucket:
-        raise RequestError(f"s3://…@{bucket.rpartition('@')[2]}: no keys in addresses: they would stand in the ledger")
+        raise RequestError(
+            f"s3://…@{bucket.rpartition('@')[2]}: no keys in addresses: they would be written to the ledger; "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     filesystem = pafs.S3FileSystem(
         endpoint_override=endpoint,
         region=None if endpoint else pafs.resolve_s3_region(bucket),
-        connect_timeout=SILENCE_SECONDS,
-        request_timeout=SILENCE_SECONDS,
+        connect_timeout=TIMEOUT_SECONDS,
+        request_timeout=TIMEOUT_SECONDS,
         allow_delayed_open=True,  # one request for a small file, not three
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
     )
-    return Store(filesystem, prefix, bucket, whole=ONE_REQUEST)
+    return Store(filesystem, prefix, bucket, atomic_bytes=REQUEST_BYTES)
 
 
 def _gs(prefix: str, bucket: str) -> Store:
-    filesystem, root = pafs.FileSystem.from_uri(f"{prefix}?retry_limit_seconds={GS_SECONDS}")
-    return Store(filesystem, prefix, root, whole=ONE_REQUEST)
+    filesystem, root = pafs.FileSystem.from_uri(f"{prefix}?retry_limit_seconds={GS_RETRY_SECONDS}")
+    return Store(filesystem, prefix, root, atomic_bytes=REQUEST_BYTES)
 
 
 def _az(prefix: str, name: str) -> Store:
-    """`az://container/…` in the account of the environment, or `abfs://container@account.dfs.core.windows.net/…`."""
+    """A container of Azure.
+
+    In `az://container/…` the account is the environment's; `abfs://container@account.dfs.core.windows.net/…` names it.
+    """
     container, _, host = name.partition("@")
     return Store(pafs.AzureFileSystem(**_az_account(host.partition(".")[0])), prefix, container)
 
 
-def _az_account(named: str) -> dict[str, str]:
-    """What AzureFileSystem is to be told of an account, the one named or the environment's."""
+def _az_account(name: str) -> dict[str, str]:
+    """Arguments of AzureFileSystem for the account `name`, or for the environment's account if `name` is empty."""
     parts = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
-    given = dict(part.split("=", 1) for part in parts if "=" in part)
-    account = named or given.get("AccountName") or _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
+    connection = dict(part.split("=", 1) for part in parts if "=" in part)
+    account = name or connection.get("AccountName") or _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
     if not account:
         raise ValueError("set AZURE_STORAGE_ACCOUNT_NAME or AZURE_STORAGE_CONNECTION_STRING")
-    key = given.get("AccountKey") or _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
-    sas = given.get("SharedAccessSignature") or _first("AZURE_STORAGE_SAS_TOKEN")
-    scheme, _, rest = given.get("BlobEndpoint", "").partition("://")
+    key = connection.get("AccountKey") or _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
+    sas = connection.get("SharedAccessSignature") or _first("AZURE_STORAGE_SAS_TOKEN")
+    scheme, _, rest = connection.get("BlobEndpoint", "").partition("://")
     authority = rest.partition("/")[0]
     options = {
         "account_name": account,
@@ -110,10 +119,11 @@ def _az_account(named: str) -> dict[str, str]:
         "dfs_storage_scheme": scheme,
         "dfs_storage_authority": authority.replace(".blob.", ".dfs."),
     }
-    return {name: value for name, value in options.items() if value}
+    return {option: value for option, value in options.items() if value}
 
 
 def _first(*names: str) -> str:
+    """The first of these environment variables that is set and not empty, or an empty text."""
     return next(filter(None, map(os.environ.get, names)), "")
 
 
@@ -126,7 +136,7 @@ def _file(prefix: str, name: str) -> Store:
     return Disk(pafs.LocalFileSystem(), prefix, "/")
 
 
-_ARROW: dict[str, Callable[[str, str], Store]] = {
+_PYARROW: dict[str, Callable[[str, str], Store]] = {
     "s3": _s3,
     "gs": _gs,
     "gcs": _gs,
@@ -137,19 +147,20 @@ _ARROW: dict[str, Callable[[str, str], Store]] = {
     "viewfs": _hdfs,
     "file": _file,
 }
+"""Openers of the schemes that pyarrow serves."""
 
 
 def _by_fsspec(prefix: str, name: str) -> Store:
     scheme = prefix.partition(":")[0]
     if scheme in ("http", "https"):
-        return Store(wrapped(_web(scheme)), prefix, prefix, writable=False)
+        return Store(from_fsspec(_web(scheme)), prefix, prefix, writable=False)
     filesystem, root = fsspec.core.url_to_fs(prefix)
-    return Store(wrapped(filesystem), prefix, root, whole=sys.maxsize if scheme == "memory" else 0)
+    return Store(from_fsspec(filesystem), prefix, root, atomic_bytes=sys.maxsize if scheme == "memory" else 0)
 
 
 def _web(scheme: str) -> Any:
-    kind = fsspec.get_filesystem_class(scheme)  # says which package is missing
+    filesystem_class = fsspec.get_filesystem_class(scheme)  # its error names the missing package
     from aiohttp import ClientTimeout
 
-    timeout = ClientTimeout(sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
-    return kind(cache_type="none", client_kwargs={"trust_env": True, "timeout": timeout})
+    timeout = ClientTimeout(sock_connect=TIMEOUT_SECONDS, sock_read=TIMEOUT_SECONDS)
+    return filesystem_class(cache_type="none", client_kwargs={"trust_env": True, "timeout": timeout})

@@ -1,4 +1,4 @@
-"""What to do about stores that are busy, slow or away for a moment: ask again, for a while."""
+"""Retries for storage errors that may go away by themselves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TypeVar
 import pyarrow as pa
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-PATIENCE_SECONDS = 60.0
-"""For so long something is tried again. The stores' own clients try a few times within each of these tries."""
+RETRY_SECONDS = 60.0
+"""Seconds after which no new attempt is made. The stores' own clients retry a few times within each attempt."""
 
 LONGEST_WAIT_SECONDS = 5.0
-"""Between two tries, at the most: a store that is back is noticed soon."""
+"""Longest wait between two attempts, in seconds: short, so that a store that is back is noticed soon."""
 
-OUT_OF_REACH = {
+UNREACHABLE = {
     getattr(errno, name)
     for name in [
         "EIO",
@@ -31,66 +31,68 @@ OUT_OF_REACH = {
         "ENETUNREACH",
     ]
 }
-"""What an operating system says when a disk or a server is gone, rather than a file."""
+"""Error numbers of a disk or server that is gone, as opposed to a missing or unreadable file."""
 
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|INTERNAL_FAILURE)"
     r"|Azure Error: \[\] "  # no answer, so no code
     r"|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|ABORTED)\b"  # Google
     r"|(HTTP status |Azure Error: \[\w+\] )(408|429|5\d\d)"
 )
-"""How the stores' clients, which give no number, say that it may pass."""
+"""Messages of transient errors: the stores' clients set no error number."""
 
 T = TypeVar("T")
 
 
-def persist(do: Callable[[], T]) -> T:
-    """What `do` returns; it is done again, with waits that grow, for PATIENCE_SECONDS where what it raises may pass.
+def retry(action: Callable[[], T]) -> T:
+    """Call `action` until it succeeds, and return its result; transient errors are retried for RETRY_SECONDS.
 
-    So `do` may be done twice, after an answer was lost. Raises what it raised the last time, an OSError for what the
-    stores' clients say in their own ways.
+    The waits between attempts grow. `action` may take effect twice: an answer can be lost after the store has acted.
+    Raises the last error of `action`; errors of the stores' clients are raised as OSError.
     """
     retrying = Retrying(
-        stop=stop_after_delay(PATIENCE_SECONDS),
+        stop=stop_after_delay(RETRY_SECONDS),
         wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS),
-        retry=retry_if_exception(may_pass),
+        retry=retry_if_exception(is_transient),
         reraise=True,
     )
-    result: T = retrying(_translated, do)
+    result: T = retrying(_call, action)
     return result
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether it is the store's or the network's state of the moment, rather than the file or the request."""
+def is_transient(error: BaseException) -> bool:
+    """True if `error` comes from the present state of the store or network, not from the file or the request."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    return isinstance(error, OSError) and (error.errno in OUT_OF_REACH or bool(_PASSING.search(str(error))))
+    return isinstance(error, OSError) and (error.errno in UNREACHABLE or bool(_TRANSIENT.search(str(error))))
 
 
-def _translated(do: Callable[[], T]) -> T:
+def _call(action: Callable[[], T]) -> T:
+    """Call `action`; errors of the stores' clients become OSError."""
     try:
-        return do()
+        return action()
     except pa.ArrowNotImplementedError:
         raise
     except Exception as error:
-        known = _as_os_error(error)
-        if known is error:
+        translated = _as_os_error(error)
+        if translated is error:
             raise
-        raise known from None
+        raise translated from None
 
 
 def _as_os_error(error: BaseException) -> BaseException:
-    """The error of a store's client as the OSError that it is, or as it stands."""
+    """The OSError that fits a client's `error`; any other error is returned unchanged."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        known = _as_os_error(error.__cause__)  # fsspec says "not found" of whatever a web server answers
-        return known if isinstance(known, OSError) else error
+        # fsspec raises FileNotFoundError for every error of a web server; the cause has the real one.
+        cause = _as_os_error(error.__cause__)
+        return cause if isinstance(cause, OSError) else error
     if type(error).__module__.startswith("aiohttp"):
         status = getattr(error, "status", None)
-        return _of_status(status, str(error)) if status else ConnectionError(f"{error or type(error).__name__}")
+        return _http_error(status, str(error)) if status else ConnectionError(f"{error or type(error).__name__}")
     return OSError(str(error)) if isinstance(error, pa.ArrowException) else error
 
 
-def _of_status(status: int, text: str) -> OSError:
+def _http_error(status: int, text: str) -> OSError:
     if status in (404, 410):
         return FileNotFoundError(errno.ENOENT, text)
     if status in (401, 403):

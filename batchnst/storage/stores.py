@@ -1,4 +1,4 @@
-"""Stores of files: how each of them puts a file in place whole, moves it, and reads it."""
+"""Kinds of store: reading, writing and moving files, each as safely as the store allows."""
 
 from __future__ import annotations
 
@@ -13,53 +13,54 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from batchnst.storage.retries import may_pass, persist
+from batchnst.storage.retries import is_transient, retry
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A filesystem, and where the addresses that begin with `prefix` lie on it.
+    """A filesystem that holds the addresses that begin with `prefix`, at the path `root`.
 
-    whole: files of so many bytes appear at once, or not at all, when they are put in place; larger ones, in parts, by a
-    copy. writable: it can be written to, and listed.
+    atomic_bytes: files up to this many bytes are written directly, because they appear completely or not at all; larger
+    ones are written to a temporary file, then moved.
+    writable: False if the store can be neither written nor listed.
     """
 
     filesystem: pafs.FileSystem
     prefix: str
     root: str
-    whole: int = 0
+    atomic_bytes: int = 0
     writable: bool = True
 
     def path(self, address: str) -> str:
-        """The path on the filesystem of an address."""
+        """The path of `address` on the filesystem."""
         return f"{self.root.rstrip('/')}/{address.removeprefix(self.prefix).removeprefix('/')}"
 
-    def attempt(self, do: Callable[[], T]) -> T:
-        """What `do` returns; it is done again for a while where the store does not answer."""
-        return persist(do)
+    def retry(self, action: Callable[[], T]) -> T:
+        """Call `action` and return its result; retry for a while if the store does not answer."""
+        return retry(action)
 
     def open(self, path: str, buffer: int) -> BinaryIO:
-        """A file to read from and seek in."""
-        return reader(self.filesystem, path, buffer)
+        """Open a file for reading and seeking; it is fetched `buffer` bytes at a time."""
+        return open_reader(self.filesystem, path, buffer)
 
     def read(self, path: str, *, may_change: bool = False) -> bytes:
-        """Everything in a file, also in one that may be replaced at any time."""
+        """Read a whole file; with `may_change`, read it again if it was replaced meanwhile."""
 
-        def whole() -> bytes:
+        def read_all() -> bytes:
             with self.open(path, io.DEFAULT_BUFFER_SIZE) as file:
                 data = file.read()
             if may_change and self.filesystem.get_file_info(path).size != len(data):
-                # As much was asked for as the one before was long.
+                # Only as many bytes were requested as the previous file had.
                 raise ConnectionError("was replaced while it was read")
             return data
 
-        return self.attempt(whole)
+        return self.retry(read_all)
 
     def put(self, path: str, data: bytes, temporary: str) -> None:
-        """Put a file in place, whole or not at all, by way of `temporary` if need be."""
-        if len(data) <= self.whole:
+        """Write `data` to `path`, completely or not at all; large files are first written to `temporary`."""
+        if len(data) <= self.atomic_bytes:
             self._send(path, data)
         else:
             self._make_folder(temporary)
@@ -72,81 +73,83 @@ class Store:
                 raise
 
     def move(self, source: str, target: str) -> None:
-        """Move a file; raises FileNotFoundError."""
+        """Move a file, replacing `target`; raises FileNotFoundError if there is no file at `source`."""
         self._make_folder(target)
         self._rename(source, target)
 
     def _make_folder(self, path: str) -> None:
-        if not self.whole:  # in object stores there are none
+        if not self.atomic_bytes:  # object stores have no folders
             self.filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
 
     def _send(self, path: str, data: bytes) -> None:
-        """Raises OSError where the store holds something else than was sent."""
+        """Write `data` to `path`; raises OSError if the file in the store then has another size."""
         if isinstance(self.filesystem, pafs.PyFileSystem):
             self.filesystem.handler.fs.pipe_file(path, data)
         else:
-            # pyarrow closes a stream after an error too, and so completes what has arrived of a large file.
+            # pyarrow closes the stream even after an error, which completes a partial upload: only a file that is
+            # sent in one request is safe without a temporary path.
             with self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
         size = self.filesystem.get_file_info(path).size
         if size not in (len(data), None):
-            longer = "; try AWS_REQUEST_CHECKSUM_CALCULATION=when_required" if size > len(data) else ""
-            raise OSError(f"the store kept {size} bytes of {len(data)}{longer}")
+            advice = "; try AWS_REQUEST_CHECKSUM_CALCULATION=when_required" if size > len(data) else ""
+            raise OSError(f"the store kept {size} bytes of {len(data)}{advice}")
 
     def _rename(self, source: str, target: str) -> None:
         try:
             self.filesystem.move(source, target)
         except NotImplementedError:  # Azure, without a hierarchical namespace
             self.filesystem.copy_file(source, target)
-            with suppress(FileNotFoundError):  # its client deletes it again where the answer was lost
+            with suppress(FileNotFoundError):  # the client repeats a deletion whose answer was lost
                 self.filesystem.delete_file(source)
         except OSError as error:
-            # Hadoop does not say why, but does not replace; others say that there is one.
-            if may_pass(error) or not (isinstance(error, FileExistsError) or self.filesystem.type_name == "hdfs"):
+            # Some stores do not replace a file: they raise FileExistsError, Hadoop an error without a reason.
+            if is_transient(error) or not (isinstance(error, FileExistsError) or self.filesystem.type_name == "hdfs"):
                 raise
             self.filesystem.delete_file(target)
             self.filesystem.move(source, target)
 
 
 class Disk(Store):
-    """A local path: what is written is on disk when it is said to be."""
+    """The local disk; a write or move is on disk when it returns."""
 
     def path(self, address: str) -> str:
-        """The absolute path."""
+        """The absolute path of `address`."""
         return os.path.abspath(address.removeprefix(self.prefix))
 
-    def attempt(self, do: Callable[[], T]) -> T:
-        """What `do` returns: the operating system has tried already."""
-        return do()
+    def retry(self, action: Callable[[], T]) -> T:
+        """Call `action` once: the operating system has its own retries."""
+        return action()
 
     def open(self, path: str, buffer: int) -> BinaryIO:
-        """A file to read from and seek in."""
+        """Open a file for reading and seeking, with a buffer of `buffer` bytes."""
         return open(path, "rb", buffering=buffer)
 
     def put(self, path: str, data: bytes, temporary: str) -> None:
-        """Put a file in place, whole or not at all, by a rename."""
-        target, beside = Path(path), Path(temporary)
+        """Write `data` to `temporary`, sync it to disk and rename it to `path`."""
+        target, unfinished = Path(path), Path(temporary)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with beside.open("xb") as file:
+            with unfinished.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(target)
+            unfinished.replace(target)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
 
     def move(self, source: str, target: str) -> None:
-        """Move a file; raises FileNotFoundError."""
+        """Move a file, replacing `target`; raises FileNotFoundError if there is no file at `source`."""
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(source).replace(target)
         _sync_folder(Path(target).parent)
 
 
 DISK = Disk(pafs.LocalFileSystem(), "", "/")
+"""The store of all local paths."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -157,8 +160,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20) -> BinaryIO:
-    """A file to read from and seek in; in a store, fetched `buffer` bytes at a time, with patience."""
+def open_reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20) -> BinaryIO:
+    """Open a file for reading and seeking; one in a store is fetched `buffer` bytes at a time, with retries."""
     if isinstance(filesystem, pafs.LocalFileSystem):
         file: BinaryIO = filesystem.open_input_file(path)
         return file
@@ -166,10 +169,10 @@ def reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20) -> Bin
 
 
 class _Remote(io.RawIOBase):
-    """A file in a store: what is read of it is whole, and asked for again where it is not."""
+    """A file in a store; a read that returns too few bytes is retried."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
-        self._file = persist(lambda: filesystem.open_input_file(path))
+        self._file = retry(lambda: filesystem.open_input_file(path))
         self._size: int = self._file.size()
         self._position = 0
 
@@ -199,33 +202,34 @@ class _Remote(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def _fetch(self, most: int) -> bytes:
-        count = max(0, min(most, self._size - self._position))
+    def _fetch(self, limit: int) -> bytes:
+        """Read the next bytes, at most `limit`."""
+        count = max(0, min(limit, self._size - self._position))
         try:
             data = self._part(self._position, count) if count else b""
-        except ValueError:  # a web server that serves no parts
+        except ValueError:  # the web server does not support range requests
             self._file = pa.BufferReader(self._part(0, self._size))
-            return self._fetch(most)
+            return self._fetch(limit)
         self._position += count
         return data
 
     def _part(self, start: int, count: int) -> bytes:
-        def whole() -> bytes:
+        def read_part() -> bytes:
             data: bytes = self._file.read_at(count, start)
             if len(data) != count:
-                raise ConnectionError(f"{len(data)} of {count} bytes came")
+                raise ConnectionError(f"received {len(data)} of {count} bytes")
             return data
 
-        return persist(whole)
+        return retry(read_part)
 
 
-def wrapped(filesystem: Any) -> pafs.PyFileSystem:
-    """One of fsspec's filesystems as one of pyarrow's."""
+def from_fsspec(filesystem: Any) -> pafs.PyFileSystem:
+    """Wrap a filesystem of fsspec as one of pyarrow."""
     return pafs.PyFileSystem(_Handler(filesystem))
 
 
 class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
-    """fsspec's filesystems to pyarrow, always asked anew, and safe to be read by many threads."""
+    """pyarrow's adapter for fsspec, without fsspec's cache of listings, and safe to read from many threads."""
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
         self.fs.invalidate_cache()
@@ -237,9 +241,9 @@ class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         file = self.fs.open(path, "rb")
-        if isinstance(file, io.BytesIO):  # fsspec's memory: the same one for all
+        if isinstance(file, io.BytesIO):  # fsspec's memory store returns one file object to all threads
             return pa.BufferReader(file.getvalue())
-        if getattr(file, "size", 0) is None:  # a web server that does not say
+        if getattr(file, "size", 0) is None:  # the web server does not send the size
             with file:
                 return pa.BufferReader(file.read())
         return pa.PythonFile(file, mode="r")

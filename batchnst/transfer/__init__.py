@@ -1,1 +1,1 @@
-"""The art: tensors in, tensors and losses out. Knows torch; no files, no Ray, no picture formats."""
+"""Style transfer itself: tensors in, tensors and losses out. Knows torch, but no files, no Ray, no picture formats."""

@@ -1,4 +1,4 @@
-"""The frozen network whose features say what a picture shows and how it is painted."""
+"""The frozen network: pictures in, features of chosen layers out."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from batchnst.backbones import Layer, cut
 from batchnst.transfer.weights import Weights
 
 Place = tuple[Any, slice, slice]
-"""Where some positions lie in features (B, C, h, w), as an index."""
+"""Index (..., rows, columns) of a rectangle of positions in features (B, C, h, w) or of pixels in pictures."""
 
 POOLING: dict[str, Callable[..., Tensor]] = {"max": F.max_pool2d, "avg": F.avg_pool2d}
+"""Pooling functions by the recipe's `pooling`."""
 
 
 def _pool_first(layers: list[Layer], wanted: frozenset[str]) -> None:
-    """Move each ReLU behind the pooling where nobody sees it: maxima commute, and a quarter of the work is left."""
+    """Swap each ReLU in `layers` with the max pooling after it, unless one of the two is in `wanted`.
+
+    Both take maxima, so their order does not change the result, and after pooling the ReLU has a quarter of the work.
+    """
     for i, (layer, following) in enumerate(pairwise(layers)):
         if layer.name.startswith("relu") and following.is_pooling and not wanted & {layer.name, following.name}:
             layers[i : i + 2] = following, layer
 
 
 class Backbone(nn.Module):
-    """A network by layer name, frozen, cut after the last layer asked for.
+    """A frozen network, cut after the last layer in `wanted`.
 
-    Convolutions run in `dtype` and channels_last; features come back in `dtype`.
+    `pooling` is a key of POOLING. Convolutions run in `dtype` and channels_last; features come back in `dtype`.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(weights.mean, device=device).view(1, 3, 1, 1), persistent=False)
         for name in (layer.name for layer in self.layers if layer.is_convolution):
             for part in ("weight", "bias"):
-                # Copied: Ray's shared arrays are read-only.
+                # A copy, because Ray's shared arrays are read-only.
                 tensor = torch.tensor(weights.tensors[f"{name}.{part}"]).to(device, dtype)
                 if tensor.ndim == 4:
                     tensor = tensor.contiguous(memory_format=torch.channels_last)
@@ -66,10 +70,11 @@ class Backbone(nn.Module):
         tap: Callable[[str, Tensor], Tensor] | None = None,
         crops: Mapping[str, list[int]] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
-        """Features (B, C, h, w) of the wanted layers by name, for pictures (B, 3, H, W), RGB, 0..255.
+        """Return the features (B, C, h, w) of the wanted layers by name, for `pictures` (B, 3, H, W), RGB, 0..255.
 
-        `tap` is given each wanted layer's name and features, and returns the features that go on. Of a layer in `crops`
-        that many columns on the left and right, and rows at the top and bottom, do not go on.
+        `tap` is called with the name and the features of each wanted layer, and returns the features to go on with.
+        `crops` maps a layer to [left, right, top, bottom]: the columns and rows to cut off its features before the next
+        layer.
         """
         x = (pictures - self.mean).to(self.dtype, memory_format=torch.channels_last)
         features = {}
@@ -81,19 +86,20 @@ class Backbone(nn.Module):
             elif layer.is_pooling:
                 x = self.pool(x, layer.kernel, layer.stride)
             else:
-                # In place unless the layer before is wanted as it was.
+                # In place, unless the convolution's own output is wanted too.
                 x = F.relu(x, inplace=name.replace("relu", "conv") not in self.wanted)
             if name in self.wanted:
                 x = tap(name, x) if tap else x
                 features[name] = x
             if name in crops:
-                x = F.pad(x, [-positions for positions in crops[name]])  # a slice's derivative is not channels_last
+                # By negative padding, because the derivative of a slice is not channels_last.
+                x = F.pad(x, [-positions for positions in crops[name]])
         return features
 
     def shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Channels, rows and columns (C, h, w) of each layer, for a picture of so many pixels."""
-        found = {}
+        """Return the shape (C, h, w) of each layer's features, for a picture of `height` × `width` pixels."""
+        shapes = {}
         for layer in self.layers:
             height, width = layer.length(height), layer.length(width)
-            found[layer.name] = layer.channels, height, width
-        return found
+            shapes[layer.name] = layer.channels, height, width
+        return shapes

@@ -1,6 +1,6 @@
 """Colour preservation (Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer").
 
-A method changes content and style before the optimisation and the picture after it. Pictures are (B, 3, H, W), RGB,
+A method changes content and style before the optimisation, and the picture after it. Pictures are (B, 3, H, W), RGB,
 0..255.
 """
 
@@ -18,11 +18,11 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ColorMethod:
-    """What happens to colours.
+    """A method to preserve colours, as three functions.
 
-    content: (1, 3, H, W) → what is painted, (1, C, H, W), C 3 or 1.
-    style: a style (1, 3, h, w) and the content it is for → what is painted in, (1, C, h, w).
-    finish: painted pictures (B, C, H, W) and their contents (B, 3, H, W) → the pictures to write (B, 3, H, W).
+    content: contents (B, 3, H, W) → the contents to optimise with, (B, C, H, W), C 3 or 1.
+    style: a style (1, 3, h, w) and its content (1, 3, H, W) → the style to optimise with, (1, C, h, w).
+    finish: painted pictures (B, C, H, W) and their contents (B, 3, H, W) → the pictures to write, (B, 3, H, W).
     """
 
     content: Callable[[Tensor], Tensor]
@@ -31,21 +31,21 @@ class ColorMethod:
 
 
 def luminance(pictures: Tensor) -> Tensor:
-    """Y of pictures, (B, 1, H, W), 0..255."""
+    """Return the luminance Y of `pictures`, (B, 1, H, W), 0..255."""
     return (pictures * pictures.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def match_luminance(style: Tensor, content: Tensor) -> Tensor:
-    """The style's luminance with the content's mean and deviation, (1, 1, h, w) (section 3.2 there)."""
-    ours, theirs = luminance(style.to(content.dtype)), luminance(content)
-    deviation = ours.std(correction=0).clamp_min(1e-6)
-    return ((ours - ours.mean()) * theirs.std(correction=0) / deviation + theirs.mean()).clamp(0, 255)
+    """Return the style's luminance with the content's mean and deviation, (1, 1, h, w) (the paper's section 3.2)."""
+    style_y, content_y = luminance(style.to(content.dtype)), luminance(content)
+    deviation = style_y.std(correction=0).clamp_min(1e-6)
+    return ((style_y - style_y.mean()) * content_y.std(correction=0) / deviation + content_y.mean()).clamp(0, 255)
 
 
 def with_luminance(luminances: Tensor, contents: Tensor) -> Tensor:
-    """The contents' colours at another luminance (B, 1, H, W).
+    """Return the colours of `contents` (B, 3, H, W) at the luminance `luminances` (B, 1, H, W).
 
-    Where a colour would leave 0..255 it is made paler, never lighter or darker: the luminance is the painting.
+    A colour that would leave 0..255 is made paler. Its luminance stays exact, because the luminance is the painting.
     """
     chroma = contents - luminance(contents)
     room = torch.where(chroma > 0, 255 - luminances, luminances)
@@ -54,25 +54,28 @@ def with_luminance(luminances: Tensor, contents: Tensor) -> Tensor:
 
 
 def match_histogram(style: Tensor, content: Tensor) -> Tensor:
-    """The style with the content's mean and covariance of colours, (1, 3, h, w) (section 3.1 there, eq. 3–4).
+    """Return the style with the content's mean and covariance of colours, (1, 3, h, w) (section 3.1, eq. 3–4).
 
-    A linear map, by the symmetric square roots of the two covariances.
+    The map is linear, by the symmetric square roots of the two covariances.
     """
     pixels, mean, covariance = _statistics(style)
-    _, wanted_mean, wanted = _statistics(content)
-    matched = _power(wanted, 0.5) @ _power(covariance, -0.5) @ (pixels - mean) + wanted_mean
+    _, target_mean, target_covariance = _statistics(content)
+    matched = _power(target_covariance, 0.5) @ _power(covariance, -0.5) @ (pixels - mean) + target_mean
     return matched.to(content.dtype).view_as(style).clamp(0, 255)
 
 
 def _statistics(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels (3, N), their mean (3, 1) and covariance (3, 3), in float64."""
+    """Return the pixels (3, N), their mean (3, 1) and their covariance (3, 3), in float64."""
     pixels = picture[0].flatten(1).double()
     mean = pixels.mean(1, keepdim=True)
     return pixels, mean, (pixels - mean) @ (pixels - mean).T / pixels.shape[1]
 
 
 def _power(covariance: Tensor, exponent: float) -> Tensor:
-    """A power of a symmetric matrix; a direction without any spread (a gray picture has two) stays without."""
+    """Raise a symmetric matrix to `exponent`.
+
+    Directions without variance, of which a gray picture has two, stay without.
+    """
     values: Tensor
     vectors: Tensor
     values, vectors = torch.linalg.eigh(covariance)
@@ -81,12 +84,13 @@ def _power(covariance: Tensor, exponent: float) -> Tensor:
     return (vectors * powers) @ vectors.T
 
 
-def _as_it_is(picture: Tensor, _: Tensor | None = None) -> Tensor:
+def _unchanged(picture: Tensor, _: Tensor | None = None) -> Tensor:
     return picture
 
 
 COLORS = {
-    "none": ColorMethod(_as_it_is, _as_it_is, _as_it_is),
+    "none": ColorMethod(_unchanged, _unchanged, _unchanged),
     "luminance": ColorMethod(luminance, match_luminance, with_luminance),
-    "histogram": ColorMethod(_as_it_is, match_histogram, _as_it_is),
+    "histogram": ColorMethod(_unchanged, match_histogram, _unchanged),
 }
+"""Colour methods by the recipe's `preserve_color`."""

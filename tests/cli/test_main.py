@@ -6,22 +6,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from batchnst import read_ledger
-from batchnst.cli.main import app
 from batchnst.cli.options import RECIPE_OPTIONS
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe, read_recipe_file, recipe_keys
 from batchnst.transfer.weights import Weights
 from tests import oracles
-from tests.conftest import size_of
+from tests.helpers import batchnst, size_of
 
 QUICK = ["--engine", "inline", "--size", "48", "--steps", "4"]
-
-
-def batchnst(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -191,7 +185,7 @@ def test_more_than_the_memory_is_refused_in_one_line(images: Path, tmp_path: Pat
     result = batchnst("stylize", *pair, "--out", tmp_path / "x.png", "--size", 4000, "--memory", 1)
     assert result.exit_code == 2
     assert result.stderr.startswith("batchnst: 4000×2667 pixels take ")
-    assert result.stderr.endswith(" GB at the least, more than the 1 GB that there are; lower size\n")
+    assert result.stderr.endswith(" GB at the least, more than the 1 GB available; lower size\n")
     assert not (tmp_path / "x.png").exists()
 
 

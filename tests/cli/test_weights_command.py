@@ -5,25 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
 from batchnst import Recipe, read_ledger, stylize
 from batchnst.backbones import BACKBONES
-from batchnst.cli.main import COMMANDS, app
+from batchnst.cli.main import COMMANDS
 from batchnst.painting.named_weights import import_weights, load_weights
-from tests.painting.test_named_weights import WHOLE, made_up
-from tests.transfer.test_weights import check_features, torchvisions
+from tests import oracles
+from tests.helpers import as_pth, batchnst, random_state, torchvision_names
 
 FULL = "BATCHNST_TEST_WEIGHTS"
 """A folder with torchvision's vgg16.pth and alexnet.pth, or state dicts of their convolutions by its names."""
 
+ALEXNET = as_pth(torchvision_names(random_state()))
+
 QUICK = ["--engine", "inline", "--size", 48, "--steps", 3]
-
-
-def batchnst(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -35,7 +31,7 @@ def folder(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in ("coffee.png", "swirls.png"):
         Image.open(images / name).resize((64, 48)).save(name)
     Path("mine").mkdir()
-    Path("mine/w.pth").write_bytes(WHOLE)
+    Path("mine/w.pth").write_bytes(ALEXNET)
     Path("m.csv").write_text("content,style,id,backbone,weights\ncoffee.png,swirls.png,a,alexnet,mine/w.pth\n")
     return tmp_path
 
@@ -103,7 +99,7 @@ def test_a_relative_path_is_relative_to_where_it_is_written(folder: Path, monkey
 
 @pytest.mark.parametrize("command", [["run", "m.csv", "--out", "out"], ["plan", "m.csv"]])
 def test_bad_weights_end_the_request_before_anything_is_made(folder: Path, command: list[str]) -> None:
-    Path("mine/w.pth").write_bytes(WHOLE[:-999])
+    Path("mine/w.pth").write_bytes(ALEXNET[:-999])
     result = batchnst(*command, "--size", 48)
     assert result.exit_code == 2
     assert result.stderr == f"batchnst: weights {folder}/mine/w.pth: is truncated or damaged; fetch it again\n"
@@ -111,7 +107,7 @@ def test_bad_weights_end_the_request_before_anything_is_made(folder: Path, comma
 
 
 def test_a_file_that_cannot_be_imported_is_said(folder: Path) -> None:
-    torch.save(made_up(), "ours.pth")
+    torch.save(random_state(), "ours.pth")
     result = batchnst("weights", "import", "ours.pth", "mine")
     assert result.exit_code == 2
     assert "`batchnst weights import ours.pth NAME --normalisation imagenet|caffe`" in result.stderr
@@ -134,11 +130,11 @@ def test_full_precision_weights(backbone: str, folder: Path, images: Path) -> No
     if not path.exists():
         pytest.skip(f"${FULL} is no folder with {path.name}")
     state = torch.load(path, weights_only=True)
-    theirs = torchvisions(backbone)
+    theirs = oracles.torchvision_features(backbone)
     theirs.load_state_dict({name.removeprefix("features."): state[name] for name in state if "features." in name})
     name, weights = import_weights(str(path), "full")
     assert name == backbone
-    check_features(backbone, weights, theirs)
+    oracles.check_features(backbone, weights, theirs)
     recipe = Recipe(backbone=backbone, weights="full", size=192, steps=60)
     painting = stylize(images / "chelsea.png", images / "swirls.png", recipe)
     assert painting.losses.total[-1] < painting.losses.total[0] / 5

@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 
 from batchnst.engine.plan import Job, Plan, make_batches, make_plan
-from batchnst.engine.run import make_chunks
+from batchnst.engine.run import Engine, make_chunks
 from batchnst.ledger.out import Outcomes
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe
+from tests.helpers import pair
 
 NETWORKS = {("vgg19", "bundled"): "w"}
 ROW = {"content": "/a.jpg", "style": "/s.png", "id": "a"}
@@ -88,7 +89,7 @@ def jobs(tmp_path: Path) -> list[Job]:
         if i < 9:
             Image.new("RGB", (100, 50) if i < 6 else (80, 80)).save(path)
         recipe = Recipe(size=64, seed=1 if i == 0 else 0)
-        found.append(Job(Pair(str(i), str(path), ("/s.png",), (1.0,), (), (), f"{i}.png", recipe, "{}"), "f", 1))
+        found.append(Job(pair(str(i), path, recipe=recipe), "f", 1))
     return found
 
 
@@ -112,9 +113,9 @@ def test_automatic_batches_fill_the_device_but_leave_no_worker_idle(jobs: list[J
     assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=lambda _: 1)] == [1] * 5
 
 
-@dataclass
-class Workers:
-    workers: int
+def engine(workers: int) -> Engine:
+    """All that `make_chunks` asks of an engine."""
+    return cast(Engine, SimpleNamespace(workers=workers))
 
 
 def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list[Job]) -> None:
@@ -123,7 +124,7 @@ def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list
 
     def lengths(workers: int, batches_a_minute: float) -> list[int]:
         speed = batches_a_minute * batches[0].work / 60
-        chunks = [chunk.batches for chunk in make_chunks(blocks, Workers(workers), speed.__mul__)]
+        chunks = [chunk.batches for chunk in make_chunks(blocks, engine(workers), speed.__mul__)]
         assert [batch for chunk in chunks for batch in chunk] == batches
         return [len(chunk) for chunk in chunks]
 
@@ -138,7 +139,7 @@ def test_chunks_hold_every_batch_once_and_get_smaller_towards_the_end(jobs: list
 
 def test_a_batch_that_takes_no_time_is_in_a_chunk_too(jobs: list[Job]) -> None:
     batches = make_batches(jobs, 4, workers=1, largest=lambda _: 10**9)
-    chunks = list(make_chunks([(batches, True)], Workers(1), (1e9).__mul__))
+    chunks = list(make_chunks([(batches, True)], engine(1), (1e9).__mul__))
     assert sorted(job.pair.id for chunk in chunks for batch in chunk.batches for job in batch.jobs) == list(
         "0123456789"
     )

@@ -1,4 +1,4 @@
-"""The whole command on a real Ray, and what is left when parts of it are killed."""
+"""The whole command on a real Ray, also when parts of it are killed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+from ray.exceptions import WorkerCrashedError
 
 from batchnst import read_ledger
-from tests.conftest import size_of
-from tests.tools.chaos import task_pids, weather
+from batchnst.engine import ray_cluster
+from batchnst.engine.events import Finished, Notice
+from batchnst.engine.plan import Batch, Chunk, Job
+from batchnst.errors import Superseded
+from batchnst.ledger.claim import Lease
+from batchnst.ledger.out import Out
+from tests.helpers import pair, size_of
+from tests.helpers import row as ledger_row
+from tests.processes import descendants, is_running, task_pids
+from tests.tools.chaos import STORE, weather
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 BATCHNST = Path(sys.executable).with_name("batchnst")
 PAIRS = 10
@@ -36,6 +49,30 @@ def manifest(images: Path, tmp_path: Path) -> Path:
     path = tmp_path / "m.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray cluster for several runs: one node with two CPUs.
+
+    An encoder crashes there: a worker dies when it writes the picture of a pair whose id begins with `poison`.
+    """
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "sitecustomize.py").write_text(
+        "import os\nfrom PIL import Image\nreal = Image.Image.save\n"
+        "def save(image, file, *args, **options):\n"
+        "    if 'exif' in options and b'poison' in options['exif'].tobytes(): os.abort()\n"
+        "    return real(image, file, *args, **options)\n"
+        "Image.Image.save = save\n"
+    )
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        raylets = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield raylets.address
+    finally:
+        raylets.shutdown()
 
 
 def command(manifest: Path, out: Path, *more: str) -> list[str]:
@@ -122,14 +159,14 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
     assert set(check_complete(out).values()) == {1}
 
 
-def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    driver = start(command(manifest, out), tmp_path / "log")
+    driver = start(command(manifest, out, "--address", cluster), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
 
     def is_lost() -> bool:
         # One that has just committed all it had leaves nothing to be tried again.
-        for pid in task_pids()[:1]:
+        for pid in task_pids(os.getpid())[:1]:
             os.kill(pid, signal.SIGKILL)
         time.sleep(2)
         return "of its pairs are tried again" in (tmp_path / "log").read_text()
@@ -142,23 +179,14 @@ def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, tm
 
 
 def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, cluster: str, tmp_path: Path
 ) -> None:
-    # An encoder that crashes: every worker that sees this folder dies with the picture called poison.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom PIL import Image\nreal = Image.Image.save\n"
-        "def save(image, file, *args, **options):\n"
-        "    if 'exif' in options and b'poison' in options['exif'].tobytes(): os.abort()\n"
-        "    return real(image, file, *args, **options)\n"
-        "Image.Image.save = save\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     Image.open(images / "coffee.png").resize((99, 99)).save(tmp_path / "poison.png")
     Image.open(images / "coffee.png").resize((98, 98)).save(tmp_path / "good.png")
     rows = [f"{name}.png,{images}/swirls.png,{name}-{i}" for i, name in enumerate(["good", "good", "poison", "good"])]
     (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
     out = tmp_path / "out"
-    run = finish([*command(tmp_path / "m.csv", out)[:-1], "4", "--steps", "4"])
+    run = finish(command(tmp_path / "m.csv", out, "--address", cluster, "--batch-size", "4", "--steps", "4"))
     assert run.returncode == 1, run.stderr
     assert "4 of its pairs are tried again" in run.stderr
     assert run.stdout.count("\n") == 1
@@ -174,12 +202,13 @@ def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
     assert {row["attempt"] for row in found.values()} == {3}
 
 
-def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, tmp_path: Path) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # Its pictures take hours: it is there as long as the second one looks.
-    driver = start(command(manifest, out, "--steps", "1000000", "--set", "tolerance=0"), tmp_path / "log")
+    endless = ("--steps", "1000000", "--set", "tolerance=0")
+    driver = start(command(manifest, out, "--address", cluster, *endless), tmp_path / "log")
     wait_for((out / ".batchnst" / "claim").exists)
-    second = finish(command(manifest, out))
+    second = finish(command(manifest, out, "--address", cluster))
     assert second.returncode == 2
     assert "looking for a sign of life" in second.stderr
     assert "is painting into this folder; wait for it or stop it" in second.stderr
@@ -214,6 +243,12 @@ def test_a_cluster_without_nodes_is_waited_for_if_it_promises_some(manifest: Pat
     assert len({row["pid"] for row in rows}) == 2
 
 
+def check_ended(processes: list[int]) -> None:
+    """Assert that all of a run's processes, its raylet and workers, end soon after it."""
+    assert processes
+    wait_for(lambda: not any(map(is_running, processes)))
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     manifest: Path, tmp_path: Path, how: signal.Signals
@@ -221,38 +256,62 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     out = tmp_path / "out"
     driver = start(command(manifest, out), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
+    processes = descendants(driver.pid)
     os.kill(driver.pid, how)
     assert driver.wait(60) == 130
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert "what was finished is kept. Go on with: batchnst run" in last
     assert str(out) in last
     assert 1 <= finished_rows(out) < PAIRS
-    wait_for(lambda: not task_pids(), 30)
+    check_ended(processes)
 
 
 def test_the_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     driver = start(command(manifest, out), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
+    processes = descendants(driver.pid)
     os.kill(driver.pid, signal.SIGINT)
     time.sleep(0.2)
     os.kill(driver.pid, signal.SIGTERM)
     assert driver.wait(2) == 130
-    wait_for(lambda: not task_pids(), 30)
+    check_ended(processes)
 
 
-def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(manifest: Path, tmp_path: Path) -> None:
+def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(
+    manifest: Path, cluster: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     no_gpu = finish([*command(manifest, out), "--gpus-per-task", "1000"])
     assert no_gpu.returncode == 2
     assert "no node has 1000 GPU for a task" in no_gpu.stderr
-    no_room = finish([*command(manifest, out), "--size", "60000"])
+    no_room = finish(command(manifest, out, "--address", cluster, "--size", "60000"))
     assert no_room.returncode == 2
     line = no_room.stderr.splitlines()[-1]
     assert line.startswith("batchnst: pair-")
     assert "60000×60000 pixels take 577 GB at the least, more than the " in line
-    assert line.endswith(" GB that a worker has; lower its size")
+    assert line.endswith(" GB available; lower size")
     nobody = finish([*command(manifest, out), "--address", "127.0.0.1:9"])
     assert nobody.returncode == 2
     assert nobody.stderr.splitlines()[-1] == "batchnst: Ray at 127.0.0.1:9: cannot be reached: Connection refused"
     assert not (out / "ledger").exists()
+
+
+def test_pairs_that_a_lost_task_committed_without_a_report_are_told_with_their_reasons(tmp_path: Path) -> None:
+    chunk = Chunk((Batch(tuple(Job(pair(name), "f", 1) for name in "abcd"), (48, 48)),))
+    no_cluster = cast(ray_cluster.Cluster, SimpleNamespace(max_attempts=3))
+    out = Out(str(tmp_path / "out"))
+    with out.claim("r1") as claim:
+        lease = Lease("r1", 7)
+        out.append(lease, [ledger_row("a")], [])
+        failed = ledger_row("b", status="failed", error_type="InputError", error_message="b.jpg: no such file")
+        out.append(lease, [failed, ledger_row("c")], [])
+        window = ray_cluster._Window(no_cluster, iter(()), {}, claim, tasks=1)
+        events = list(window._try_again(ray_cluster._Task(chunk, 7, finished={"a"}), WorkerCrashedError()))
+        with pytest.raises(Superseded):
+            out.check(lease)
+    told = [event for event in events if isinstance(event, Finished)]
+    assert sorted(told, key=lambda event: event.pair_id) == [Finished("b", "b.jpg: no such file"), Finished("c", None)]
+    (notice,) = [event.text for event in events if isinstance(event, Notice)]
+    assert notice.startswith("a worker was lost; 1 of its pairs are tried again: ")
+    assert [(job.pair.id, job.attempt) for chunk in window.to_retry for job in chunk.jobs] == [("d", 2)]

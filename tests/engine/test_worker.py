@@ -3,14 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,16 +20,14 @@ from batchnst.engine.worker import paint_chunk
 from batchnst.errors import StorageError, Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
-from batchnst.manifest.pair import Pair
 from batchnst.painting import painter, tensors
-from batchnst.painting.ahead import ahead
-from batchnst.painting.inputs import Inputs, gather_pair, load_style
-from batchnst.painting.tensors import Tensors
+from batchnst.pictures.encode import encode_picture
 from batchnst.progress import Work
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import Hardware
+from batchnst.transfer.stylize import Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
-from tests.conftest import size_of
+from tests.helpers import pair, size_of
 
 RECIPE = Recipe(size=48, steps=4)
 
@@ -40,8 +36,7 @@ CPU = Hardware.here()
 
 
 def job(images: Path, name: str, content: str = "astronaut.png", style: str = "swirls.png") -> Job:
-    pair = Pair(name, str(images / content), (str(images / style),), (1.0,), (), (), f"{name}.png", RECIPE, "{}")
-    return Job(pair, "f", 1)
+    return Job(pair(name, images / content, images / style, RECIPE), "f", 1)
 
 
 def paint(jobs: list[Job], weights: Weights, out: Path) -> list[Any]:
@@ -104,15 +99,15 @@ def test_a_bad_picture_fails_alone_with_its_reason(images: Path, weights: Weight
 
 def out_of_memory_above(pictures: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the optimisation run out of memory for batches larger than this; returns the sizes tried."""
-    real, tried = painter.stylize, []
+    tried = list[int]()
 
-    def stylize(contents: torch.Tensor, *rest: Any) -> Iterator[Any]:
+    def short_of_memory(contents: torch.Tensor, *rest: Any) -> Generator[Step, None, Stylized]:
         tried.append(len(contents))
         if len(contents) > pictures:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return (yield from real(contents, *rest))
+        return (yield from stylize(contents, *rest))
 
-    monkeypatch.setattr(painter, "stylize", stylize)
+    monkeypatch.setattr(painter, "stylize", short_of_memory)
     return tried
 
 
@@ -173,7 +168,7 @@ def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights,
         with pytest.raises(Superseded, match="another run"):
             list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
         claim.revoke(7)
-        with pytest.raises(Superseded, match="this task was taken for lost"):
+        with pytest.raises(Superseded, match="this task was given up as lost"):
             list(paint_chunk(chunk, weights, str(tmp_path), Lease("r2", 7), CPU))
     assert rows(tmp_path) == {}
     assert not (tmp_path / "images").exists()
@@ -185,19 +180,19 @@ def test_a_batch_is_committed_while_the_next_is_painted(
     painted = 0
     second_begun = Event()
 
-    def stylize(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         nonlocal painted
         painted += 1
         if painted == 2:
             second_begun.set()
-        return real_stylize(*arguments)
+        return stylize(*arguments)
 
     def append(self: Out, *arguments: Any) -> None:
-        assert second_begun.wait(20), "the commit was not left to a thread of its own"
+        assert second_begun.wait(60), "the commit was not left to a thread of its own"
         real_append(self, *arguments)
 
-    real_stylize, real_append = painter.stylize, Out.append
-    monkeypatch.setattr(painter, "stylize", stylize)
+    real_append = Out.append
+    monkeypatch.setattr(painter, "stylize", counted)
     monkeypatch.setattr(Out, "append", append)
     chunk = Chunk(tuple(Batch((job(images, name),), (48, 48)) for name in "abc"))
     with Out(str(tmp_path)).claim("r1"):
@@ -213,9 +208,8 @@ def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_
     def encode(pixels: Any, name: str, finish: Any) -> bytes:
         if name == "a.png":
             raise RuntimeError("no such encoder")
-        return real(pixels, name, finish)
+        return encode_picture(pixels, name, finish)
 
-    real = painter.encode_picture
     monkeypatch.setattr(painter, "encode_picture", encode)
     chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
     with Out(str(tmp_path)).claim("r1"):
@@ -229,14 +223,13 @@ def test_a_pair_for_which_memory_is_short_is_painted_in_less(
 ) -> None:
     tried = []
 
-    def stylize(*arguments: Any) -> Any:
+    def short_of_memory(*arguments: Any) -> Any:
         tried.append(arguments[-1])
         if math.isinf(tried[-1].tile):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*arguments)
+        return stylize(*arguments)
 
-    real = painter.stylize
-    monkeypatch.setattr(painter, "stylize", stylize)
+    monkeypatch.setattr(painter, "stylize", short_of_memory)
     recipe = Recipe(size=480, min_size=480, steps=1, precision="bf16", optimizer="sgd")
     wide = replace(job(images, "a"), pair=replace(job(images, "a").pair, recipe=recipe))
     with Out(str(tmp_path)).claim("r1"):
@@ -246,31 +239,3 @@ def test_a_pair_for_which_memory_is_short_is_painted_in_less(
     assert (row["status"], row["error_message"]) == ("ok", None)
     assert json.loads(row["recipe"])["tile"] == 256
     assert [fitting.tile for fitting in tried] == [math.inf, 256]
-
-
-def test_arrays_that_come_again_are_the_same_tensors_up_to_a_bound() -> None:
-    converter = Tensors(torch.device("cpu"))
-    content = np.zeros((4, 4, 3), np.uint8)
-    styles = [np.full((4, 4, 3), i, np.uint8) for i in range(Tensors.kept + 1)]
-
-    def tensor_of(style: Any) -> torch.Tensor:
-        return converter.guides([Inputs(content, (style,), (1.0,))])[0][0].styles[0]
-
-    first = tensor_of(styles[0])
-    assert tensor_of(styles[0]) is first
-    for style in styles[1:]:
-        tensor_of(style)
-    assert tensor_of(styles[-1]) is tensor_of(styles[-1])
-    assert tensor_of(styles[0]) is not first
-
-
-def test_a_shared_style_is_the_same_object(images: Path) -> None:
-    get_style = lru_cache(load_style)
-    first, second = (gather_pair(job(images, *names).pair, get_style) for names in (("a",), ("b", "coffee.png")))
-    assert first.styles[0] is second.styles[0]
-
-
-def test_the_next_result_is_made_while_the_last_is_used() -> None:
-    assert list(ahead(lambda x: x * x, [1, 2, 3])) == [(1, 1), (2, 4), (3, 9)]
-    with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda x: 1 // x, [1, 0]))

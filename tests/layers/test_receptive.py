@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from batchnst import backbones
 from batchnst.backbones import BACKBONES, Architecture, Layer
@@ -26,10 +27,11 @@ ODD = (
 
 def of_one_channel(weights: Weights, backbone: str) -> Weights:
     """Convolutions that let everything they see through: a pixel that moves nothing is one that is not seen."""
-    random, inputs, tensors = np.random.default_rng(1), 3, {}
+    random, inputs, tensors = np.random.default_rng(1), 3, dict[str, NDArray[np.float32]]()
     for layer in (layer for layer in BACKBONES[backbone].layers if layer.is_convolution):
-        positive = random.uniform(0.5, 1, (1, inputs, layer.kernel, layer.kernel))
-        tensors |= {f"{layer.name}.weight": positive / positive.sum(), f"{layer.name}.bias": np.ones(1)}
+        positive = random.uniform(0.5, 1, (1, inputs, layer.kernel, layer.kernel)).astype(np.float32)
+        tensors[f"{layer.name}.weight"] = positive / positive.sum()
+        tensors[f"{layer.name}.bias"] = np.ones(1, np.float32)
         inputs = 1
     return replace(weights, tensors=tensors, sha256=f"one channel of {backbone}")
 

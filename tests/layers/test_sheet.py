@@ -14,11 +14,11 @@ from batchnst.errors import InputError, LedgerError
 from batchnst.layers import excitement as module
 from batchnst.layers.contributions import contributions
 from batchnst.layers.excitement import excitement
-from batchnst.layers.sheet import Request, alone, make
+from batchnst.layers.sheet import Request, make, single_layer_recipe
 from batchnst.ledger.out import Out
 from batchnst.painting.single import stylize
 from batchnst.pictures.decode import Pixels
-from tests.cli.test_main import batchnst
+from tests.helpers import batchnst
 
 QUICK = ["--size", "48", "--steps", "2", "--layers", "relu1_1,relu2_1", "--channels", "2", "--top", "4"]
 
@@ -109,7 +109,7 @@ def test_a_picture_that_is_in_a_folder_too_counts_once(images: Path, tmp_path: P
 def falls_to(images: Path, layer: str, term: str, **settings: object) -> float:
     """What is left of the loss of noise."""
     given = images / {"content": "coffee.png", "style": "swirls.png"}[term]
-    painting = stylize(given, given, alone(of_layers("relu1_1", **settings), layer, term))
+    painting = stylize(given, given, single_layer_recipe(of_layers("relu1_1", **settings), layer, term))
     return float(painting.final.total.item() / painting.losses.total[0].item())
 
 
@@ -155,7 +155,7 @@ def test_contributions_are_those_of_the_ledgers_first_and_last_rows(out: Path) -
             before, after = dict(first["style_layers"])[name], dict(last["style_layers"])[name]
             assert own.before == pytest.approx(100 * weights[name] * before / first["style"], rel=1e-5)
             assert own.after == pytest.approx(100 * weights[name] * after / last["style"], rel=1e-5)
-            assert own.left == pytest.approx(after / before)
+            assert own.remaining == pytest.approx(after / before)
         expected[pair_id] = found
     both = contributions(Out(str(out)), None, "vgg19")
     assert both["relu3_1"].before == pytest.approx(
@@ -165,9 +165,9 @@ def test_contributions_are_those_of_the_ledgers_first_and_last_rows(out: Path) -
 
 
 def test_a_ledger_that_has_nothing_to_say(out: Path) -> None:
-    with pytest.raises(LedgerError, match=r"none: the ledger of .* knows no such pair that was painted by vgg19"):
+    with pytest.raises(LedgerError, match="out: no pair 'none' that vgg19 has painted with a style loss"):
         contributions(Out(str(out)), "none", "vgg19")
-    with pytest.raises(LedgerError, match="no pair that was painted by alexnet"):
+    with pytest.raises(LedgerError, match="out: no pair that alexnet has painted with a style loss"):
         contributions(Out(str(out)), None, "alexnet")
 
 
@@ -175,7 +175,7 @@ def test_a_picture_in_its_own_style_has_no_style_loss_to_share(images: Path, tmp
     (tmp_path / "m.csv").write_text(f"content,style\n{images}/coffee.png,{images}/coffee.png\n")
     more = ["--engine", "inline", "--size", "32", "--steps", "1", "--precision", "fp32"]
     assert batchnst("run", tmp_path / "m.csv", "--out", tmp_path / "out", *more).exit_code == 0
-    with pytest.raises(LedgerError, match="and had a style loss"):
+    with pytest.raises(LedgerError, match="no pair that vgg19 has painted with a style loss"):
         contributions(Out(str(tmp_path / "out")), None, "vgg19")
 
 

@@ -23,9 +23,9 @@ def overlap(a: Box, b: Box) -> bool:
 
 
 def test_one_response_of_each_picture_the_strongest_that_sees_only_the_picture() -> None:
-    layer, features = Strongest(5, FIELD, top=4, each=1), random_features(9)
+    layer, features = Strongest(5, FIELD, top=4, per_picture=1), random_features(9)
     for one in features:
-        layer.see(one, SIDE, SIDE)
+        layer.add(one, SIDE, SIDE)
     inside = features[:, :, 2:19, 2:19]
     for channel in range(5):
         found = layer.responses(channel)
@@ -38,9 +38,9 @@ def test_one_response_of_each_picture_the_strongest_that_sees_only_the_picture()
 
 
 def test_several_responses_of_a_picture_see_nothing_twice() -> None:
-    layer, features = Strongest(5, FIELD, top=6, each=4), random_features(2)
+    layer, features = Strongest(5, FIELD, top=6, per_picture=4), random_features(2)
     for one in features:
-        layer.see(one, SIDE, SIDE)
+        layer.add(one, SIDE, SIDE)
     for channel in range(5):
         found = layer.responses(channel)
         values = [response.value for response in found]
@@ -53,28 +53,28 @@ def test_several_responses_of_a_picture_see_nothing_twice() -> None:
 
 
 def test_where_there_is_no_room_there_are_fewer() -> None:
-    layer = Strongest(2, Field(size=60, stride=2, start=-29), top=6, each=6)
-    layer.see(random_features(1, 2)[0], SIDE, SIDE)
+    layer = Strongest(2, Field(size=60, stride=2, start=-29), top=6, per_picture=6)
+    layer.add(random_features(1, 2)[0], SIDE, SIDE)
     assert len(layer.responses(0)) == 1  # sees more than all of the picture
 
 
 def test_what_is_kept_does_not_grow_with_the_pictures() -> None:
-    layer = Strongest(5, FIELD, top=4, each=1)
+    layer = Strongest(5, FIELD, top=4, per_picture=1)
 
     def kept() -> int:
         return sum(value.numel() for value in vars(layer).values() if isinstance(value, Tensor))
 
     before = kept()
     for one in random_features(200):
-        layer.see(one, SIDE, SIDE)
+        layer.add(one, SIDE, SIDE)
     assert kept() == before == 5 * 4 + 5 * 4 * 3 + 5 * 5
 
 
 def test_the_strongest_channels_do_not_show_the_same_twice() -> None:
     a, b = torch.randn(2, 20, 20, generator=torch.Generator().manual_seed(2)).abs()
     silent = torch.zeros(20, 20)
-    layer = Strongest(5, FIELD, top=1, each=1)
-    layer.see(torch.stack([silent, 2 * a, 3 * a, b, a + b]), SIDE, SIDE)
+    layer = Strongest(5, FIELD, top=1, per_picture=1)
+    layer.add(torch.stack([silent, 2 * a, 3 * a, b, a + b]), SIDE, SIDE)
     chosen = layer.channels(4)
     assert chosen[0] == 2
     assert len(chosen) == 2  # all others are a blend of two
@@ -88,9 +88,9 @@ def test_whatever_responds_to_a_planted_pattern_is_found_there(name: str, vgg: B
     spot = torch.rand(3, side, side, generator=torch.Generator().manual_seed(5)) * 255
     pictures[1, :, top : top + side, left : left + side] = spot
     features = vgg(pictures)[name]
-    layer = Strongest(features.shape[1], field, top=1, each=1)
+    layer = Strongest(features.shape[1], field, top=1, per_picture=1)
     for one in features:
-        layer.see(one, 200, 200)
+        layer.add(one, 200, 200)
     ground = features[0, :, features.shape[2] // 2, features.shape[3] // 2]
     planted = (left, top, left + side, top + side)
     excited = 0

@@ -18,7 +18,7 @@ from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS
 from batchnst.storage.files import Folder
-from tests.ledger.test_out import loss, row
+from tests.helpers import loss, row
 
 FILES = 5
 
@@ -53,7 +53,7 @@ def test_many_files_become_one_a_table_sorted_with_every_row(out: Out) -> None:
         ("failed", "c"), ("failed", "e"), ("ok", "a"), ("ok", "b"), ("ok", "d"),
     ]  # fmt: skip
     assert [r["step"] for r in out.rows("losses").to_pylist()] == [0, 1] * 5
-    found = duckdb.sql(f"SELECT count(*), count(DISTINCT pair_id) FROM '{out.address}/ledger/losses/*.parquet'")
+    found = duckdb.execute(f"SELECT count(*), count(DISTINCT pair_id) FROM '{out.address}/ledger/losses/*.parquet'")
     assert found.fetchall() == [(10, 5)]
     assert out.compact() == (2, 2)
 
@@ -87,7 +87,7 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(
         assert keys(copy) == WHOLE, f"{method} number {moment}"
         copy.recover()
         assert keys(copy) == WHOLE
-        raw = duckdb.sql(f"SELECT count(*) FROM '{copy.address}/ledger/pairs/*.parquet'")
+        raw = duckdb.execute(f"SELECT count(*) FROM '{copy.address}/ledger/pairs/*.parquet'")
         assert raw.fetchall() == [(FILES,)]
         assert not list((Path(copy.address) / compaction.ASIDE).rglob("*.parquet"))
         assert copy.compact()[1] == 2

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 import duckdb
@@ -14,53 +14,8 @@ from batchnst import read_ledger
 from batchnst.errors import LedgerError, Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
-from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, Versions
-
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
-
-
-def row(pair_id: str = "a", **more: object) -> PairRow:
-    row = PairRow(
-        run_id="r1",
-        pair_id=pair_id,
-        attempt=1,
-        status="ok",
-        content="/a.jpg",
-        styles=["/s.png"],
-        style_weights=[1.0],
-        content_masks=[],
-        style_masks=[],
-        output="a.png",
-        fingerprint="f1",
-        recipe="{}",
-        loss_definition="neural-style/1",
-        weights_sha256="w",
-        seed=0,
-        host="h",
-        pid=1,
-        started_at=NOON,
-        finished_at=NOON,
-        seconds=1.5,
-        versions=Versions("0", "3", "2", "1", "1", None),
-        extra="{}",
-    )
-    return replace(row, **more)  # type: ignore[arg-type]
-
-
-def loss(step: int, pair_id: str = "a") -> LossRow:
-    return LossRow(
-        run_id="r1",
-        pair_id=pair_id,
-        attempt=1,
-        step=step,
-        scale=64,
-        total=3.0,
-        content=1.0,
-        style=1.5,
-        tv=0.5,
-        style_layers={"relu1_1": 0.25},
-        seconds=0.1,
-    )
+from batchnst.ledger.schema import SCHEMAS, PairRow
+from tests.helpers import NOON, loss, row
 
 
 @pytest.fixture
@@ -85,7 +40,7 @@ def test_what_is_written_can_be_read_here_and_by_duckdb(out: Out) -> None:
     assert (read["pair_id"], read["total_loss"], read["started_at"]) == ("a", 3.0, NOON)
     assert read["versions"]["batchnst"] == "0"
     assert dict(read_ledger(out.address, "losses").to_table()["style_layers"][0].as_py()) == {"relu1_1": 0.25}
-    found = duckdb.sql(
+    found = duckdb.execute(
         f"SELECT count(*), max(step), any_value(style_layers['relu1_1']) FROM '{out.address}/ledger/losses/*.parquet'"
     )
     assert found.fetchall() == [(2, 1, 0.25)]

@@ -27,7 +27,7 @@ def problems(path: str, **settings: object) -> list[str]:
 
 
 def test_csv_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, object]] = [
         {"content": "a.jpg", "style": ["s.png", "/t.png"], "style_weights": [1, 3], "size": 128, "who": "me"},
         {"content": "s3://bucket/b.jpg", "style": ["s.png"], "id": "b", "output": "deep/b.jpg"},
     ]
@@ -99,8 +99,8 @@ def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
         "line 6, output: 'x.gif' cannot be written; "
         "expected a name that ends in .png, .jpg, .jpeg, .webp, .avif, .tif, .tiff",
         "line 7, style_weights: expected 1 numbers ≥ 0, not all 0; found ['0']",
-        "line 8: has 10 cells; expected 7, as the header has columns",
-        "line 10, output: 'e.png' is already the output of line 9; expected one of its own",
+        "line 8: has 10 cells; expected 7, one for each column of the header",
+        "line 10, output: 'e.png' is already the output of line 9; expected a unique one",
     ]
 
 
@@ -108,7 +108,7 @@ def test_masks_come_one_for_each_part(tmp_path: Path) -> None:
     rows = ["a,s|t|u,m|n,", "a,s|t,m|n,k", "a,s,m|n,", "a,s|t,,k", "a,s|t,m,k|l"]
     path = write(tmp_path, "content,style,content_mask,style_mask\n" + "\n".join(rows) + "\n")
     assert problems(path) == [
-        "line 2, content_mask: marks 2 parts for 3 styles; expected one style, or one each",
+        "line 2, content_mask: marks 2 parts for 3 styles; expected one style, or 2",
         "line 3, style_mask: expected 2, one for each part of the content; found 1",
         "line 6, style_mask: expected 1, one for each part of the content; found 2",
     ]

@@ -14,32 +14,8 @@ from torch import Tensor
 from batchnst.backbones import BACKBONES
 from batchnst.errors import RequestError
 from batchnst.painting.named_weights import Entry, describe, entries, import_weights, load_weights
-from batchnst.transfer.weights import SOURCES, tensor_shapes
-
-State = dict[str, Tensor]
-
-
-def made_up(backbone: str = "alexnet") -> State:
-    """A trained network's tensors, by our names: random ones of the sizes that keep features alive."""
-    generator = torch.Generator().manual_seed(11)
-    return {
-        name: torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
-        if len(shape) == 4
-        else torch.rand(shape, generator=generator)
-        for name, shape in ((name, torch.Size(shape)) for name, shape in tensor_shapes(backbone).items())
-    }
-
-
-def torchvisions(state: State, backbone: str = "alexnet") -> State:
-    """The same by torchvision's names."""
-    places = {layer.name: f"features.{i}" for i, layer in enumerate(BACKBONES[backbone].layers)}
-    return {f"{places[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state.items()}
-
-
-def as_zip(state: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+from batchnst.transfer.weights import SOURCES
+from tests.helpers import State, as_pth, random_state, torchvision_names
 
 
 def as_pickle(state: State) -> bytes:
@@ -48,7 +24,7 @@ def as_pickle(state: State) -> bytes:
     return buffer.getvalue()
 
 
-STATE = made_up()
+STATE = random_state()
 
 
 @pytest.fixture
@@ -65,14 +41,14 @@ def put(folder: Path, data: bytes, name: str = "w.pth") -> str:
 
 
 def test_all_formats_of_the_same_tensors_have_one_hash(tmp_path: Path, cache: Path) -> None:
-    theirs = torchvisions(STATE)
+    theirs = torchvision_names(STATE)
     classifier = {"classifier.1.weight": torch.ones(3), "epoch": 90}
     files = [
-        as_zip(theirs),
+        as_pth(theirs),
         as_pickle(theirs),
-        as_zip({**theirs, **classifier}),
+        as_pth({**theirs, **classifier}),
         as_pickle({name: torch.nn.Parameter(tensor) for name, tensor in theirs.items()}),
-        as_zip({name: tensor.double() for name, tensor in theirs.items()}),
+        as_pth({name: tensor.double() for name, tensor in theirs.items()}),
         safetensors.torch.save(theirs),
         safetensors.torch.save(STATE, {"normalisation": "imagenet"}),
     ]
@@ -86,12 +62,12 @@ def test_all_formats_of_the_same_tensors_have_one_hash(tmp_path: Path, cache: Pa
 
 
 def test_a_file_may_lie_in_a_store(tmp_path: Path) -> None:
-    path = put(tmp_path, as_zip(torchvisions(STATE)))
+    path = put(tmp_path, as_pth(torchvision_names(STATE)))
     assert load_weights("alexnet", f"file://{path}") == load_weights("alexnet", path)
 
 
 def test_the_normalisation_belongs_to_the_weights(tmp_path: Path, cache: Path) -> None:
-    bare, theirs = put(tmp_path, safetensors.torch.save(STATE), "bare"), put(tmp_path, as_zip(torchvisions(STATE)))
+    bare, theirs = put(tmp_path, safetensors.torch.save(STATE), "bare"), put(tmp_path, as_pth(torchvision_names(STATE)))
     with pytest.raises(RequestError, match=r"NAME --normalisation imagenet\|caffe`$"):
         load_weights("alexnet", bare)
     made = {name: import_weights(bare, name, name)[1] for name in ("caffe", "imagenet")}
@@ -119,7 +95,7 @@ def changed(name: str, tensor: Tensor | None, new: str | None = None) -> State:
     }
 
 
-WHOLE, SAFE = as_zip(torchvisions(STATE)), safetensors.torch.save(STATE, {"normalisation": "imagenet"})
+WHOLE, SAFE = as_pth(torchvision_names(STATE)), safetensors.torch.save(STATE, {"normalisation": "imagenet"})
 DAMAGED = "is truncated or damaged"
 
 BAD = {
@@ -129,23 +105,23 @@ BAD = {
     "truncated header": (SAFE[:100], DAMAGED),
     "nothing": (b"", "is neither safetensors nor a state dict of torch"),
     "text": (b"<html>404 Not Found</html>", "is neither safetensors nor a state dict of torch"),
-    "malicious zip": (as_zip({**STATE, "x": Malice()}), "holds more than tensors, and was not run"),
+    "malicious zip": (as_pth({**STATE, "x": Malice()}), "holds more than tensors, and was not run"),
     "malicious pickle": (pickle.dumps({**STATE, "x": Malice()}), "holds more than tensors, and was not run"),
-    "a whole module": (as_zip(torch.nn.Linear(2, 2)), "holds more than tensors, and was not run"),
-    "a list": (as_zip([torch.zeros(3)]), "holds a list; expected a state dict, or safetensors"),
-    "no tensors": (as_zip({"state_dict": STATE}), "is not alexnet's: it has no conv1.weight"),
+    "a whole module": (as_pth(torch.nn.Linear(2, 2)), "holds more than tensors, and was not run"),
+    "a list": (as_pth([torch.zeros(3)]), "holds a list; expected a state dict, or safetensors"),
+    "no tensors": (as_pth({"state_dict": STATE}), "is not alexnet's: it has no conv1.weight"),
     "renamed": (
-        as_zip(changed("conv3.bias", STATE["conv3.bias"], "conv3.b")),
+        as_pth(changed("conv3.bias", STATE["conv3.bias"], "conv3.b")),
         "is not alexnet's: it has no conv3.bias",
     ),
-    "sparse": (as_zip(changed("conv1.bias", torch.ones(64).to_sparse())), "is not alexnet's: it has no conv1.bias"),
-    "too many": (as_zip({**STATE, "conv6.bias": torch.ones(3)}), "is not alexnet's: it has conv6.bias as well"),
+    "sparse": (as_pth(changed("conv1.bias", torch.ones(64).to_sparse())), "is not alexnet's: it has no conv1.bias"),
+    "too many": (as_pth({**STATE, "conv6.bias": torch.ones(3)}), "is not alexnet's: it has conv6.bias as well"),
     "shape": (
-        as_zip(changed("conv2.weight", torch.ones(192, 48, 5, 5))),
+        as_pth(changed("conv2.weight", torch.ones(192, 48, 5, 5))),
         "is not alexnet's: its conv2.weight is float32 192×48×5×5, not float 192×64×5×5",
     ),
     "integers": (
-        as_zip(changed("conv1.bias", torch.ones(64).int())),
+        as_pth(changed("conv1.bias", torch.ones(64).int())),
         "is not alexnet's: its conv1.bias is int32 64, not",
     ),
     "NaN": (
@@ -162,11 +138,11 @@ BAD = {
         safetensors.torch.save(
             {key: torch.zeros_like(value) for key, value in STATE.items()}, {"normalisation": "caffe"}
         ),
-        "relu1 sees nothing, or no numbers, in a made-up picture",
+        "relu1 is all zero, or not finite, on a random picture",
     ),
     "dead": (
         safetensors.torch.save(changed("conv3.bias", torch.full((384,), -1e9)), {"normalisation": "caffe"}),
-        "relu3 sees nothing, or no numbers, in a made-up picture",
+        "relu3 is all zero, or not finite, on a random picture",
     ),
 }
 
@@ -207,19 +183,19 @@ def test_what_is_not_there_is_said(tmp_path: Path, cache: Path) -> None:
 
 
 def test_the_wrong_network_is_named(tmp_path: Path, cache: Path) -> None:
-    for names in (lambda state, _: state, torchvisions):
-        path = put(tmp_path, safetensors.torch.save(names(made_up("vgg16"), "vgg16"), {"normalisation": "caffe"}))
+    for names in (lambda state, _: state, torchvision_names):
+        path = put(tmp_path, safetensors.torch.save(names(random_state("vgg16"), "vgg16"), {"normalisation": "caffe"}))
         for asked in ("vgg19", "alexnet"):
             with pytest.raises(RequestError) as caught:
                 load_weights(asked, path)
             said = f"is not {asked}'s: it looks like vgg16's; say --backbone vgg16"
             assert str(caught.value) == f"weights {path}: {said}"
-    state = torchvisions(made_up("vgg16"), "vgg16")
+    state = torchvision_names(random_state("vgg16"), "vgg16")
     del state["features.28.bias"]
     with pytest.raises(
         RequestError, match="is none of vgg19, vgg16, alexnet; the nearest is vgg16, but it has no conv5_3"
     ):
-        import_weights(put(tmp_path, as_zip(state)), "mine")
+        import_weights(put(tmp_path, as_pth(state)), "mine")
 
 
 @pytest.mark.parametrize("name", ["random", "a.b", "a/b", "", "../x"])

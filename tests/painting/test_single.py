@@ -8,11 +8,12 @@ from PIL import Image
 import batchnst
 from batchnst import Recipe, stylize
 from batchnst.errors import InputError
+from batchnst.transfer.stylize import Step
 
 
 def test_paths_and_pictures_give_the_same(images: Path) -> None:
     recipe = Recipe(size=48, steps=4, precision="fp32")
-    seen = []
+    seen = list[Step]()
     by_path = stylize(images / "coffee.png", str(images / "swirls.png"), recipe, on_step=seen.append)
     opened = Image.open(images / "coffee.png"), [Image.open(images / "swirls.png")]
     by_picture = stylize(*opened, recipe)

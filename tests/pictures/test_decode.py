@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from pathlib import Path
 
@@ -13,31 +12,8 @@ from PIL import ExifTags, Image, ImageCms
 
 from batchnst.errors import InputError
 from batchnst.pictures import decode as im
+from tests.helpers import TURNS, as_bytes, png, scene
 from tests.pictures.profiles import adobe_to_srgb, gray_profile, rgb_profile, srgb_curve
-
-
-def as_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def scene(width: int = 60, height: int = 40) -> Image.Image:
-    """A smooth picture of which no two corners are alike."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    return Image.fromarray((255 * np.dstack([x, y, (1 - x) * (1 - y)])).round().astype(np.uint8))
-
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""What a camera does to a picture that it stores with that orientation."""
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -107,7 +83,7 @@ def test_lab_and_cmyk_are_those_of_littlecms_and_pillow() -> None:
     ("icc", "note"),
     [
         (b"nonsense", "its colour profile cannot be read; taken as sRGB"),
-        (gray_profile(1.8), "its colour profile does not fit it and was left aside"),
+        (gray_profile(1.8), "its colour profile does not fit its colours and was ignored"),
     ],
 )
 def test_a_profile_that_is_of_no_use_is_left_aside_and_told(icc: bytes, note: str) -> None:
@@ -171,14 +147,6 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(monkeypatch:
     for width, height in ((60_000, 10), (20_000, 20_000)):
         with pytest.raises(InputError, match=rf"^x: {width}×{height} pixels, more than max_megapixels = 250 allows"):
             im.open_picture(png(width, height, bomb), "x")
-
-
-def png(width: int, height: int, data: bytes) -> bytes:
-    """A PNG that says it has so many pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
-    body = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
 def test_postscript_is_not_run() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from batchnst.errors import InputError
 from batchnst.pictures import decode, isolated
-from tests.pictures.test_decode import as_bytes, scene
+from tests.helpers import as_bytes, scene
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +83,10 @@ def test_a_decoder_that_crashes_takes_only_its_picture(dangerous: None) -> None:
 
 def test_a_decoder_that_hangs_is_stopped(dangerous: None, monkeypatch: pytest.MonkeyPatch) -> None:
     load()
-    monkeypatch.setattr(isolated, "SECONDS", 0.5)
+    monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.5)
     with pytest.raises(InputError, match=r"^pic: took longer than 0\.5 s to decode$"):
         load(17)
-    monkeypatch.setattr(isolated, "SECONDS", 60.0)
+    monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 60.0)
     assert load().pixels.shape == (40, 60, 3)
 
 

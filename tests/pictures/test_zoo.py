@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from typer.testing import CliRunner
 
 from batchnst import read_ledger
-from batchnst.cli.main import app
+from tests.helpers import batchnst, scene
 from tests.pictures import zoo
 
 SIZE = 48
@@ -31,15 +30,15 @@ UNCHANGED = [
 def test_every_file_is_painted_right_or_fails_for_its_reason(tmp_path: Path) -> None:
     (tmp_path / "zoo").mkdir()
     found = zoo.release(tmp_path / "zoo")
-    zoo.scene(64, 64).save(tmp_path / "style.png")
+    scene(64, 64).save(tmp_path / "style.png")
     rows = [
         {"content": f"zoo/{name}", "style": "style.png", "id": f"n{i}", "order": name, **animal.settings}
         for i, (name, animal) in enumerate(found.items())
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--engine", "inline", "--size", str(SIZE), "--steps", "1", *UNCHANGED]
+    options = ["--engine", "inline", "--size", SIZE, "--steps", 1, *UNCHANGED]
     options += ["--set", "style_layers=relu1_1"]
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "out"), *options])
+    result = batchnst("run", tmp_path / "m.jsonl", "--out", tmp_path / "out", *options)
     assert result.exit_code == 1, result.output
     ledger = {row["pair_id"]: row for row in read_ledger(str(tmp_path / "out"), "pairs").to_table().to_pylist()}
     assert len(ledger) == len(rows) >= 300

@@ -16,8 +16,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from tests.helpers import TURNS, png, scene
 from tests.pictures.profiles import adobe_to_srgb, gray_profile, lab_to_srgb, rgb_profile, srgb_curve
-from tests.pictures.test_decode import TURNS, png, scene
 
 SIZES = [(60, 40), (40, 60), (33, 48), (120, 34), (64, 64), (20, 25), (7, 5), (150, 91)]
 LOSSLESS = {
@@ -128,9 +128,9 @@ def modes() -> Iterator[Animal]:
             yield Animal(f"cmyk.{kind.lower()}", data, rgb(image))
     yield Animal("ycc.tif", file(scene().convert("YCbCr"), "TIFF"), rgb(scene()), 3)
     lab, srgb = (ImageCms.ImageCmsProfile(ImageCms.createProfile(space)) for space in ("LAB", "sRGB"))
-    image = ImageCms.profileToProfile(scene(), srgb, lab, outputMode="LAB")
-    assert image
-    yield Animal("lab.tif", file(image, "TIFF"), lab_to_srgb(np.asarray(image)), 32)
+    in_lab = ImageCms.profileToProfile(scene(), srgb, lab, outputMode="LAB")
+    assert in_lab
+    yield Animal("lab.tif", file(in_lab, "TIFF"), lab_to_srgb(np.asarray(in_lab)), 32)
     deep = np.linspace(0, 65535, 64 * 48).reshape(48, 64)
     looks = np.repeat((deep / 257)[..., None], 3, axis=2)
     for kind in ("PNG", "TIFF"):
@@ -173,9 +173,9 @@ def opacities() -> Iterator[Animal]:
     yield Animal("gray-over.png", file(half, "PNG"), rgb(scene().convert("L")) * share + 255 * (1 - share), 1.5)
     palette = scene().quantize(16)
     data = file(palette, "PNG", transparency=3)
-    looks = rgb(palette).copy()
-    looks[np.asarray(palette) == 3] = 255
-    yield Animal("palette-over.png", data, looks)
+    over_white = rgb(palette).copy()
+    over_white[np.asarray(palette) == 3] = 255
+    yield Animal("palette-over.png", data, over_white)
 
 
 def frames() -> Iterator[Animal]:
@@ -216,7 +216,7 @@ def broken() -> Iterator[Animal]:
     yield Animal("bomb.png", png(20_000, 20_000, bytes(99)), fails="20000×20000 pixels, more than max_megapixels = 250")
     yield Animal("long.png", png(60_000, 4, bytes(99)), fails="60000×4 pixels, more than max_megapixels = 250")
     yield Animal("thread.png", file(scene(10_000, 1), "PNG"), fails="at this size, but relu4_2 needs 8 on each side")
-    limited = {"max_megapixels": 0.001}
+    limited: dict[str, object] = {"max_megapixels": 0.001}
     yield Animal("limited.png", file(scene(), "PNG"), fails="60×40 pixels, more than max_megapixels", settings=limited)
     yield Animal("one.png", file(Image.new("RGB", (1, 1), "teal"), "PNG"), np.full((1, 1, 3), (0, 128, 128)))
 

@@ -12,22 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from batchnst.cli.main import app
 from batchnst.ledger.schema import SCHEMAS
 from batchnst.review.audit import pairs
 from batchnst.review.audit.findings import KINDS
 from batchnst.review.audit.steps import summarize
-from tests.ledger.test_out import loss
+from tests.helpers import batchnst, loss
 
 PAIRS = 9
-
-
-def batchnst(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +96,7 @@ def test_rows_of_the_manifest_without_an_ok_row(folder: Path) -> None:
     with changed.open("a") as file:
         file.write("photo-8.png,style.png,pair-8,9\nphoto-8.png,style.png,new,\n")
     assert found(folder, "--manifest", changed) == [
-        ("missing", "new", "the ledger knows nothing of it"),
+        ("missing", "new", "it has no row in the ledger"),
         ("outdated", "pair-8", "its row, recipe or weights have changed since it was painted"),
     ]
     changed.unlink()
@@ -158,9 +151,9 @@ def test_steps_that_are_missing(folder: Path) -> None:
     change(folder, "losses", lambda row: None if (row["pair_id"], row["step"]) in drop else row)
     first, second = found(folder)
     assert first[:2] == ("losses-missing", "pair-1")
-    assert first[2].endswith("none of its 4 steps is there")
+    assert first[2].endswith("none of its 4 steps is in the ledger")
     assert second[:2] == ("losses-gap", "pair-2")
-    assert second[2].endswith("3 of its 4 steps are there, or not each once")
+    assert second[2].endswith("the ledger has 3 rows for its 4 steps; expected each step once")
 
 
 def test_steps_that_are_there_twice(folder: Path) -> None:
@@ -223,7 +216,7 @@ def test_few_pairs_say_nothing_of_what_is_usual(folder: Path, monkeypatch: pytes
         ),
     )
     assert [kind for kind, *_ in found(folder)] == ["outlier"]
-    monkeypatch.setattr(pairs, "FEWEST", PAIRS + 1)
+    monkeypatch.setattr(pairs, "MIN_GROUP", PAIRS + 1)
     assert found(folder) == []
 
 
@@ -271,7 +264,7 @@ def test_rows_made_with_other_weights(folder: Path) -> None:
     change(folder, "pairs", of_pair(2, weights_sha256="0" * 64))
     ((kind, pair, text),) = found(folder)
     assert (kind, pair) == ("other-weights", "pair-2")
-    assert text.startswith("000000000000…, where most by the name of vgg19 bundled have ")
+    assert text.startswith("weights 000000000000…; most rows with vgg19 bundled have ")
 
 
 def test_rows_made_by_another_recipe(folder: Path) -> None:

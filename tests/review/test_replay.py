@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from batchnst.cli.main import app
-
-
-def batchnst(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from tests.helpers import batchnst
 
 
 @pytest.fixture
@@ -78,7 +72,7 @@ def test_pictures_and_steps_that_are_not_those_of_the_row(folder: Path) -> None:
 def test_a_pair_that_cannot_be_painted_again_is_named(folder: Path) -> None:
     unknown = batchnst("replay", folder / "out", "x")
     assert unknown.exit_code == 2
-    assert unknown.stderr == f"batchnst: x: the ledger of {folder}/out knows no such pair\n"
+    assert unknown.stderr == f"batchnst: x: no such pair in the ledger of {folder}/out\n"
     failed = batchnst("replay", folder / "out", "c")
     assert failed.exit_code == 2
     assert "c: was never painted: InputError: " in failed.stderr

@@ -27,7 +27,8 @@ from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.report import build as report
 from batchnst.review.report import curves, figures, previews
-from tests.ledger.test_out import NOON, row
+from batchnst.storage import files
+from tests.helpers import NOON, row
 from tests.tools import made_up
 
 PAIRS = 66
@@ -204,7 +205,7 @@ def test_pictures_that_are_gone_changed_or_torn_are_said_to_be(tmp_path: Path) -
     with out.claim("r1"):
         out.append(Lease("r1"), [row("a", **pictures, style_sha256=["0" * 64, "0" * 64])], [])
     found = data_of(report.build(out).decode())["pictures"]
-    assert found["problem"] == ["cannot be read", "changed since", "cannot be read", "missing"]
+    assert found["problem"] == ["cannot be read", "changed since the run", "cannot be read", "missing"]
     assert [length > 0 for length in found["text"]] == [False, True, False, False]
     assert (found["width"][1], found["height"][1]) == (8, 6)
 
@@ -218,10 +219,10 @@ def test_a_store_that_does_not_answer_is_not_asked_for_every_picture(
         asked.append(address)
         raise StorageError("gone")
 
-    monkeypatch.setattr(previews.files, "read", read)
+    monkeypatch.setattr(files, "read", read)
     album = previews.Album(Out(str(tmp_path)))
     for i in range(200):
-        album.number(previews.Wanted(f"s3://gone/{i}.png"))
+        album.number(previews.Source(f"s3://gone/{i}.png"))
     found = album.previews(200, lambda *_: None)
     assert {preview.problem for preview in found} == {"cannot be read"}
     assert len(asked) < 20
@@ -234,7 +235,7 @@ def test_previews_are_upright_and_no_larger_than_fits(tmp_path: Path, monkeypatc
     Image.fromarray(noise).save(tmp_path / "turned.jpg", exif=exif)
     album = previews.Album(Out(str(tmp_path)))
     for _ in range(2):
-        assert album.number(previews.Wanted(str(tmp_path / "turned.jpg"))) == 0
+        assert album.number(previews.Source(str(tmp_path / "turned.jpg"))) == 0
     (large,) = album.previews(1, lambda *_: None)
     assert (large.width, large.height) == (512, 768)
     monkeypatch.setattr(previews, "BYTES", 30_000)
@@ -323,7 +324,7 @@ def browser() -> Iterator[Browser]:
     """Of this module alone: while it is open, asyncio counts as running in this thread."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
+        pytest.skip("no Chromium here: run tests/tools/chromium.sh, as `make test` does")
     with sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
         browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
@@ -350,7 +351,7 @@ def page(browser: Browser, night: Night, heard: Heard) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page.on("console", lambda message: heard.said.append(message.text))
     page.on("pageerror", lambda error: heard.said.append(str(error)))
-    page.on("request", lambda request: request.url.startswith("data:") or heard.asked.append(request.url))
+    page.on("request", lambda request: heard.asked.extend([] if request.url.startswith("data:") else [request.url]))
     page.goto(night.page.as_uri())
     yield page
     assert page.evaluate("window.pwned") is None
@@ -428,7 +429,7 @@ def wave_option(page: Page) -> str:
 
 def test_a_reason_shows_its_pairs_and_the_address_keeps_it(page: Page, night: Night, heard: Heard) -> None:
     page.locator(".reason", has_text="no such file").click()
-    expect(page.locator("#shown")).to_have_text(f"1 of {PAIRS + 2} pairs that failed by InputError: no such file")
+    expect(page.locator("#shown")).to_have_text(f"1 of {PAIRS + 2} pairs that failed with InputError: no such file")
     assert cards(page) == [
         i
         for i, error in zip(night.data["pairs"]["id"], night.data["pairs"]["error"], strict=True)
@@ -518,7 +519,7 @@ def test_snapshots_slide(page: Page, night: Night) -> None:
     assert [step for step, _ in night.data["pairs"]["snapshots"][i]] == [0, 40, 80, 120, 160]
     page.evaluate("i => { location.hash = hashWith({ pair: pairs.id[i] }) }", i)
     slider, image = page.locator("#dialog input[type=range]"), page.locator("#dialog .trio figure").last.locator("img")
-    expect(page.locator("#dialog output")).to_have_text("as written")
+    expect(page.locator("#dialog output")).to_have_text("final picture")
     written = image.get_attribute("src")
     slider.focus()
     seen = [written]

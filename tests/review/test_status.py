@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from batchnst.cli.main import app
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.status import Status, Watch, describe
-from tests.ledger.test_out import NOON, row
+from tests.helpers import NOON, batchnst, row
 
 RUN = RunRow(
     run_id="r2",
@@ -129,9 +129,12 @@ def test_files_are_read_once_and_a_compaction_changes_nothing(out: Out, monkeypa
         paint(out)
         read: list[int] = []
         real = Out.rows_of
-        monkeypatch.setattr(
-            Out, "rows_of", lambda self, files, *rest: read.append(len(files)) or real(self, files, *rest)
-        )
+
+        def rows_of(self: Out, files: Sequence[Any], *rest: Any) -> Any:
+            read.append(len(files))
+            return real(self, files, *rest)
+
+        monkeypatch.setattr(Out, "rows_of", rows_of)
         assert watch.look().done == 6
         assert read[0] == 2
         out.compact()
@@ -141,6 +144,6 @@ def test_files_are_read_once_and_a_compaction_changes_nothing(out: Out, monkeypa
 def test_the_command_prints_it_and_watches_as_long_as_a_run_goes_on(out: Out) -> None:
     with out.claim("r2"):
         paint(out)
-    result = CliRunner().invoke(app, ["status", out.address, "--watch"])
+    result = batchnst("status", out.address, "--watch")
     assert result.exit_code == 0, result.output
     assert result.stdout == describe(look(out)) + "\n"

@@ -115,7 +115,7 @@ def azurite(folder: Path) -> Iterator[str]:
 def _find(name: str) -> str:
     found = shutil.which(INSTALLED / name) or shutil.which(Path(name).name)
     if found is None:
-        pytest.skip(f"{Path(name).name} is not installed: run tests/tools/servers.sh")
+        pytest.skip(f"no {Path(name).name} here: run tests/tools/servers.sh, as `make test` does")
     return found
 
 
@@ -144,7 +144,7 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return
         time.sleep(0.05)
-    raise AssertionError(f"{process.args} does not answer: {log.read_text()}")
+    raise AssertionError(f"{process.args!r} does not answer: {log.read_text()}")
 
 
 class Proxy(ThreadingHTTPServer):

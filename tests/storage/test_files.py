@@ -65,7 +65,7 @@ def test_reading_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(pafs._MockFileSystem(), "s3://bucket", "bucket", whole=sys.maxsize)
+    store = Store(pafs._MockFileSystem(), "s3://bucket", "bucket", atomic_bytes=sys.maxsize)
     monkeypatch.setattr(files, "store_of", lambda address: store)
     store.filesystem.create_dir("bucket/run/a")
     folder = files.Folder("s3://bucket/run")
@@ -77,8 +77,8 @@ def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_store_that_does_not_answer_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(addresses, "TRIES", 1)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(addresses, "S3_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

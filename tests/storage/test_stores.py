@@ -19,14 +19,13 @@ import fsspec
 import pyarrow.fs as pafs
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from batchnst import read_ledger
-from batchnst.cli.main import app
 from batchnst.errors import InputError, RequestError, StorageError, Superseded
 from batchnst.pictures.decode import probe
 from batchnst.storage import addresses, files, retries, stores
 from batchnst.storage.stores import Store
+from tests.helpers import batchnst
 from tests.storage.servers import (
     AZURE_ACCOUNT,
     AZURE_KEY,
@@ -56,7 +55,7 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with Proxy(server) as proxy:
         for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": proxy.url}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(addresses, "TRIES", 1)
+        monkeypatch.setattr(addresses, "S3_ATTEMPTS", 1)
         monkeypatch.setattr(retries, "LONGEST_WAIT_SECONDS", 0.02)
         addresses._open.cache_clear()
         yield proxy
@@ -89,8 +88,8 @@ def use(folder: files.Folder) -> None:
     assert files.read(f"{folder.address}/a/ü b+c%20#.bin") == b"two"
     assert names(folder) == ["a/one.bin", "a/ü b+c%20#.bin"]
     assert [(info.base_name, info.size) for info in folder.files("a", "one", ".bin")] == [("one.bin", len(data))]
-    assert files.find(f"{folder.address}/a/*ne.bin") == [f"{folder.address}/a/one.bin"]
-    assert files.find(f"{folder.address}/") == [f"{folder.address}/{name}" for name in names(folder)]
+    assert files.list_files(f"{folder.address}/a/*ne.bin") == [f"{folder.address}/a/one.bin"]
+    assert files.list_files(f"{folder.address}/") == [f"{folder.address}/{name}" for name in names(folder)]
     for _ in range(2):
         folder.move("a/one.bin", "b/c/moved.bin")
         folder.remove("a/ü b+c%20#.bin")
@@ -111,15 +110,15 @@ def test_what_passes_is_waited_for(folder: files.Folder, proxy: Proxy, fault: Fa
 
 
 def test_many_at_once_through_faults_of_all_kinds(folder: files.Folder, proxy: Proxy) -> None:
-    files = {f"{i}.bin": random.Random(i).randbytes(10_000 + i) for i in range(20)}
+    written = {f"{i}.bin": random.Random(i).randbytes(10_000 + i) for i in range(20)}
     proxy.sometimes(seed=1, share=0.3)
     with ThreadPoolExecutor(folder.streams) as pool:
-        list(pool.map(folder.write, files, files.values()))
-        assert dict(zip(files, pool.map(folder.read, files), strict=True)) == files
-        list(pool.map(folder.move, files, [f"moved/{name}" for name in files]))
-        assert names(folder) == sorted(f"moved/{name}" for name in files)
-        found = pool.map(files.read, files.find(folder.address))
-    assert sorted(found) == sorted(files.values())
+        list(pool.map(folder.write, written, written.values()))
+        assert dict(zip(written, pool.map(folder.read, written), strict=True)) == written
+        list(pool.map(folder.move, written, [f"moved/{name}" for name in written]))
+        assert names(folder) == sorted(f"moved/{name}" for name in written)
+        moved = pool.map(files.read, files.list_files(folder.address))
+    assert sorted(moved) == sorted(written.values())
 
 
 def test_what_is_wrong_is_not_asked_again(folder: files.Folder, proxy: Proxy) -> None:
@@ -142,7 +141,7 @@ def test_what_is_wrong_is_not_asked_again(folder: files.Folder, proxy: Proxy) ->
 def test_a_store_that_stays_away_is_told_of(
     folder: files.Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.1)
     folder.write("x", b"data")
     proxy.requests.clear()
     proxy.faults = lambda method, path: Fault.DROP
@@ -157,7 +156,7 @@ def test_a_store_that_stays_away_is_told_of(
 def test_a_write_that_is_cut_off_leaves_what_was_there(
     folder: files.Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.0)
     folder.write("x", b"old")
     parts = ("partNumber=1", "partNumber=2", "partNumber=3", "uploads", "uploadId")
     for failing in parts:
@@ -254,7 +253,7 @@ def test_a_pictures_size_is_had_from_its_first_bytes(folder: files.Folder, proxy
 
 
 def test_pyarrow_alone_tries_again_too(folder: files.Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "TRIES", 3)
+    monkeypatch.setattr(addresses, "S3_ATTEMPTS", 3)
     addresses._open.cache_clear()
     folder = files.Folder(folder.address)
     folder.write("x", bytes(5000))
@@ -283,14 +282,14 @@ def test_a_web_server_is_read_and_no_more(proxy: Proxy, folder: files.Folder) ->
     proxy.faults = lambda method, path: None
     with pytest.raises(InputError, match=r"none: no such file"):
         files.read(f"{proxy.url}/{folder.root}/none")
-    assert files.find(address) == [address]
-    for do in (files.Folder, files.find, lambda address: files.write(address, b"")):
-        with pytest.raises(RequestError, match="a web server's files can be read alone"):
+    assert files.list_files(address) == [address]
+    for do in (files.Folder, files.list_files, lambda address: files.write(address, b"")):
+        with pytest.raises(RequestError, match="files on a web server can only be read"):
             do(f"{proxy.url}/{folder.root}/new")
 
 
 def test_a_web_server_that_stays_away_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.0)
     with pytest.raises(StorageError, match=r"x.jpg: its storage does not answer: "):
         files.read("http://127.0.0.1:9/x.jpg")
 
@@ -325,7 +324,7 @@ def test_memory_is_a_folder() -> None:
 def test_a_store_without_whole_puts_shows_no_half_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Azure, Hadoop and SFTP, by pyarrow or fsspec: there a file is to be seen while it is written."""
     filesystem = fsspec.filesystem("memory")
-    store = Store(stores.wrapped(filesystem), "sftp://host", "/host")
+    store = Store(stores.from_fsspec(filesystem), "sftp://host", "/host")
     monkeypatch.setattr(files, "store_of", lambda address: store)
     folder = files.Folder("sftp://host/run")
     use(folder)
@@ -345,7 +344,7 @@ def test_a_store_without_whole_puts_shows_no_half_file(monkeypatch: pytest.Monke
 
 def test_a_store_whose_rename_does_not_replace_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     filesystem = fsspec.filesystem("memory")
-    store = Store(stores.wrapped(filesystem), "smb://host", "/other")
+    store = Store(stores.from_fsspec(filesystem), "smb://host", "/other")
     monkeypatch.setattr(files, "store_of", lambda address: store)
     real = filesystem.mv
 
@@ -418,10 +417,6 @@ def test_the_environments_account_of_azure_is_found(monkeypatch: pytest.MonkeyPa
     }
 
 
-def batchnst(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
 def make_request(where: str, images: Path) -> list[str]:
     """A manifest of three pairs with its pictures in a store, and how to run it into the same store."""
     for name in ("coffee.png", "woodcut.png", "rocket.jpg"):
@@ -458,7 +453,7 @@ def test_a_whole_run_from_a_store_to_a_store(proxy: Proxy, where: str, images: P
     again = batchnst(*run)
     assert (again.exit_code, "3 of 3 pairs done (0 now" in again.output) == (0, True), again.output
     check_all(where)
-    left = files.find(f"{where}/out/.batchnst")
+    left = files.list_files(f"{where}/out/.batchnst")
     assert left == [f"{where}/out/.batchnst/claim"]
 
 
@@ -467,7 +462,7 @@ def test_a_whole_run_from_a_store_to_a_store(proxy: Proxy, where: str, images: P
 def test_whole_runs_through_faults_lose_and_tear_nothing(
     proxy: Proxy, server: str, where: str, images: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses, "TRIES", 5)
+    monkeypatch.setattr(addresses, "S3_ATTEMPTS", 5)
     addresses._open.cache_clear()
     run = make_request(where, images)
     proxy.sometimes(seed, share=0.2)

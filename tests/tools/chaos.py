@@ -1,6 +1,6 @@
 """A run on real raylets in which processes die at random, and the proof that nothing is lost, doubled, torn or wrong.
 
-`make chaos` runs it at length; tests/engine/test_chaos.py a small one.
+`make chaos` runs it at length; tests/engine/test_ray_cluster.py a small one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +27,8 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from batchnst.ledger.schema import SCHEMAS
+from tests.helpers import IMAGES
+from tests.processes import task_pids
 
 BATCHNST = Path(sys.executable).with_name("batchnst")
 NODES = 3
@@ -72,7 +75,8 @@ class Raylets:
         self.nodes = [self._new() for _ in range(NODES)]
 
     def _new(self) -> Node:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        node: Node = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        return node
 
     def replace_one(self, chance: random.Random) -> None:
         self.cluster.remove_node(self.nodes.pop(chance.randrange(NODES)), allow_graceful=False)
@@ -140,7 +144,7 @@ def storm(raylets: Raylets, manifest: Path, out: Path, kills: int, chance: rando
 def _kill(kind: str, raylets: Raylets, driver: subprocess.Popen[bytes], chance: random.Random) -> bool:
     """Kill something of that kind, if there is one."""
     if kind == "worker":
-        pids = task_pids()
+        pids = task_pids(os.getpid())
         if pids:
             os.kill(chance.choice(pids), signal.SIGKILL)
         return bool(pids)
@@ -152,18 +156,6 @@ def _kill(kind: str, raylets: Raylets, driver: subprocess.Popen[bytes], chance: 
     return True
 
 
-def task_pids(task: str = "_paint_task") -> list[int]:
-    """Processes that Ray has at such a task at this moment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(f"ray::{task}".encode()):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 def _finished(out: Path) -> int:
     return len(list((out / "ledger" / "pairs").glob("*.parquet")))
 
@@ -171,9 +163,8 @@ def _finished(out: Path) -> int:
 def examine(outcome: Outcome, manifest: Path, out: Path, undisturbed: Path) -> None:
     """Look for what a storm may have done to OUT: each finding is added to the outcome."""
     ids = [line.rpartition(",")[2] for line in manifest.read_text().splitlines()[1:]]
-    tables = {}
-    for name in SCHEMAS:
-        tables[name] = rows = []
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
+    for name, rows in tables.items():
         for path in (out / "ledger" / name).iterdir():
             try:
                 rows += pq.read_table(path).to_pylist()
@@ -226,8 +217,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="batchnst-chaos-"))
-    photos = Path(__file__).parents[2] / "manifests" / "images"
-    outcome = weather(photos, folder, options.pairs, options.kills, options.seed)
+    outcome = weather(IMAGES, folder, options.pairs, options.kills, options.seed)
     print(f"{options.pairs} pairs on {NODES} raylets: {outcome}")
     if not outcome.clean:
         sys.exit(f"{outcome.lost} {outcome.doubled} {outcome.torn} {outcome.wrong}; see {folder}")

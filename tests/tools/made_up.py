@@ -20,8 +20,8 @@ from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS, PairRow, RunRow, Versions
 from batchnst.recipe import Recipe
+from tests.helpers import IMAGES
 
-IMAGES = Path(__file__).parents[2] / "manifests" / "images"
 PHOTOS, PAINTINGS = (
     ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"],
     ["swirls.png", "woodcut.png", "ihc.png"],
@@ -207,7 +207,7 @@ def painted(night: Night, row: PairRow, number: int) -> PairRow:
     )
 
 
-def curves_of(number: int) -> dict[str, NDArray[np.float64]]:
+def curves_of(number: int) -> dict[str, NDArray[Any]]:
     """Losses by step as they fall at three scales."""
     random = np.random.default_rng(number)
     step = np.arange(STEPS)
@@ -278,7 +278,7 @@ def write_losses(out: Out, name: str, rows: list[PairRow]) -> None:
 
 def paint_outputs(night: Night, out: Out, rows: list[PairRow]) -> None:
     """A content with its style laid over it: not art, but as hard to compress."""
-    contents, styles = {}, {}
+    contents, styles = dict[str, Image.Image](), dict[str, Image.Image]()
     for row in (row for row in rows if row.status == "ok"):
         content = contents.get(row.content) or contents.setdefault(row.content, small(row.content))
         style = styles.get(row.styles[0]) or styles.setdefault(row.styles[0], small(row.styles[0]))

@@ -21,7 +21,7 @@ from batchnst.painting.named_weights import load_weights
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import gram_matrix
 from batchnst.transfer.weights import Weights
-from tests.conftest import IMAGES
+from tests.helpers import IMAGES
 from tests.oracles import fitted
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -44,7 +44,8 @@ def quantised(values: NDArray[np.float32], entries: int, rounds: int = 100) -> N
         bounds = np.concatenate([[0], np.searchsorted(in_order, (table[1:] + table[:-1]) / 2), [len(in_order)]])
         counts = np.diff(bounds)
         table = np.where(counts, np.diff(sums[bounds]) / np.maximum(counts, 1), table)
-    return table[np.searchsorted((table[1:] + table[:-1]) / 2, values)].astype(np.float32)
+    rounded: NDArray[np.float32] = table[np.searchsorted((table[1:] + table[:-1]) / 2, values)].astype(np.float32)
+    return rounded
 
 
 def merged(values: NDArray[np.float32], neighbours: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ Everything but the painting is what a run does: manifest, plan, blocks, chunks, 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import tempfile
 import time
@@ -22,7 +23,8 @@ from batchnst.engine.run import Options, Planned
 from batchnst.manifest.reading import read_manifest
 from batchnst.painting.painter import REPORT_EVERY
 from batchnst.progress import Work
-from tests.tools.chaos import task_pids
+from tests.helpers import IMAGES
+from tests.processes import task_pids
 
 SECONDS_A_PAIR = 0.5
 """What an H200 might take for a pair of 512 pixels; nothing here depends on it but how often tasks end."""
@@ -30,7 +32,7 @@ SECONDS_A_PAIR = 0.5
 
 @ray.remote(max_retries=0, num_returns="streaming", memory=1)
 def _sleep_task(batches: list[tuple[list[str], int]], interval: float) -> Iterator[list[Event]]:
-    told, events = time.monotonic(), []
+    told, events = time.monotonic(), list[Event]()
     for pair_ids, work in batches:
         started = time.monotonic()
         time.sleep(SECONDS_A_PAIR * len(pair_ids))
@@ -44,7 +46,7 @@ def _sleep_task(batches: list[tuple[list[str], int]], interval: float) -> Iterat
 class SleepingWindow(ray_cluster._Window):
     def _submit(self, chunk: Any, lease: Any) -> Any:
         batches = [([job.pair.id for job in batch.jobs], batch.work) for batch in chunk.batches]
-        interval = max(REPORT_EVERY, self.cluster.workers / ray_cluster.MOST_REPORTS)
+        interval = max(REPORT_EVERY, self.cluster.workers / ray_cluster.MAX_REPORTS_PER_SECOND)
         return _sleep_task.options(**self.cluster.resources(chunk, self.tasks)).remote(batches, interval)
 
 
@@ -60,14 +62,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="batchnst-scheduling-"))
-    images = Path(__file__).parents[2] / "manifests" / "images"
     photos = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
     with (folder / "m.csv").open("w") as file:
         file.write("content,style,id\n")
         for i in range(options.rows):
-            file.write(f"{images / photos[i % 4]},{images / 'swirls.png'},photo-{i:07d}\n")
+            file.write(f"{IMAGES / photos[i % 4]},{IMAGES / 'swirls.png'},photo-{i:07d}\n")
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": options.slots, "memory": 10**13})
-    run._start = lambda given: Sleepers(raylets.address, None, given.max_attempts, given.memory)
+    run._start = lambda options: Sleepers(raylets.address, None, options.max_attempts, options.memory)
     try:
         measure(folder, options.slots, options.seconds)
     finally:
@@ -90,7 +91,7 @@ def measure(folder: Path, slots: int, seconds: float) -> None:
             if now - looked < 2:
                 continue
             looked = now
-            if len(task_pids("_sleep_task")) >= slots - 1:
+            if len(task_pids(os.getpid(), "_sleep_task")) >= slots - 1:
                 all_there, cpu = now, time.process_time()
                 print(f"slots      {slots} of them busy {now - first:.0f} s later")
         elif now - all_there > seconds:

@@ -21,7 +21,7 @@ from batchnst.ledger import parquet
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS, to_table
 from batchnst.review.audit.steps import summarize
-from tests.ledger.test_out import row
+from tests.helpers import row
 
 BATCH = 4
 """Pairs whose rows are written together."""
@@ -110,8 +110,8 @@ def describe(out: Out, pair: str) -> None:
     curve = f"SELECT step, total FROM '{folder}/losses/*.parquet' WHERE pair_id = '{pair}' ORDER BY step"
     failed = f"SELECT pair_id, error_message FROM '{folder}/pairs/*.parquet' WHERE status = 'failed'"
     for what, query in {"a pair's curve": curve, "all failures": failed}.items():
-        seconds = best(lambda query=query: duckdb.sql(query).fetchall())  # type: ignore[misc]
-        print(f"DuckDB: {what}, {len(duckdb.sql(query).fetchall())} rows, median of 5 {seconds:15.3f} s")
+        seconds = best(lambda query=query: duckdb.execute(query).fetchall())  # type: ignore[misc]
+        print(f"DuckDB: {what}, {len(duckdb.execute(query).fetchall())} rows, median of 5 {seconds:15.3f} s")
     with timed("read_ledger, losses, number of rows"):
         read_ledger(out.address, "losses").count_rows()
 

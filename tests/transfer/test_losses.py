@@ -24,7 +24,7 @@ from batchnst.transfer.losses import (
 )
 from batchnst.transfer.weights import Weights
 from tests import oracles
-from tests.conftest import in_double
+from tests.helpers import in_double
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,9 +54,10 @@ def test_the_products_of_a_place_are_those_of_what_lies_there() -> None:
         variable = features.clone().requires_grad_()
         passed_on, products = tap_products(variable, place, multiply=multiply)
         (passed_on.sum() + (products * random(2, 3, 3, seed=1)).sum()).backward()
+        assert variable.grad is not None
         derivatives.append(variable.grad)
         assert products.any() == multiply
-    assert torch.equal(*derivatives)
+    assert torch.equal(derivatives[0], derivatives[1])
 
 
 def test_gram_of_more_positions_than_a_block_holds() -> None:
@@ -126,7 +127,7 @@ def test_gatys_definition_is_equations_1_and_4() -> None:
 @pytest.mark.parametrize("loss", ["neural-style", "gatys2016"])
 def test_the_objectives_gradient_is_that_of_its_total(vgg: Backbone, loss: str) -> None:
     # All in float64, against a finite difference along a random direction.
-    recipe = Recipe(loss=loss, content_layers={"relu2_1": 1}, style_layers={"relu1_1": 0.5, "relu2_1": 2})  # type: ignore[arg-type]
+    recipe = Recipe(loss=loss, content_layers={"relu2_1": 1}, style_layers={"relu1_1": 0.5, "relu2_1": 2})
     exact = in_double(vgg)
     pictures, content, style = (random(2, 3, 24, 32, seed=seed) * 255 for seed in range(3))
     features, painted = exact(content), exact(style)

@@ -8,7 +8,8 @@ import torch
 
 from batchnst.recipe import Recipe
 from batchnst.transfer import device
-from batchnst.transfer.memory import HISTORY, LEAST_HISTORY, Fitting, fit_into, largest_batch, least_memory, memory_of
+from batchnst.transfer.memory import LEAST_HISTORY, Fitting, fit_into, largest_batch, least_memory, memory_of
+from batchnst.transfer.optimizers import HISTORY
 
 BF16 = torch.bfloat16
 
@@ -82,7 +83,7 @@ def test_what_a_control_group_grants(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     (tmp_path / "cgroup").write_text(own + "\n")
-    monkeypatch.setattr(device, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(device, "PROCESS_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(device, "CGROUPS", tmp_path)
-    assert device._granted() == limit
+    assert device._cgroup_limit() == limit
     assert device.free_memory(torch.device("cpu")) <= 0.9 * limit

@@ -16,7 +16,7 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import Objective, Region, gram_matrix
 from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Adam, GradientDescent, Optimizer
-from tests.conftest import in_double
+from tests.helpers import in_double
 
 RATES = {"lbfgs": None, "adam": None, "sgd": 0.02}  # sgd's own is for losses of millions
 
@@ -63,7 +63,7 @@ class TorchLBFGS:
         self.optimizer = torch.optim.LBFGS([self.z], max_iter=1, history_size=20, tolerance_grad=0, tolerance_change=0)
 
     def step(self) -> float:
-        return float(self.optimizer.step(self._closure))  # type: ignore[arg-type]
+        return float(self.optimizer.step(self._closure))
 
     def _closure(self) -> Tensor:
         loss, gradient = self.function(root_filter(self.z.detach(), 0.5))
@@ -76,7 +76,7 @@ def test_lbfgs_follows_torchs_step_by_step(monkeypatch: pytest.MonkeyPatch, cuto
     monkeypatch.setattr(LBFGS, "cutoff", cutoff)
     minimum, curvature = 100 + 50 * random(1, 3, 4, 4), 0.1 + 3 * random(1, 3, 4, 4, seed=1)
     function, start = quadratic(minimum, curvature), torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64)
-    ours = LBFGS(start, None)
+    ours = LBFGS(start)
     # torch's first step has length 1/‖g‖₁; ours is told to take the same one.
     _, gradient = function(start)
     ours.gamma = 1 / root_filter(gradient, 0.5).abs().sum((1, 2, 3))
@@ -108,7 +108,7 @@ def test_lbfgs_follows_torchs_on_a_real_pair(
         return losses.total, gradient
 
     # torch's own first step, of length 1/‖g‖₁, moves no pixel by a thousandth: it is given the state after ours.
-    ours = LBFGS(content, None)
+    ours = LBFGS(content)
     loss, gradient = function(content)
     ours.observe(loss, gradient)
     theirs = TorchLBFGS(ours.trial, function)
@@ -129,17 +129,17 @@ def test_lbfgs_follows_torchs_on_a_real_pair(
 def test_a_picture_in_a_batch_moves_as_if_alone(name: str) -> None:
     minimum, curvature = 255 * random(4, 3, 5, 5), 0.1 + 40 * random(4, 3, 5, 5, seed=1) ** 3
     start = 255 * random(4, 3, 5, 5, seed=2)
-    together = minimise(OPTIMIZERS[name](start, RATES[name], None), quadratic(minimum, curvature), 40)
+    together = minimise(OPTIMIZERS[name](start, RATES[name]), quadratic(minimum, curvature), 40)
     for i in range(4):
         one = slice(i, i + 1)
-        alone = minimise(OPTIMIZERS[name](start[one], RATES[name], None), quadratic(minimum[one], curvature[one]), 40)
+        alone = minimise(OPTIMIZERS[name](start[one], RATES[name]), quadratic(minimum[one], curvature[one]), 40)
         np.testing.assert_allclose(together[:, i], alone[:, 0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_pictures_stay_in_the_box_and_find_the_minimum_at_its_border(name: str) -> None:
     minimum = torch.tensor([-80.0, 300.0, 130.0], dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    optimizer = OPTIMIZERS[name](torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), RATES[name], None)
+    optimizer = OPTIMIZERS[name](torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), RATES[name])
     minimise(optimizer, quadratic(minimum, torch.ones_like(minimum)), 200)
     assert optimizer.trial.min() >= 0
     assert optimizer.trial.max() <= 255
@@ -169,7 +169,7 @@ def test_adam_follows_torchs_step_by_step() -> None:
 def test_a_selection_goes_on_as_if_nothing_happened(name: str) -> None:
     minimum, curvature = 255 * random(3, 3, 4, 4), 0.1 + 5 * random(3, 3, 4, 4, seed=1)
     start = 255 * random(3, 3, 4, 4, seed=2)
-    whole, part = (OPTIMIZERS[name](start, RATES[name], None) for _ in range(2))
+    whole, part = (OPTIMIZERS[name](start, RATES[name]) for _ in range(2))
     for optimizer in (whole, part):
         minimise(optimizer, quadratic(minimum, curvature), 6)
     keep = torch.tensor([2, 0])
@@ -177,7 +177,7 @@ def test_a_selection_goes_on_as_if_nothing_happened(name: str) -> None:
     minimise(whole, quadratic(minimum, curvature), 6)
     minimise(part, quadratic(minimum[keep], curvature[keep]), 6)
     np.testing.assert_allclose(part.trial, whole.trial[keep], rtol=1e-9)
-    np.testing.assert_allclose(part.scale, whole.scale[keep], rtol=1e-6)
+    np.testing.assert_allclose(part.step_scale, whole.step_scale[keep], rtol=1e-6)
 
 
 def test_lbfgs_takes_a_step_back_that_raises_the_loss() -> None:
@@ -205,29 +205,29 @@ def test_lbfgs_survives_losses_that_are_not_numbers() -> None:
             loss[0], gradient[0] = torch.nan, torch.nan
         return loss, gradient
 
-    losses = minimise(LBFGS(torch.full((2, 3, 4, 4), 250.0, dtype=torch.float64), None), function, 40)
+    losses = minimise(LBFGS(torch.full((2, 3, 4, 4), 250.0, dtype=torch.float64)), function, 40)
     assert losses.isfinite().all()
     assert (losses[-1] < 1e-6 * losses[0]).all()
 
 
 def test_a_finer_scale_inherits_the_scale_of_the_inverse_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LBFGS, "cutoff", math.inf)
-    coarse = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
+    coarse = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64))
     minimum = 255 * random(1, 3, 4, 4)
     minimise(coarse, quadratic(minimum, torch.full_like(minimum, 4.0)), 5)
     np.testing.assert_allclose(coarse.gamma, 0.25)
-    fine = LBFGS(torch.full((1, 3, 8, 8), 128.0, dtype=torch.float64), None, coarse.scale)
+    fine = LBFGS(torch.full((1, 3, 8, 8), 128.0, dtype=torch.float64), step_scale=coarse.step_scale)
     np.testing.assert_allclose(fine.gamma, 1.0)
 
 
 def test_memory_that_was_never_written_has_no_part_in_a_step() -> None:
-    # The second step raises the loss, so that there are fewer pairs than steps.
+    # The second step raises the loss, so that there are fewer curvature pairs than steps.
     minimum, curvature = 100 + 50 * random(1, 3, 4, 4), 0.1 + 30 * random(1, 3, 4, 4, seed=1) ** 3
     function, start = quadratic(minimum, curvature), torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64)
     paths = []
-    for found in (0.0, math.nan):
-        optimizer, losses = LBFGS(start, None, torch.full((1,), 10.0, dtype=torch.float64)), []
-        optimizer.pairs.fill_(found)
+    for leftover in (0.0, math.nan):
+        optimizer, losses = LBFGS(start, step_scale=torch.full((1,), 10.0, dtype=torch.float64)), []
+        optimizer.curvature.fill_(leftover)
         for _ in range(12):
             loss, gradient = function(optimizer.trial)
             losses.append((loss.item(), bool(optimizer.observe(loss, gradient))))
@@ -249,7 +249,7 @@ def test_pixels_held_by_the_box_do_not_mislead_the_others() -> None:
         gradient = off @ hessian
         return (off * gradient).sum(1) / 2, gradient.view_as(pictures)
 
-    optimizer = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64), None)
+    optimizer = LBFGS(torch.full((1, 3, 4, 4), 128.0, dtype=torch.float64))
     minimise(optimizer, function, 100)
     _, gradient = function(optimizer.trial)
     stuck = ((optimizer.trial - gradient).clamp(0, 255) - optimizer.trial).abs().max()

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,51 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnst.painting.inputs import load_picture
-from batchnst.painting.painter import load_backbone
-from batchnst.painting.tensors import to_tensors
-from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer import stylize as module
 from batchnst.transfer.color import luminance
-from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.pyramid import Scale, resize, scales, work
-from batchnst.transfer.stylize import Guide, Step, Stylized, stylize
+from batchnst.transfer.stylize import Guide
 from batchnst.transfer.tiling import gram_matrices
 from batchnst.transfer.weights import Weights
-
-CPU = torch.device("cpu")
-
-
-def load(path: Path, recipe: Recipe) -> Tensor:
-    return to_tensors([load_picture(str(path), DecodeOptions(size=recipe.size, resample=recipe.resample)).pixels], CPU)
-
-
-def paint(
-    contents: Tensor,
-    guides: list[list[Guide]],
-    recipe: Recipe,
-    weights: Weights,
-    starts: Tensor | None = None,
-    fitting: Fitting = UNBOUNDED,
-) -> tuple[Stylized, list[Step]]:
-    recipe = recipe.model_copy(update={"precision": "fp32"}) if recipe.precision == "auto" else recipe
-    return finish(stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, CPU), starts, fitting))
-
-
-def finish(painting: Generator[Step, None, Stylized]) -> tuple[Stylized, list[Step]]:
-    steps = []
-    while True:
-        try:
-            step = next(painting)
-            picture = step.render()
-            steps.append(replace(step, render=lambda picture=picture: picture))
-        except StopIteration as end:
-            return end.value, steps
-
-
-def whole(*styles: Tensor) -> list[Guide]:
-    return [Guide(styles, (1 / len(styles),) * len(styles))]
+from tests.helpers import load, paint, whole
 
 
 def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weights) -> None:
@@ -70,7 +31,7 @@ def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weigh
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_different_pairs_in_a_batch_with_the_other_optimisers(images: Path, weights: Weights, optimizer: str) -> None:
-    recipe = Recipe(size=64, steps=15, optimizer=optimizer)  # type: ignore[arg-type]
+    recipe = Recipe(size=64, steps=15, optimizer=optimizer)
     contents = torch.cat([load(images / name, recipe)[..., :40, :64] for name in ("coffee.png", "rocket.jpg")])
     guides = [whole(load(images / name, recipe)) for name in ("swirls.png", "woodcut.png")]
     together, _ = paint(contents, guides, recipe, weights)
@@ -81,7 +42,7 @@ def test_different_pairs_in_a_batch_with_the_other_optimisers(images: Path, weig
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
-    recipe = Recipe(size=96, steps=30, min_size=48, tolerance=0, optimizer=optimizer)  # type: ignore[arg-type]
+    recipe = Recipe(size=96, steps=30, min_size=48, tolerance=0, optimizer=optimizer)
     content = load(images / "astronaut.png", recipe)
     result, steps = paint(content, [whole(load(images / "swirls.png", recipe))], recipe, weights)
     totals = [float(step.losses.total) for step in steps if step.scale == 96]
@@ -251,7 +212,7 @@ def test_losses_beyond_all_numbers_end_as_diverged(images: Path, weights: Weight
 def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, optimizer: str) -> None:
     totals = {}
     for precision in ("fp32", "bf16"):
-        recipe = Recipe(size=128, steps=60, tolerance=0, precision=precision, optimizer=optimizer)  # type: ignore[arg-type]
+        recipe = Recipe(size=128, steps=60, tolerance=0, precision=precision, optimizer=optimizer)
         content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
         painted, _ = paint(content, [whole(style)], recipe, weights)
         exact = recipe.model_copy(update={"precision": "fp32", "steps": 1})

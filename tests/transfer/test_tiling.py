@@ -19,10 +19,7 @@ from batchnst.transfer.memory import UNBOUNDED
 from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.tiling import TiledObjective, features, gram_matrices, grid
 from batchnst.transfer.weights import Weights
-from tests.conftest import in_double
-from tests.transfer.test_stylize import finish, load, paint, whole
-
-CPU = torch.device("cpu")
+from tests.helpers import CPU, finish, in_double, load, paint, whole
 
 RELUS = [name for name in layer_names("vgg19") if name.startswith("relu")]
 
@@ -104,7 +101,7 @@ def test_every_backbone(backbone: str) -> None:
 
 
 def test_a_batch_several_regions_gray_pictures_and_the_papers_loss(weights: Weights) -> None:
-    recipe = Recipe(loss="gatys2016", content_layers={"relu2_2": 1.0, "relu4_2": 0.5})  # type: ignore[arg-type]
+    recipe = Recipe(loss="gatys2016", content_layers={"relu2_2": 1.0, "relu4_2": 0.5})
     backbone, count, size = network(weights, recipe), 2, (60, 75)
     content, shown = pictures(count, *size, seed=1, channels=1), pictures(count, *size, channels=1)
     masks = [pictures(count, *size, seed=seed, channels=1) / 255 for seed in (5, 6)]
@@ -195,7 +192,7 @@ def test_a_run_in_tiles_follows_the_whole_ones_curve(
 
 @pytest.mark.parametrize("color", ["luminance", "histogram"])
 def test_colours_are_preserved_in_tiles_too(images: Path, weights: Weights, color: str) -> None:
-    recipe = Recipe(size=96, min_size=96, steps=4, precision="fp32", preserve_color=color)  # type: ignore[arg-type]
+    recipe = Recipe(size=96, min_size=96, steps=4, precision="fp32", preserve_color=color)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
     pictures = [
         paint(content, [whole(style)], recipe, weights, fitting=fitting)[0].pictures

@@ -7,32 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
-from torchvision.transforms.functional import normalize
 
 from batchnst import recipe
 from batchnst.backbones import BACKBONES, layer_names
 from batchnst.errors import RequestError
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.weights import SOURCES, Weights, cached, tensor_shapes, to_arrays, to_weights
-
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-UNIT = 255 * sum(DEVIATION) / 3
-
-
-def torchvisions(backbone: str) -> nn.Sequential:
-    """The features of torchvision's module, with random weights, its names and a trained network's sizes."""
-    with torch.device("meta"):
-        features: nn.Sequential = get_model(backbone).features
-    features.to_empty(device="cpu")
-    torch.manual_seed(5)
-    for layer in features:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.uniform_(layer.bias, -0.5, 0.5)
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False
-    return features.requires_grad_(False)
+from batchnst.transfer.weights import SOURCES, cached, tensor_shapes, to_arrays, to_weights
+from tests import oracles
 
 
 def state_of(features: nn.Sequential) -> dict[str, Tensor]:
@@ -43,21 +24,10 @@ def arrays(backbone: str, features: nn.Sequential) -> dict[str, np.ndarray]:
     return dict(to_arrays(backbone, state_of(features)))
 
 
-def check_features(backbone: str, weights: Weights, theirs: nn.Sequential) -> None:
-    """All layers are torchvision's, normalisation and all, in units of pixels."""
-    pictures = torch.rand(1, 3, 64, 69, generator=torch.Generator().manual_seed(3)) * 255
-    ours = Backbone(backbone, weights, layer_names(backbone))(pictures)
-    x = normalize(pictures / 255, MEAN, DEVIATION)
-    for name, layer in zip(layer_names(backbone), theirs, strict=True):
-        x = layer(x)
-        assert ours[name].shape == x.shape, name
-        assert (ours[name] - UNIT * x).norm() < 1e-5 * UNIT * x.norm(), name
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_network_is_torchvisions_with_its_normalisation(backbone: str) -> None:
-    theirs = torchvisions(backbone)
-    check_features(backbone, to_weights(backbone, arrays(backbone, theirs), "imagenet"), theirs)
+    theirs = oracles.torchvision_features(backbone)
+    oracles.check_features(backbone, to_weights(backbone, arrays(backbone, theirs), "imagenet"), theirs)
 
 
 def test_a_recipe_names_the_sources_there_are() -> None:
@@ -65,7 +35,7 @@ def test_a_recipe_names_the_sources_there_are() -> None:
 
 
 def test_the_original_normalisation_is_bgr_with_a_mean_subtracted() -> None:
-    theirs = torchvisions("alexnet")
+    theirs = oracles.torchvision_features("alexnet")
     pictures = torch.rand(1, 3, 40, 40) * 255
     expected = theirs[0](pictures.flip(1) - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1))
     found = Backbone("alexnet", to_weights("alexnet", arrays("alexnet", theirs), "caffe"), ["conv1"])(pictures)
@@ -111,7 +81,7 @@ def test_without_a_network_one_line_says_what_to_do() -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_torchvisions_cache_is_used() -> None:
-    theirs = torchvisions("alexnet")
+    theirs = oracles.torchvision_features("alexnet")
     cached("alexnet").parent.mkdir(parents=True)
     learned = {name: nn.Parameter(tensor) for name, tensor in state_of(theirs).items()}
     torch.save({**learned, "classifier.1.weight": torch.zeros(9)}, cached("alexnet"))

@@ -1,1 +1,1 @@
-"""Every check that ledger, pictures and manifest agree. What it finds it names; it changes nothing."""
+"""Checks that ledger, pictures and manifest agree. An audit reports findings and changes nothing."""

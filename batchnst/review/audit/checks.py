@@ -1,4 +1,4 @@
-"""All checks, one after the other."""
+"""The audit: runs all checks in turn."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _PAIRS = (
 
 
 def audit(out: Out, expected: pa.Table | None = None, *, deep: bool = False, progress: Progress = silent) -> Audit:
-    """Look at everything in OUT.
+    """Run all checks on OUT and return the counts and findings.
 
-    expected: `pair_id` and `fingerprint` of every pair that there should be; deep: read contents and styles as well.
+    expected: table of `pair_id` and `fingerprint` of every pair that the manifest asks for. deep: also read contents
+    and styles, and compare their hashes.
     """
     result = Audit()
     rows = pa.concat_tables([parquet.empty("pairs", _PAIRS), *tables(out, "pairs", _PAIRS, result)])
@@ -35,14 +36,14 @@ def audit(out: Out, expected: pa.Table | None = None, *, deep: bool = False, pro
     ok = newest.filter(pc.equal(newest["status"], "ok"))
     result.pairs, result.ok, result.failed = len(newest), len(ok), len(newest) - len(ok)
     list(tables(out, "runs", SCHEMAS["runs"].names, result))
-    for found in (
-        checks.unlike_manifest(newest, expected) if expected is not None else checks.failed(newest),
+    for findings in (
+        checks.manifest_differences(newest, expected) if expected is not None else checks.failed(newest),
         checks.doubled(rows),
         losses(out, rows, result, progress),
         checks.outliers(ok),
-        checks.odd_ones(ok, expected),
+        checks.unusual_rows(ok, expected),
         pictures(out, rows, ok, result, progress),
         inputs(ok, result, progress) if deep else (),
     ):
-        result.findings += found
+        result.findings += findings
     return result

@@ -1,4 +1,4 @@
-"""Reading a ledger file by file: a file that cannot be read is a finding, and the others are read all the same."""
+"""Reads the ledger file by file, so that an unreadable file becomes a finding and the others are still checked."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ import pyarrow.fs as pafs
 
 from batchnst.errors import LedgerError
 from batchnst.ledger import parquet
-from batchnst.ledger.compaction import without_doubles
+from batchnst.ledger.compaction import current_files
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import VERSION
 from batchnst.progress import Progress, silent
 from batchnst.review.audit.findings import Audit, Finding
 
 AT_ONCE = 64
-"""Files that are read in threads before their findings are taken up."""
+"""Files read at the same time, whose rows are in memory together."""
 
 
 def tables(
     out: Out, table: str, columns: Sequence[str], result: Audit, progress: Progress = silent
 ) -> Iterator[pa.Table]:
-    """Some columns of each of a table's files; where one cannot be had, that is a finding."""
+    """The rows of each file of a table, reduced to `columns`; add a finding to `result` for each unreadable file."""
     listed = out.folder.files(f"ledger/{table}")
     for info in listed:
         if not info.path.endswith(".parquet"):
             text = f"{out.folder.relative(info.path)}: not a file of a batchnst ledger; move it out of OUT/ledger"
             result.findings.append(Finding("foreign", None, text))
-    files = without_doubles(out.folder, table, [info for info in listed if info.path.endswith(".parquet")])
+    files = current_files(out.folder, table, [info for info in listed if info.path.endswith(".parquet")])
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
             progress(f"ledger, {table} {start}/{len(files)}", start, len(files))
-            for found in pool.map(partial(_read, out, table, columns), files[start : start + AT_ONCE]):
-                if isinstance(found, Finding):
-                    result.findings.append(found)
+            for rows in pool.map(partial(_read, out, table, columns), files[start : start + AT_ONCE]):
+                if isinstance(rows, Finding):
+                    result.findings.append(rows)
                 else:
-                    yield found
+                    yield rows
 
 
 def _read(out: Out, table: str, columns: Sequence[str], info: pafs.FileInfo) -> pa.Table | Finding:
+    """The rows of a file, or the finding if it cannot be read; raises LedgerError if it was merged meanwhile."""
     name = out.folder.relative(info.path)
     schema = parquet.empty(table, columns).schema
     try:
         rows = parquet.read(out.folder.filesystem, info)
-        # Columns that came later may be missing.
-        later = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
-        rows = pa.concat_tables([rows, pa.schema(later).empty_table()], promote_options="default")
+        # A file of an earlier version may lack columns; they become null.
+        missing = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
+        rows = pa.concat_tables([rows, pa.schema(missing).empty_table()], promote_options="default")
         return rows.select(columns).cast(schema)
     except FileNotFoundError:
-        raise LedgerError(f"{name}: has been merged with others while it was looked at; look again") from None
+        raise LedgerError(f"{name}: was merged with other files during the audit; run the audit again") from None
     except LedgerError as error:
         return Finding(error.kind, None, str(error).replace(info.path, name))
     except (KeyError, ValueError, pa.ArrowException) as error:

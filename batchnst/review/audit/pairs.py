@@ -1,4 +1,4 @@
-"""Whether the rows of `pairs` agree with the manifest and with each other."""
+"""Checks the rows of `pairs` against the manifest and against each other."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.recipe import NOT_OF_THE_PICTURE
+from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.audit.findings import Finding
 
-FEWEST, FAR, NARROWEST = 8, 5.0, 0.05
-"""Outliers: pairs that are enough to say what is usual, the robust z-score that is far, the least deviation of ln loss.
+MIN_GROUP, MAX_Z, MIN_DEVIATION = 8, 5.0, 0.05
+"""Outliers: fewest pairs of a group to check, largest robust z-score that is usual, lower bound of the MAD of ln(loss).
 
-Of ten thousand pairs with log-normal losses one is named by chance in about 170 nights.
+With ten thousand pairs whose losses are log-normal, one is reported by chance in about 170 nights.
 """
 
 
-def unlike_manifest(newest: pa.Table, expected: pa.Table) -> Iterator[Finding]:
-    """Pairs of the manifest that are not painted, or not as it asks now."""
+def manifest_differences(newest: pa.Table, expected: pa.Table) -> Iterator[Finding]:
+    """Pairs of the manifest that are not painted, or not as the manifest asks now."""
     known = newest.select(["pair_id", "status", "error_type", "error_message", "fingerprint"])
     known = known.rename_columns({"fingerprint": "painted"})
     both = expected.join(known, "pair_id").sort_by("pair_id")
     same = pc.and_(pc.equal(both["status"], "ok"), pc.equal(both["painted"], both["fingerprint"]))
     for row in both.filter(pc.invert(pc.fill_null(same, False))).to_pylist():
         if row["status"] is None:
-            yield Finding("missing", row["pair_id"], "the ledger knows nothing of it")
+            yield Finding("missing", row["pair_id"], "it has no row in the ledger")
         elif row["painted"] != row["fingerprint"]:
             yield Finding("outdated", row["pair_id"], "its row, recipe or weights have changed since it was painted")
         else:
@@ -50,44 +50,47 @@ def _failure(row: dict[str, Any]) -> Finding:
 
 
 def doubled(rows: pa.Table) -> Iterator[Finding]:
-    """Two ok rows in turn for the same thing: somebody painted what was done already."""
+    """Pairs with two consecutive ok rows of the same fingerprint: they were painted again although they were done."""
     rows = rows.select(["pair_id", "status", "fingerprint", "run_id", "finished_at"])
     rows = rows.sort_by([("pair_id", "ascending"), ("finished_at", "ascending")])
     if len(rows) < 2:
         return
     earlier, later = rows.slice(0, len(rows) - 1), rows.slice(1)
     same = [pc.equal(earlier[name], later[name]) for name in ("pair_id", "status", "fingerprint")]
-    double = pc.and_(pc.and_(*same[:2]), pc.and_(same[2], pc.equal(later["status"], "ok")))
-    runs = zip(earlier["run_id"].filter(double).to_pylist(), later.filter(double).to_pylist(), strict=True)
+    repeated = pc.and_(pc.and_(*same[:2]), pc.and_(same[2], pc.equal(later["status"], "ok")))
+    runs = zip(earlier["run_id"].filter(repeated).to_pylist(), later.filter(repeated).to_pylist(), strict=True)
     for first, row in runs:
         yield Finding("doubled", row["pair_id"], f"painted by run {first}, and again by run {row['run_id']}")
 
 
 def outliers(ok: pa.Table) -> Iterator[Finding]:
-    """Losses far from the median of their style, size and recipe, by the robust z-score of their logarithm.
+    """Losses that are unusual for their style, size and recipe, by the robust z-score of their logarithm.
 
     z = 0.6745 (x − median) / MAD (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers).
     """
     loss = np.log(np.maximum(pc.fill_null(ok["total_loss"], np.nan).to_numpy(), 1e-30))
     long_side = pc.max_element_wise(ok["width"], ok["height"]).to_pylist()
-    same: dict[Any, list[int]] = defaultdict(list)
+    groups: dict[Any, list[int]] = defaultdict(list)
     for i, (styles, size, recipe) in enumerate(zip(ok["styles"].to_pylist(), long_side, _recipes(ok), strict=True)):
         if np.isfinite(loss[i]):
-            same[tuple(styles), size, recipe].append(i)
-    for (styles, size, _), rows in same.items():
-        if len(rows) < FEWEST:
+            groups[tuple(styles), size, recipe].append(i)
+    for (styles, size, _), rows in groups.items():
+        if len(rows) < MIN_GROUP:
             continue
-        usual = np.median(loss[rows])
-        deviation = max(float(np.median(np.abs(loss[rows] - usual))), NARROWEST)
-        for i, z in zip(rows, 0.6745 * (loss[rows] - usual) / deviation, strict=True):
-            if abs(z) > FAR:
-                found, name = ok["total_loss"][i].as_py(), " and ".join(PurePosixPath(style).name for style in styles)
-                text = f"loss {found:.4g} where {np.exp(usual):.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
+        median = np.median(loss[rows])
+        deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
+        for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
+            if abs(z) > MAX_Z:
+                total, name = ok["total_loss"][i].as_py(), " and ".join(PurePosixPath(style).name for style in styles)
+                text = f"loss {total:.4g}; {np.exp(median):.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
                 yield Finding("outlier", ok["pair_id"][i].as_py(), text)
 
 
-def odd_ones(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
-    """Rows made otherwise than most; weights and recipe that the manifest asks for as they are, are not odd."""
+def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
+    """Rows whose weights, recipe or versions differ from those of most rows.
+
+    Weights and recipes that the manifest asks for, by the fingerprints in `expected`, are not reported.
+    """
     names, recipes = ok["pair_id"].to_pylist(), _recipes(ok)
     unexpected: list[int] = np.flatnonzero(~_as_expected(ok, expected)).tolist()
     by_network: dict[str, list[int]] = defaultdict(list)
@@ -95,49 +98,53 @@ def odd_ones(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
     for i in unexpected:
         by_network[_network(settings[i])].append(i)
     for network, rows in by_network.items():
-        for i, usual in _odd([hashes[i] for i in rows], 0):
-            text = f"{hashes[rows[i]][:12]}…, where most by the name of {network} have {usual[:12]}…"
+        for i, usual in _unusual([hashes[i] for i in rows], 0):
+            text = f"weights {hashes[rows[i]][:12]}…; most rows with {network} have {usual[:12]}…"
             yield Finding("other-weights", names[rows[i]], text)
-    for i, usual in _odd([recipes[i] for i in unexpected], 0.5):
+    for i, usual in _unusual([recipes[i] for i in unexpected], 0.5):
         yield Finding("other-recipe", names[unexpected[i]], _difference(recipes[unexpected[i]], usual))
     versions = [json.dumps(version) for version in ok["versions"].to_pylist()]
-    for i, usual in _odd(versions, 0):
+    for i, usual in _unusual(versions, 0):
         yield Finding("other-versions", names[i], _difference(versions[i], usual))
 
 
-def _odd(values: Sequence[str], share: float) -> Iterator[tuple[int, str]]:
-    """Where values are not the most frequent one, and that one; nothing unless it is more than a share of all."""
+def _unusual(values: Sequence[str], share: float) -> Iterator[tuple[int, str]]:
+    """Position of each value that is not the most frequent one, with the most frequent one.
+
+    Nothing is reported unless more than this `share` of the values are the most frequent one.
+    """
     for usual, count in Counter(values).most_common(1):
         if count > share * len(values):
             yield from ((i, usual) for i, value in enumerate(values) if value != usual)
 
 
-def _difference(found: str, usual: str) -> str:
-    """The keys in which two JSON objects differ."""
-    one, other = json.loads(found), json.loads(usual)
-    keys = [key for key in {**other, **one} if one.get(key) != other.get(key)]
-    return ", ".join(f"{key} {one.get(key)}, not {other.get(key)}" for key in keys)
+def _difference(text: str, usual_text: str) -> str:
+    """The keys in which two JSON objects differ, with both values."""
+    actual, usual = json.loads(text), json.loads(usual_text)
+    keys = [key for key in {**usual, **actual} if actual.get(key) != usual.get(key)]
+    return ", ".join(f"{key} {actual.get(key)}, not {usual.get(key)}" for key in keys)
 
 
 def _recipes(ok: pa.Table) -> list[str]:
-    """The recipes, as JSON, but for what does not change the picture, and the seed: that is each pair's own."""
-    return list(map(cache(_shared), ok["recipe"].to_pylist()))
+    """The recipe of each row as JSON, without the seed and the keys that do not change the picture."""
+    return list(map(cache(_comparable), ok["recipe"].to_pylist()))
 
 
-def _shared(recipe: str) -> str:
-    return json.dumps({k: v for k, v in json.loads(recipe).items() if k not in {"seed", *NOT_OF_THE_PICTURE}})
+def _comparable(recipe: str) -> str:
+    return json.dumps({k: v for k, v in json.loads(recipe).items() if k not in {"seed", *NOT_IN_FINGERPRINT}})
 
 
 @lru_cache(maxsize=1024)
 def _network(recipe: str) -> str:
+    """Backbone and weights that a recipe names."""
     keys = json.loads(recipe)
     return f"{keys.get('backbone')} {keys.get('weights')}"
 
 
 def _as_expected(ok: pa.Table, expected: pa.Table | None) -> NDArray[np.bool_]:
-    """Whether each row is what the manifest, if there is one, asks for now."""
+    """For each row, True if it is as the manifest asks now (N,); all False without a manifest."""
     if expected is None:
         return np.zeros(len(ok), bool)
-    places = pc.index_in(ok["pair_id"], expected["pair_id"].combine_chunks())
-    same = pc.equal(expected["fingerprint"].take(places), ok["fingerprint"])
+    positions = pc.index_in(ok["pair_id"], expected["pair_id"].combine_chunks())
+    same = pc.equal(expected["fingerprint"].take(positions), ok["fingerprint"])
     return np.asarray(pc.fill_null(same, False).to_numpy())

@@ -1,4 +1,4 @@
-"""Whether each attempt's losses are complete, finite, falling, and what its row says."""
+"""Checks that the losses of each attempt are complete and finite, fall, and agree with its row in `pairs`."""
 
 from __future__ import annotations
 
@@ -17,52 +17,55 @@ from batchnst.review.audit.findings import Audit, Finding
 from batchnst.review.audit.ledger_files import tables
 
 COLUMNS = [*ATTEMPT, "step", "scale", *TERMS]
-"""What `summarize` wants of `losses`."""
+"""Columns of `losses` that `summarize` needs."""
 
 
 def losses(out: Out, rows: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
-    """Attempts whose losses are incomplete, or not what their row says; of each what is worst."""
+    """The worst problem of each ok attempt in `rows` whose losses are not as they should be.
+
+    Counts of attempts and steps go to `result`.
+    """
     parts = [summarize(part) for part in tables(out, "losses", COLUMNS, result, progress)]
     known = merge(parts)
     result.attempts, result.steps = len(known), pc.sum(known["rows"]).as_py() or 0
     result.unfinished = len(known.join(rows.select(ATTEMPT), ATTEMPT, join_type="left anti"))
     ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, *_OUTCOME])
-    both = ok.join(known, ATTEMPT).sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")])
-    kinds = _kinds(both)
+    attempts = ok.join(known, ATTEMPT).sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")])
+    kinds = _kinds(attempts)
     wrong = kinds != ""
-    for kind, row in zip(kinds[wrong].tolist(), both.filter(pa.array(wrong)).to_pylist(), strict=True):
+    for kind, row in zip(kinds[wrong].tolist(), attempts.filter(pa.array(wrong)).to_pylist(), strict=True):
         text = _LOSS_TEXTS[kind].format_map(row)
         yield Finding(kind, row["pair_id"], f"attempt {row['attempt']} of run {row['run_id']}: {text}")
 
 
 _FINAL = {term: f"{term}_loss" for term in TERMS} | {"initial": "initial_total"}
-"""What of a curve is in `pairs` as well, and under which name."""
+"""Columns of `summarize` that `pairs` has too, with their names there."""
 
 _OUTCOME = ["steps", "stopped", *_FINAL.values()]
 
 _LOSS_TEXTS = {
-    "losses-missing": "none of its {steps} steps is there",
-    "losses-gap": "{rows} of its {steps} steps are there, or not each once",
-    "not-finite": "some of its losses are no numbers",
-    "losses-differ": "its row says {initial_total:.6g} to {total_loss:.6g}, its steps {initial:.6g} to {total:.6g}",
-    "rescued": "it diverged, and was painted again from its best picture, in fp32 and by L-BFGS",
-    "rose": "its finest scale ended with a higher loss than it began with",
+    "losses-missing": "none of its {steps} steps is in the ledger",
+    "losses-gap": "the ledger has {rows} rows for its {steps} steps; expected each step once",
+    "not-finite": "some of its losses are NaN or infinite",
+    "losses-differ": "its row says {initial_total:.6g} to {total_loss:.6g}, its steps say {initial:.6g} to {total:.6g}",
+    "rescued": "it diverged and was painted again from its best picture, in fp32 by L-BFGS",
+    "rose": "its loss is higher at the end of the finest scale than at the beginning",
 }
 
 
-def _kinds(both: pa.Table) -> NDArray[np.str_]:
-    """What is worst about each attempt, "" for nothing."""
+def _kinds(attempts: pa.Table) -> NDArray[np.str_]:
+    """Kind of the worst finding on each attempt (N,); "" if there is none."""
 
-    def column(name: str, otherwise: Any) -> NDArray[Any]:
-        return np.asarray(pc.fill_null(both[name], otherwise).to_numpy())
+    def column(name: str, default: Any) -> NDArray[Any]:
+        return np.asarray(pc.fill_null(attempts[name], default).to_numpy())
 
     rows, stopped = column("rows", 0), column("stopped", "")
     differs = [column(term, np.nan) != column(name, np.nan) for term, name in _FINAL.items()]
-    numbers = column("finite", True) & np.isfinite(column("total_loss", np.nan))
+    finite = column("finite", True) & np.isfinite(column("total_loss", np.nan))
     conditions = {
         "losses-missing": rows == 0,
         "losses-gap": ~column("whole", True) | (rows != column("steps", 0)),
-        "not-finite": ~numbers & (stopped != "diverged"),
+        "not-finite": ~finite & (stopped != "diverged"),
         "losses-differ": np.any(differs, axis=0),
         "rescued": stopped == "diverged",
         "rose": column("rose", False),
@@ -71,11 +74,11 @@ def _kinds(both: pa.Table) -> NDArray[np.str_]:
 
 
 def summarize(losses: pa.Table) -> pa.Table:
-    """A row for each attempt in `losses`; all its steps must be there.
+    """A row for each attempt in `losses`, which must hold all steps of its attempts.
 
-    `rows`: its steps. `whole`: whether they are 0, 1, 2 … each once. `finite`: whether all its losses are numbers.
-    `initial`: its first total. `rose`: whether the finest scale ended higher than it began. `total`, `content`,
-    `style`, `tv`: of the finest scale's lowest total.
+    `rows`: number of steps. `whole`: true if they are 0, 1, 2 … each once. `finite`: true if no loss is NaN or
+    infinite. `initial`: the first total. `rose`: true if the last total of the finest scale is higher than its first.
+    `total`, `content`, `style`, `tv`: the losses of the finest scale's step with the lowest total.
     """
     losses = losses.sort_by([(name, "ascending") for name in [*ATTEMPT, "step"]])
     starts = _starts(losses)
@@ -102,31 +105,31 @@ def summarize(losses: pa.Table) -> pa.Table:
 
 
 def merge(summaries: Sequence[pa.Table]) -> pa.Table:
-    """Summaries of several files as one; an attempt that is in two of them has the rows of both."""
+    """The summaries of several files as one; the `rows` of an attempt in several files are added."""
     rows = pa.concat_tables([summarize(SCHEMAS["losses"].empty_table()), *summaries])
-    how = {"rows": "sum", "whole": "all", "finite": "all", "initial": "max", "rose": "any"} | dict.fromkeys(
+    functions = {"rows": "sum", "whole": "all", "finite": "all", "initial": "max", "rose": "any"} | dict.fromkeys(
         TERMS, "min"
     )
-    return rows.group_by(ATTEMPT).aggregate(list(how.items())).rename_columns([*ATTEMPT, *how])
+    return rows.group_by(ATTEMPT).aggregate(list(functions.items())).rename_columns([*ATTEMPT, *functions])
 
 
 def _starts(losses: pa.Table) -> NDArray[np.int64]:
-    """Where, in sorted rows, each attempt begins."""
+    """Position of the first row of each attempt in rows sorted by attempt."""
     begins = np.zeros(len(losses), bool)
     begins[:1] = True
     for name in ATTEMPT:
-        number = losses[name].combine_chunks().dictionary_encode().indices.to_numpy()
-        begins[1:] |= number[1:] != number[:-1]
+        codes = losses[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        begins[1:] |= codes[1:] != codes[:-1]
     return np.flatnonzero(begins)
 
 
 def _reduce(function: np.ufunc, values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
-    """The function over each attempt's values."""
+    """`function` reduced over the values of each attempt, which begins at one of `starts`."""
     return np.asarray(function.reduceat(values, starts)) if len(starts) else values
 
 
 def _first(starts: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of each attempt the first row where something holds; its first of all where nothing does."""
+    """Position of each attempt's first row where `where` is True; its first row if there is none."""
     rows = np.where(where, np.arange(len(where)), len(where))
     first = _reduce(np.minimum, rows, starts)
     return np.where(first < len(where), first, starts)

@@ -1,1 +1,1 @@
-"""The page: what ran, what failed, every picture and every curve, in one file."""
+"""The report: one HTML page with the runs, failures, pictures and curves of an OUT."""

@@ -1,7 +1,7 @@
-"""The report: one HTML file with everything in it, so that it can be mailed, moved and opened without a network.
+"""Builds the report: one HTML file that holds everything, so that it can be mailed, moved and opened offline.
 
-The page holds a small table of all its pairs, which search, filters and sorting need, and blocks of text that a browser
-keeps but does not look into: previews, and what only an opened pair shows. It takes them apart as they come into view.
+The page has a small table of its pairs for search, filters and sorting. Previews and the details of each pair are
+stored as blocks of text, which the browser does not parse. The page's script unpacks a block when it is needed.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import pyarrow.compute as pc
 from plotly.offline import get_plotlyjs
 
 from batchnst.errors import LedgerError
-from batchnst.ledger.out import Out, newest_rows, patiently
+from batchnst.ledger.out import Out, newest_rows, retry_vanished
 from batchnst.pages import templates
 from batchnst.progress import Progress, silent
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
-from batchnst.review.report.previews import Album, Preview, Wanted
+from batchnst.review.report.previews import Album, Preview, Source
 from batchnst.storage.files import is_uri, parent
 
 Row = dict[str, Any]
 
 MOST_CARDS = 10_000
-"""Pairs that are shown one by one; figures and charts are of all."""
+"""Largest number of pairs shown one by one; statistics and charts always cover all."""
 
 SNAPSHOTS, FEWEST_SNAPSHOTS, MOST_SNAPSHOTS = 3_000, 4, 24
-"""Of all pairs together, and at least and at most of one."""
+"""Snapshots of all pairs together, and the fewest and most of one pair."""
 
 PICTURE_BLOCK, PAIR_BLOCK = 400_000, 32
-"""Characters of previews that are taken apart together, and pairs whose details are."""
+"""Size of a block of previews, in characters, and of a block of details, in pairs."""
 
 _DETAILS = [
     *("run_id", "attempt", "error_message", "style_weights", "content_masks", "style_masks", "loss_definition"),
@@ -53,18 +53,18 @@ _DETAILS = [
     *("content_loss", "style_loss", "tv_loss", "total_loss", "started_at", "finished_at", "seconds"),
     *("peak_memory_bytes", "versions", "extra"),
 ]
-"""Columns that only an opened pair shows."""
+"""Columns that are shown only in the dialog of a pair."""
 
 _EARLIER = ["run_id", "attempt", "status", "error_type", "error_message", "finished_at", "host"]
-"""What an opened pair shows of its earlier attempts."""
+"""Columns of earlier attempts that are shown in the dialog of a pair."""
 
 
 def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes:
-    """The page of all that is in OUT; `to` is where it will lie, None: in OUT itself.
+    """The report on `out` as HTML. `to` is the page's address; None means in OUT itself.
 
-    Raises LedgerError where no attempt at a pair has ended yet.
+    Raises LedgerError if no attempt at a pair has finished yet.
     """
-    return patiently(lambda: _build(out, to, progress))
+    return retry_vanished(lambda: _build(out, to, progress))
 
 
 def _build(out: Out, to: str | None, progress: Progress) -> bytes:
@@ -75,9 +75,9 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
     summary = figures.summarize(attempts, current, out.runs())
     failures = figures.failures(current)
     cards = _cards(out, current, failures)
-    found = curves.read(out, {card.key for card in cards}, progress)
+    curves_by_key = curves.read(out, {card.key for card in cards}, progress)
     album, addresses = Album(out), _addresses(cards)
-    pairs = [_listed(card, album, addresses, found) for card in cards]
+    pairs = [_listed(card, album, addresses, curves_by_key) for card in cards]
     previews = album.previews(len(cards), progress)
     blocks = list(_picture_blocks(previews))
     charts = {"throughput": figures.throughput(attempts), "losses": figures.losses_by_style(current)}
@@ -92,7 +92,7 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
         "pairsABlock": PAIR_BLOCK,
         "charts": charts,
     }
-    details = [_details(card, summary["recipe"]["base"], found) for card in cards]
+    details = [_details(card, summary["recipe"]["base"], curves_by_key) for card in cards]
     return _render(
         data=data,
         out=out.address,
@@ -108,25 +108,25 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
 
 @dataclass(frozen=True)
 class _Card:
-    """A pair that is shown: its attempts, the newest last; the number of its reason to fail; snapshots by step."""
+    """A pair to show."""
 
-    attempts: list[Row]
-    reason: int | None
-    snapshots: list[tuple[int, str]]
+    attempts: list[Row]  # newest last
+    reason: int | None  # index of its failure in the list of failures
+    snapshots: list[tuple[int, str]]  # step and path in OUT
 
     @property
     def row(self) -> Row:
-        """The attempt that counts."""
+        """The newest attempt, which is the one that counts."""
         return self.attempts[-1]
 
     @property
     def key(self) -> curves.Key:
-        """By which its curve is found."""
+        """The key of its curve."""
         return self.row["run_id"], self.row["pair_id"], self.row["attempt"]
 
 
 def _cards(out: Out, current: pa.Table, failures: list[Row]) -> list[_Card]:
-    """The pairs to be shown: failures first, reason by reason, then the rescued, then by the pictures' names."""
+    """The pairs to show: failures first, by reason, then rescued pairs, then by the names of their pictures."""
     reasons = {(failure["type"], failure["message"]): i for i, failure in enumerate(failures)}
     attempts, snapshots = _attempts(out, _choose(current)), _snapshots(out)
     cards = []
@@ -138,21 +138,23 @@ def _cards(out: Out, current: pa.Table, failures: list[Row]) -> list[_Card]:
 
 
 def _order(card: _Card) -> tuple[Any, ...]:
+    """Sort key of a card."""
     names = [os.path.basename(address) for address in (card.row["content"], *card.row["styles"])]
     reason = math.inf if card.reason is None else card.reason
     return card.row["status"] != "failed", reason, card.row["stopped"] != "diverged", names, card.row["pair_id"]
 
 
 def _choose(current: pa.Table) -> list[str]:
-    """The ids of at most MOST_CARDS pairs: all that failed, and evenly over their losses of the others."""
+    """The ids of at most MOST_CARDS pairs: failed ones first, then painted ones spread evenly over their losses."""
     failed = current.filter(pc.equal(current["status"], "failed"))["pair_id"].to_pylist()[:MOST_CARDS]
     painted = current.filter(pc.equal(current["status"], "ok")).sort_by("total_loss")["pair_id"]
     room = min(len(painted), MOST_CARDS - len(failed))
-    places = np.linspace(0, len(painted) - 1, room).round().astype(np.int64)
-    return [*failed, *painted.take(pa.array(places)).to_pylist()]
+    positions = np.linspace(0, len(painted) - 1, room).round().astype(np.int64)
+    return [*failed, *painted.take(pa.array(positions)).to_pylist()]
 
 
 def _attempts(out: Out, pair_ids: list[str]) -> dict[str, list[Row]]:
+    """All rows of these pairs by id, newest last."""
     rows = out.rows("pairs", matching=pc.field("pair_id").isin(pair_ids)).sort_by("finished_at")
     attempts: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows.to_pylist():
@@ -161,31 +163,32 @@ def _attempts(out: Out, pair_ids: list[str]) -> dict[str, list[Row]]:
 
 
 def _snapshots(out: Out) -> dict[str, list[tuple[int, str]]]:
-    """The paths in OUT of each pair's snapshots, by step; evenly fewer where there are many."""
-    found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    """Step and path in OUT of each pair's snapshots; evenly thinned out if there are many."""
+    snapshots: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for info in out.folder.files("snapshots", "step-", ".jpg"):
         match = re.search(r"([^/]+)/step-(\d+)\.jpg$", info.path)
         if match:
-            found[match[1]].append((int(match[2]), f"snapshots/{match[0]}"))
-    most = min(MOST_SNAPSHOTS, max(FEWEST_SNAPSHOTS, SNAPSHOTS // max(1, len(found))))
-    return {pair_id: _evenly(sorted(steps), most) for pair_id, steps in found.items()}
+            snapshots[match[1]].append((int(match[2]), f"snapshots/{match[0]}"))
+    most = min(MOST_SNAPSHOTS, max(FEWEST_SNAPSHOTS, SNAPSHOTS // max(1, len(snapshots))))
+    return {pair_id: _evenly(sorted(steps), most) for pair_id, steps in snapshots.items()}
 
 
 def _evenly(items: list[Any], most: int) -> list[Any]:
-    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
-    return [items[i] for i in places]
+    """At most `most` of the items, evenly spaced, with the first and the last."""
+    positions = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[i] for i in positions]
 
 
 def _addresses(cards: Sequence[_Card]) -> dict[str, int]:
-    """All contents and styles, numbered."""
-    found = {address: None for card in cards for address in (card.row["content"], *card.row["styles"])}
-    return {address: i for i, address in enumerate(found)}
+    """The number of each content and style, by address."""
+    addresses = {address: None for card in cards for address in (card.row["content"], *card.row["styles"])}
+    return {address: i for i, address in enumerate(addresses)}
 
 
-def _listed(card: _Card, album: Album, addresses: Mapping[str, int], found: Mapping[curves.Key, Curve]) -> Row:
-    """What the page knows of a pair from the start."""
-    row, curve = card.row, found.get(card.key)
-    result = Wanted(f"images/{row['output']}", True, row["output_sha256"])
+def _listed(card: _Card, album: Album, addresses: Mapping[str, int], by_key: Mapping[curves.Key, Curve]) -> Row:
+    """The entry of a pair in the page's table of pairs. Adds its pictures to `album`."""
+    row, curve = card.row, by_key.get(card.key)
+    result = Source(f"images/{row['output']}", True, row["output_sha256"])
     hashes = row["style_sha256"] or [None] * len(row["styles"])
     return {
         "id": row["pair_id"],
@@ -201,41 +204,43 @@ def _listed(card: _Card, album: Album, addresses: Mapping[str, int], found: Mapp
         "seconds": round(row["seconds"], 1),
         "ended": round(row["finished_at"].timestamp()),
         "spark": curve.spark if curve else "",
-        "contentPicture": album.number(Wanted(row["content"], sha256=row["content_sha256"])),
+        "contentPicture": album.number(Source(row["content"], sha256=row["content_sha256"])),
         "stylePictures": [
-            album.number(Wanted(style, sha256=sha256)) for style, sha256 in zip(row["styles"], hashes, strict=False)
+            album.number(Source(style, sha256=sha256)) for style, sha256 in zip(row["styles"], hashes, strict=False)
         ],
         "result": album.number(result) if row["status"] == "ok" else None,
-        "snapshots": [(step, album.number(Wanted(path, True, smaller=2))) for step, path in card.snapshots],
+        "snapshots": [(step, album.number(Source(path, True, reduction=2))) for step, path in card.snapshots],
     }
 
 
-def _details(card: _Card, base: Row, found: Mapping[curves.Key, Curve]) -> Row:
-    """What only an opened pair shows."""
+def _details(card: _Card, base: Row, by_key: Mapping[curves.Key, Curve]) -> Row:
+    """The content of a pair's dialog; its recipe is reduced to the keys that differ from the recipe `base`."""
     recipe = json.loads(card.row["recipe"])
     return {
         "row": {name: _finite(card.row[name]) for name in _DETAILS},
         "recipe": {key: value for key, value in recipe.items() if value != base.get(key)},
         "earlier": [{name: row[name] for name in _EARLIER} for row in card.attempts[:-1]],
-        "curve": asdict(found[card.key]) if card.key in found else None,
+        "curve": asdict(by_key[card.key]) if card.key in by_key else None,
     }
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+    """`value`, or None if it is NaN or infinite, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as columns, which take less text as JSON."""
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """The items in parts of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _picture_blocks(previews: Sequence[Preview]) -> Iterator[tuple[int, str]]:
-    """Previews strung together, each string with the number of its first one."""
+    """Blocks of previews: the number of the first preview in a block, and the texts of the block joined."""
     first, texts, size = 0, list[str](), 0
     for i, preview in enumerate(previews):
         texts.append(preview.text)
@@ -246,11 +251,12 @@ def _picture_blocks(previews: Sequence[Preview]) -> Iterator[tuple[int, str]]:
 
 
 def _packed(text: str) -> str:
+    """`text` compressed by gzip, in base64."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def _base(out: Out, to: str | None) -> str | None:
-    """The way from the page to the pictures; None where a browser cannot follow it."""
+    """Relative URL of the pictures from the page at `to`; None if a browser cannot follow one."""
     if to is None or parent(to) == out.address:
         return "images/"
     if is_uri(to) or not out.folder.local:
@@ -262,10 +268,11 @@ def _base(out: Out, to: str | None) -> str | None:
 
 
 _SCRIPTS = ("data.js", "cards.js", "charts.js", "pair.js")
-"""One after the other, as one script."""
+"""Files of the page's script, in the order in which they are joined."""
 
 
 def _render(**values: Any) -> bytes:
+    """The page as UTF-8, made from `report.html` with these values."""
     page = files("batchnst.review.report") / "templates"
     script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
     plotly = get_plotlyjs()
@@ -276,7 +283,7 @@ def _render(**values: Any) -> bytes:
         style=(page / "report.css").read_text("utf-8"),
         script=script,
         plotly=_packed(plotly),
-        # No other script runs in the page, whatever a picture is called.
+        # The page allows only these two scripts to run, so that no text from the ledger can.
         script_hashes=[_hash(script), _hash(plotly)],
         **values,
     )
@@ -284,6 +291,7 @@ def _render(**values: Any) -> bytes:
 
 
 def _hash(script: str) -> str:
+    """Source expression for a script in the page's Content Security Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -292,7 +300,7 @@ def _count(number: int) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """Four digits, with thousands, millions or billions in words."""
+    """A number with four digits, in millions (M) or billions (bn) if it is large; a dash for None."""
     if value is None:
         return "–"
     for unit, name in ((1e9, " bn"), (1e6, " M")):

@@ -1,4 +1,4 @@
-"""The report's loss curves: of each pair's newest attempt, thinned where there are many."""
+"""Loss curves for the report: those of each pair's newest attempt, with fewer points if there are many curves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from batchnst.ledger.schema import ATTEMPT, TERMS
 from batchnst.progress import Progress
 
 POINTS, FEWEST, MOST = 600_000, 60, 400
-"""Of all curves together, and at least and at most of one."""
+"""Points of all curves together, and the fewest and most of one curve."""
 
 SPARK_POINTS = 32
+"""Points of a sparkline, the small curve on a pair's card."""
+
 SPARK_LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+"""Characters for the heights of a sparkline, lowest first; `cards.js` has the same."""
 
 Key = tuple[str, str, int]
 """run_id, pair_id, attempt."""
@@ -29,10 +32,10 @@ Numbers = list[float | None]
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses by step: terms as weighted in the total, style layers unweighted; four digits of each.
+    """Losses by step, rounded to four digits: `terms` as weighted in the total, style `layers` unweighted.
 
-    scales are (first step, longest side in pixels); spark is the total's shape, on a log scale, one of SPARK_LEVELS a
-    point, from the least to the most.
+    `scales` has the first step and the longest side in pixels of each scale. `spark` is a sparkline of the total on a
+    log scale: a character of SPARK_LEVELS for each point, from the lowest to the highest.
     """
 
     step: list[int]
@@ -43,70 +46,74 @@ class Curve:
 
 
 def read(out: Out, attempts: set[Key], progress: Progress) -> dict[Key, Curve]:
-    """The curves of some attempts, those that have any."""
+    """The curves of `attempts`, without the attempts that have no losses."""
     most = min(MOST, max(FEWEST, POINTS // max(1, len(attempts))))
-    files, found = out.files("losses"), dict[Key, Curve]()
+    files, curves = out.files("losses"), dict[Key, Curve]()
     for i, info in enumerate(files, 1):
-        found.update(_in_file(out.rows_of([info], "losses"), attempts, most))
+        curves.update(_in_file(out.rows_of([info], "losses"), attempts, most))
         progress(f"curves: {i} of {len(files)} files", i, len(files))
-    return found
+    return curves
 
 
 def _in_file(rows: pa.Table, attempts: set[Key], most: int) -> Iterator[tuple[Key, Curve]]:
-    """An attempt's steps lie in one file, together or not."""
+    """The curves of `attempts` in a file, which holds all steps of its attempts in any order."""
     rows = rows.combine_chunks()
     keys = rows.select(ATTEMPT)
     codes = _codes(keys)
     order = np.lexsort((rows["step"].to_numpy(), codes))
-    for places in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
-        if len(places):
-            key = tuple(column[int(places[0])].as_py() for column in keys.columns)
+    for positions in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+        if len(positions):
+            key = tuple(column[int(positions[0])].as_py() for column in keys.columns)
             if key in attempts:
-                yield key, _curve(rows, places, most)
+                yield key, _curve(rows, positions, most)
 
 
 def _codes(keys: pa.Table) -> NDArray[np.int64]:
-    """A number for each row, the same for rows of the same attempt."""
+    """A number for each row (N,), equal for rows of the same attempt."""
     text = pc.binary_join_element_wise(keys["run_id"], keys["pair_id"], keys["attempt"].cast(pa.string()), "\n")
     return np.asarray(text.combine_chunks().dictionary_encode().indices, np.int64)
 
 
-def _curve(rows: pa.Table, places: NDArray[np.int64], most: int) -> Curve:
-    total, scale = (rows[name].to_numpy()[places] for name in ("total", "scale"))
+def _curve(rows: pa.Table, positions: NDArray[np.int64], most: int) -> Curve:
+    """The curve of the attempt whose rows, in order of their steps, are at `positions`."""
+    total, scale = (rows[name].to_numpy()[positions] for name in ("total", "scale"))
     changes = [0, *(np.flatnonzero(np.diff(scale)) + 1).tolist()]
     kept = _thin(total, changes, most)
-    step = rows["step"].to_numpy()[places]
+    step = rows["step"].to_numpy()[positions]
     return Curve(
         step=step[kept].tolist(),
         scales=[(int(step[i]), int(scale[i])) for i in changes],
-        terms={name: _round(rows[name].to_numpy()[places[kept]]) for name in TERMS},
-        layers={name: _round(values) for name, values in _layers(rows, places[kept])},
+        terms={name: _round(rows[name].to_numpy()[positions[kept]]) for name in TERMS},
+        layers={name: _round(values) for name, values in _layers(rows, positions[kept])},
         spark=_spark(total),
     )
 
 
 def _thin(total: NDArray[np.float64], changes: list[int], most: int) -> NDArray[np.int64]:
-    """Which steps to keep: the first, the last, the least, both sides of a change of scale, and evenly others."""
+    """Steps to keep: first, last and lowest, both sides of each change of scale, and up to `most` evenly spaced."""
     last = len(total) - 1
-    least = int(np.argmin(np.nan_to_num(total, nan=math.inf)))
+    lowest = int(np.argmin(np.nan_to_num(total, nan=math.inf)))
     even = np.linspace(0, last, min(most, last + 1)).round().astype(np.int64)
     sides = [i - d for i in changes for d in (0, 1) if i >= d]
-    return np.unique(np.concatenate([even, [0, last, least], sides]).astype(np.int64))
+    return np.unique(np.concatenate([even, [0, last, lowest], sides]).astype(np.int64))
 
 
-def _layers(rows: pa.Table, places: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+def _layers(rows: pa.Table, positions: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Name and losses of each style layer, which every row of an attempt has in the same order."""
     maps = rows["style_layers"].combine_chunks()
     offsets, values = maps.offsets.to_numpy(), maps.items.to_numpy(zero_copy_only=False)
-    names = maps.keys.slice(offsets[places[0]], offsets[places[0] + 1] - offsets[places[0]]).to_pylist()
+    names = maps.keys.slice(offsets[positions[0]], offsets[positions[0] + 1] - offsets[positions[0]]).to_pylist()
     for k, name in enumerate(names):
-        yield name, values[offsets[places] + k]
+        yield name, values[offsets[positions] + k]
 
 
 def _round(values: NDArray[np.float64]) -> Numbers:
+    """`values` rounded to four digits; None for those that JSON does not have."""
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _spark(total: NDArray[np.float64]) -> str:
+    """Sparkline of `total`; empty if fewer than two losses are positive and finite."""
     finite = total[np.isfinite(total) & (total > 0)]
     if len(finite) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""The report's figures, from all attempts in columns: runs, workers, rates, losses by style, failures, recipes."""
+"""Statistics for the report, from all attempts: runs, workers, rates, losses by style, failures and recipes."""
 
 from __future__ import annotations
 
@@ -22,34 +22,38 @@ COLUMNS = [
     *("loss_definition", "weights_sha256", "device", "precision", "host", "pid", "steps", "stopped", "total_loss"),
     *("started_at", "finished_at", "versions"),
 ]
-"""What figures are made of."""
+"""Columns of `pairs` that the statistics need."""
 
 MOST_WORKERS, MOST_STYLES, MOST_VALUES = 12, 16, 6
-"""Shown one by one; the others together."""
+"""Workers, styles and recipe values shown one by one; the rest is shown together."""
 
 GAP_SECONDS = 1800.0
-"""Without any work for so long, the charts leave the time out."""
+"""Breaks longer than this, in seconds, are left out of the charts."""
 
 MOST_BINS = 96
+"""Largest number of bars in the chart of pairs an hour."""
+
 BIN_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800)
+"""Possible times that a bar covers, in seconds."""
 
 FEWEST_LOSS_BINS, MOST_LOSS_BINS = 16, 48
+"""Bounds of the number of bins in the chart of final losses."""
 
 Column = NDArray[np.float64]
 
 
 def short_names(addresses: Iterable[str]) -> dict[str, str]:
-    """File names, with as much of their folders as tells them apart."""
+    """File name of each address, with up to three folders if needed to tell equal names apart."""
     names, depth = {address: os.path.basename(address) or address for address in addresses}, 1
     while depth < 4 and len(set(names.values())) < len(names):
         depth += 1
-        alike = {name for name, count in Counter(names.values()).items() if count > 1}
-        names |= {address: "/".join(address.split("/")[-depth:]) for address in names if names[address] in alike}
+        repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+        names |= {address: "/".join(address.split("/")[-depth:]) for address in names if names[address] in repeated}
     return names
 
 
 def reason(row: dict[str, Any]) -> tuple[str, str]:
-    """Why an attempt failed, as (type, message) without the names of its own pictures, so that alike ones are equal."""
+    """Type and message of a failure, without the names of its pictures, so that equal failures can be grouped."""
     message = row["error_message"] or ""
     for address in [row["content"], *row["styles"]]:
         message = message.replace(address, "…")
@@ -58,27 +62,27 @@ def reason(row: dict[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Spans:
-    """Attempts in time: when they began and ended, in seconds since 1970."""
+    """Start and end of each attempt (N,), in seconds since 1970."""
 
     start: Column
     end: Column
 
     @classmethod
     def of(cls, attempts: pa.Table) -> Spans:
-        """Those of the rows of `pairs`."""
+        """The spans of the rows of `pairs`."""
         return cls(*(_seconds(attempts[name]) for name in ("started_at", "finished_at")))
 
     def where(self, mask: NDArray[np.bool_]) -> Spans:
-        """Some of them."""
+        """The spans for which `mask` is True."""
         return Spans(self.start[mask], self.end[mask])
 
     @cached_property
     def busy(self) -> float:
-        """Seconds in which at least one attempt went on."""
+        """Seconds in which at least one attempt was under way."""
         return sum(end - start for start, end in self.periods(0.0))
 
     def periods(self, gap: float) -> list[tuple[float, float]]:
-        """From when to when something was going on, gaps up to so many seconds included."""
+        """Start and end of each period of work; breaks of at most `gap` seconds belong to a period."""
         order = np.argsort(self.start, kind="stable")
         start, end = self.start[order], np.maximum.accumulate(self.end[order])
         breaks = np.flatnonzero(start[1:] - end[:-1] > gap)
@@ -86,17 +90,20 @@ class Spans:
         return list(zip(start[firsts].tolist(), end[lasts].tolist(), strict=True)) if len(start) else []
 
     def rates(self, edges: Column) -> Column:
-        """Attempts an hour between the edges, each spread evenly over the time that it took."""
+        """Attempts an hour between successive `edges` in time, with each attempt spread evenly over its span."""
         seconds = np.maximum(self.end - self.start, 1e-3)
         done = [float(np.clip((edge - self.start) / seconds, 0, 1).sum()) for edge in edges]
         return np.asarray(np.diff(done) / np.diff(edges) * 3600)
 
 
 def summarize(attempts: pa.Table, current: pa.Table, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """All figures: of every attempt, of the newest one of each pair, and of the runs as they began."""
+    """All statistics of the page's head.
+
+    attempts: all rows of `pairs`. current: the newest row of each pair. runs: the rows of `runs`.
+    """
     failed = int((current["status"].to_numpy() == "failed").sum())
-    table = _runs(attempts, runs)
-    wall = sum(run["seconds"] for run in table)
+    run_rows = _runs(attempts, runs)
+    wall = sum(run["seconds"] for run in run_rows)
     workers = _workers(attempts)
     last = max(runs, key=lambda run: run["started_at"], default=None)
     return {
@@ -108,8 +115,8 @@ def summarize(attempts: pa.Table, current: pa.Table, runs: list[dict[str, Any]])
         "settings": json.loads(last["settings"] or "{}") if last else {},
         "wall": wall,
         "worker_seconds": sum(worker["busy"] for worker in workers),
-        "rate": _rate(sum(run["painted"] for run in table), wall),
-        "runs": table,
+        "rate": _rate(sum(run["painted"] for run in run_rows), wall),
+        "runs": run_rows,
         "workers": sorted(workers, key=lambda worker: str(worker["name"])),
         "recipe": _recipe(current),
         "made_with": _made_with(current),
@@ -121,48 +128,54 @@ def _seconds(column: pa.ChunkedArray) -> Column:
 
 
 def _rate(pairs: int, seconds: float) -> float | None:
+    """Pairs an hour; None if `seconds` is 0."""
     return pairs / seconds * 3600 if seconds else None
 
 
-def _runs(attempts: pa.Table, begun: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each run, also one that ended before its first pair, the first one first."""
+def _runs(attempts: pa.Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Statistics of each run, oldest first, including runs that ended before their first pair.
+
+    `rows` are those of `runs`, which may lack a run of an old ledger.
+    """
     spans, ids = Spans.of(attempts), attempts["run_id"].to_numpy()
-    rows = {run["run_id"]: run for run in begun}
-    found = [_run(run_id, attempts, spans, ids == run_id, rows.get(run_id)) for run_id in {*ids.tolist(), *rows}]
-    return sorted(found, key=lambda run: (run["start"], run["run_id"]))
+    by_id = {run["run_id"]: run for run in rows}
+    runs = [_run(run_id, attempts, spans, ids == run_id, by_id.get(run_id)) for run_id in {*ids.tolist(), *by_id}]
+    return sorted(runs, key=lambda run: (run["start"], run["run_id"]))
 
 
 def _run(
-    run_id: str, attempts: pa.Table, spans: Spans, mask: NDArray[np.bool_], begun: dict[str, Any] | None
+    run_id: str, attempts: pa.Table, spans: Spans, mask: NDArray[np.bool_], row: dict[str, Any] | None
 ) -> dict[str, Any]:
-    own, own_spans = attempts.filter(pa.array(mask)), spans.where(mask)
-    start = begun["started_at"].timestamp() if begun else own_spans.start.min()
-    seconds = max(0.0, float(own_spans.end.max(initial=start) - start))
-    painted = int((own["status"].to_numpy() == "ok").sum())
+    """Statistics of one run, whose attempts are those where `mask` is True; `row` is its row of `runs`, if any."""
+    attempts, spans = attempts.filter(pa.array(mask)), spans.where(mask)
+    start = row["started_at"].timestamp() if row else spans.start.min()
+    seconds = max(0.0, float(spans.end.max(initial=start) - start))
+    painted = int((attempts["status"].to_numpy() == "ok").sum())
     return {
         "run_id": run_id,
         "start": float(start),
         "seconds": seconds,
         "end": float(start) + seconds,
-        "hosts": sorted(set(own["host"].to_pylist())),
-        "workers": len(set(_worker_names(own))),
+        "hosts": sorted(set(attempts["host"].to_pylist())),
+        "workers": len(set(_worker_names(attempts))),
         "painted": painted,
-        "failed": len(own) - painted,
+        "failed": len(attempts) - painted,
         "rate": _rate(painted, seconds),
-        "engine": begun["engine"] if begun else None,
+        "engine": row["engine"] if row else None,
     }
 
 
 def _left(attempts: pa.Table, run: dict[str, Any] | None) -> int | None:
-    """What the newest run has not come to; None where a ledger is older than its runs."""
+    """Number of pairs that the newest run has not finished; None if the ledger has no row of it."""
     if run is None:
         return None
-    ended = pc.count_distinct(attempts.filter(pc.equal(attempts["run_id"], run["run_id"]))["pair_id"]).as_py()
-    left: int = run["pairs"] - run["done"] - run["given_up"] - ended
+    finished = pc.count_distinct(attempts.filter(pc.equal(attempts["run_id"], run["run_id"]))["pair_id"]).as_py()
+    left: int = run["pairs"] - run["done"] - run["given_up"] - finished
     return max(0, left)
 
 
 def _worker_names(attempts: pa.Table) -> list[str]:
+    """Host and process of each attempt."""
     names: list[str] = pc.binary_join_element_wise(
         attempts["host"], pc.cast(attempts["pid"], pa.string()), " · "
     ).to_pylist()
@@ -170,21 +183,22 @@ def _worker_names(attempts: pa.Table) -> list[str]:
 
 
 def _workers(attempts: pa.Table) -> list[dict[str, Any]]:
+    """Statistics of each worker; `busy` is in seconds, `rate` in pairs an hour."""
     spans, names = Spans.of(attempts), np.array(_worker_names(attempts))
     ok = attempts["status"].to_numpy() == "ok"
-    found = []
+    workers = []
     for name in set(names.tolist()):
-        own = names == name
-        painted, busy = int((own & ok).sum()), spans.where(own).busy
-        found.append(
-            {"name": name, "painted": painted, "failed": int(own.sum()) - painted, "busy": busy}
+        mask = names == name
+        painted, busy = int((mask & ok).sum()), spans.where(mask).busy
+        workers.append(
+            {"name": name, "painted": painted, "failed": int(mask.sum()) - painted, "busy": busy}
             | {"rate": _rate(painted, busy)}
         )
-    return found
+    return workers
 
 
 def throughput(attempts: pa.Table) -> dict[str, Any]:
-    """Painted pairs an hour over time, by worker, or by host where there are many, without the hours of rest."""
+    """Painted pairs an hour over time, by worker, or by host if there are many workers. Long breaks are left out."""
     painted = attempts.filter(pc.equal(attempts["status"], "ok"))
     spans = Spans.of(painted)
     names = np.array(_worker_names(painted))
@@ -203,18 +217,19 @@ def throughput(attempts: pa.Table) -> dict[str, Any]:
         "times": [time for part in edges for time in part[:-1].tolist()],
         "breaks": np.cumsum([len(part) - 1 for part in edges[:-1]]).tolist(),
         "workers": [
-            {"name": name, "rates": [round(rate, 2) for part in edges for rate in spans.where(own).rates(part)]}
-            for name, own in groups.items()
+            {"name": name, "rates": [round(rate, 2) for part in edges for rate in spans.where(mask).rates(part)]}
+            for name, mask in groups.items()
         ],
     }
 
 
 def _bin_width(seconds: float) -> int:
+    """Smallest of BIN_SECONDS that divides `seconds` into at most MOST_BINS."""
     return next((width for width in BIN_SECONDS if seconds / width <= MOST_BINS), BIN_SECONDS[-1])
 
 
 def losses_by_style(current: pa.Table) -> dict[str, Any]:
-    """How the final losses are distributed, by style or combination of styles; the rarer ones together."""
+    """Histogram and quantiles of the final losses by style or combination of styles; rare ones are put together."""
     painted = current.filter(pc.greater(current["total_loss"], 0))
     painted = painted.filter(pc.is_finite(painted["total_loss"]))
     losses, styles = painted["total_loss"].to_numpy(), [tuple(styles) for styles in painted["styles"].to_pylist()]
@@ -227,32 +242,32 @@ def losses_by_style(current: pa.Table) -> dict[str, Any]:
         labels[~np.isin(labels, common[: MOST_STYLES - 1])] = f"{len(common) - MOST_STYLES + 1} others"
     bins = int(np.clip(2 * np.sqrt(len(losses)), FEWEST_LOSS_BINS, MOST_LOSS_BINS))
     edges = np.geomspace(losses.min() * 0.99, losses.max() * 1.01, bins + 1)
-    found = [_distribution(label, losses[labels == label], edges) for label in set(labels.tolist())]
-    return {"edges": edges.tolist(), "styles": sorted(found, key=lambda style: style["median"])}
+    distributions = [_distribution(label, losses[labels == label], edges) for label in set(labels.tolist())]
+    return {"edges": edges.tolist(), "styles": sorted(distributions, key=lambda style: style["median"])}
 
 
 def _distribution(name: str, losses: Column, edges: Column) -> dict[str, Any]:
     least, tenth, median, ninetieth, most = np.quantile(losses, (0, 0.1, 0.5, 0.9, 1)).tolist()
-    figures = {"least": least, "tenth": tenth, "median": median, "ninetieth": ninetieth, "most": most}
-    return {"name": name, "pairs": len(losses), "counts": np.histogram(losses, edges)[0].tolist()} | figures
+    quantiles = {"least": least, "tenth": tenth, "median": median, "ninetieth": ninetieth, "most": most}
+    return {"name": name, "pairs": len(losses), "counts": np.histogram(losses, edges)[0].tolist()} | quantiles
 
 
 def failures(current: pa.Table) -> list[dict[str, Any]]:
-    """Why pairs failed, the most common reason first, each with an example."""
+    """Reasons of failure with their number of pairs and an example, most common first."""
     failed = current.filter(pc.equal(current["status"], "failed"))
     rows = failed.select(["pair_id", "error_type", "error_message", "content", "styles"]).to_pylist()
     groups: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[reason(row)].append(row)
-    found = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    by_number = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
         {"type": kind, "message": message, "pairs": len(rows), "example": rows[0]["error_message"] or ""}
-        for (kind, message), rows in found
+        for (kind, message), rows in by_number
     ]
 
 
 def _recipe(current: pa.Table) -> dict[str, Any]:
-    """The most common recipe, and of the keys that differ between pairs how often they have which value."""
+    """The most common recipe as `base`, and the keys that differ between pairs with their values as `varied`."""
     recipes = [(json.loads(text), count) for text, count in _counts(current["recipe"])]
     base: dict[str, Any] = recipes[0][0]
     keys = sorted({key for recipe, _ in recipes for key in recipe if recipe[key] != base.get(key)})
@@ -260,6 +275,7 @@ def _recipe(current: pa.Table) -> dict[str, Any]:
 
 
 def _values(recipes: Sequence[tuple[dict[str, Any], int]], key: str) -> list[tuple[Any, int]]:
+    """Values of a recipe key with their number of pairs, most common first, the rarest together."""
     counts: Counter[str] = Counter()
     for recipe, count in recipes:
         counts[json.dumps(recipe.get(key))] += count
@@ -269,16 +285,16 @@ def _values(recipes: Sequence[tuple[dict[str, Any], int]], key: str) -> list[tup
 
 
 def _counts(column: pa.ChunkedArray) -> list[tuple[Any, int]]:
-    """The values that occur, the most common first."""
+    """The values of a column with their counts, most common first."""
     counts = [(item["values"], item["counts"]) for item in pc.value_counts(column.drop_null()).to_pylist()]
     return sorted(counts, key=lambda item: (-item[1], str(item[0])))
 
 
 def _made_with(current: pa.Table) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Devices, numbers, weights, loss and versions, with how many pairs had which."""
+    """Devices, precisions, losses, weights and versions, each with its number of pairs."""
     columns = [("device", "device"), ("precision", "precision"), ("loss", "loss_definition")]
-    found = [(label, _counts(current[name])) for label, name in columns]
-    found.append(("weights", [(sha[:12], count) for sha, count in _counts(current["weights_sha256"])]))
+    facts = [(label, _counts(current[name])) for label, name in columns]
+    facts.append(("weights", [(sha[:12], count) for sha, count in _counts(current["weights_sha256"])]))
     versions = current["versions"]
-    found += [(field.name, _counts(pc.struct_field(versions, field.name))) for field in fields(Versions)]
-    return [(label, counts) for label, counts in found if counts]
+    facts += [(field.name, _counts(pc.struct_field(versions, field.name))) for field in fields(Versions)]
+    return [(label, counts) for label, counts in facts if counts]

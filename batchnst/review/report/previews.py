@@ -1,4 +1,4 @@
-"""The report's pictures: each once, made small enough for all of them to fit into one file."""
+"""Previews for the report: each picture once, small enough for all of them to fit into one file."""
 
 from __future__ import annotations
 
@@ -20,30 +20,35 @@ from batchnst.progress import Progress
 from batchnst.storage import files
 
 SIDES = (768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 96)
-"""Longest sides that previews may have."""
+"""Possible longest sides of previews, in pixels."""
 
 QUALITY = 78
+"""WebP quality of previews."""
 
 SAMPLES = 48
-"""Pictures that are made small to see how many bytes that takes."""
+"""Pictures that are scaled down to estimate the size of all previews."""
 
 BYTES, BYTES_A_PAIR = 18_000_000, 5_500
-"""What all previews together may take; the page is a third larger."""
+"""Largest size of all previews together, in bytes: a constant plus a part for each pair. Base64 adds a third."""
+
+
+CHANGED = "changed since the run"
+"""Problem of a picture whose hash is not that of its row."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A picture to be shown: its address, or path in OUT; its hash where that is known; how many times smaller."""
+class Source:
+    """A picture to show. Its preview is `reduction` times smaller than the others."""
 
-    address: str
+    address: str  # path in OUT if `in_out`
     in_out: bool = False
-    sha256: str | None = None
-    smaller: int = 1
+    sha256: str | None = None  # None if unknown
+    reduction: int = 1
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture as the page has it: WebP in base64; or why there is none."""
+    """A small picture for the page: `text` is WebP in base64. `problem` says why it is missing or may be wrong."""
 
     text: str = ""
     width: int = 0
@@ -52,31 +57,31 @@ class Preview:
 
 
 class Album:
-    """The pictures of a page, numbered in the order in which they are asked for."""
+    """The pictures of a page, numbered in the order in which they are added."""
 
     def __init__(self, out: Out) -> None:
         self.out = out
-        self._numbers: dict[Wanted, int] = {}
-        self._lost_stores: set[str] = set()
+        self._numbers: dict[Source, int] = {}
+        self._unreachable: set[str] = set()
 
-    def number(self, wanted: Wanted) -> int:
-        """The number of a picture, which will be in the page."""
-        return self._numbers.setdefault(wanted, len(self._numbers))
+    def number(self, source: Source) -> int:
+        """Add a picture to the page, unless it was added before; return its number."""
+        return self._numbers.setdefault(source, len(self._numbers))
 
     def previews(self, pairs: int, progress: Progress) -> list[Preview]:
-        """All pictures, by number, in a size in which those of so many pairs fit into the page."""
-        wanted, found = list(self._numbers), []
+        """The previews of all pictures, by number, in the largest size that fits a page of `pairs`."""
+        sources, previews = list(self._numbers), list[Preview]()
         with ThreadPoolExecutor((os.cpu_count() or 1) if self.out.folder.local else self.out.folder.streams) as pool:
-            side = self._side(pool, wanted, BYTES + BYTES_A_PAIR * pairs)
-            for preview in pool.map(partial(self._preview, side), wanted):
-                found.append(preview)
-                progress(f"{len(found)} of {len(wanted)} pictures", len(found), len(wanted))
-        return found
+            side = self._side(pool, sources, BYTES + BYTES_A_PAIR * pairs)
+            for preview in pool.map(partial(self._preview, side), sources):
+                previews.append(preview)
+                progress(f"{len(previews)} of {len(sources)} pictures", len(previews), len(sources))
+        return previews
 
-    def _side(self, pool: ThreadPoolExecutor, wanted: Sequence[Wanted], most_bytes: int) -> int:
-        """The largest of SIDES in which the pictures take so many bytes, by what some of them take."""
-        full = sum(1 / item.smaller**2 for item in wanted)
-        sample = [item for item in wanted if item.smaller == 1]
+    def _side(self, pool: ThreadPoolExecutor, sources: Sequence[Source], most_bytes: int) -> int:
+        """The largest of SIDES in which the previews take at most `most_bytes`, estimated from a sample."""
+        full = sum(1 / source.reduction**2 for source in sources)
+        sample = [source for source in sources if source.reduction == 1]
         sample = sample[:: -(-len(sample) // SAMPLES) or 1]
         for side in SIDES:
             size = sum(len(preview.text) for preview in pool.map(partial(self._preview, side), sample)) * 3 / 4
@@ -84,37 +89,40 @@ class Album:
                 return side
         return SIDES[-1]
 
-    def _preview(self, side: int, wanted: Wanted) -> Preview:
+    def _preview(self, side: int, source: Source) -> Preview:
         try:
-            data = self._read(wanted)
+            data = self._read(source)
             if data is None:
                 return Preview(problem="missing")
-            return _shrink(data, side // wanted.smaller, "" if _is(data, wanted.sha256) else "changed since")
+            return _shrink(data, side // source.reduction, "" if _matches(data, source.sha256) else CHANGED)
         except Exception:
-            # A picture that is gone, torn or out of reach is for `run` and `audit` to tell of; the page shows the rest.
+            # `run` and `audit` report pictures that are gone, damaged or out of reach; the page shows the rest.
             return Preview(problem="cannot be read")
 
-    def _read(self, wanted: Wanted) -> bytes | None:
-        if wanted.in_out:
-            return self.out.folder.read(wanted.address)
-        store = "/".join(wanted.address.split("/")[:3]) if files.is_uri(wanted.address) else None
-        if store in self._lost_stores:
+    def _read(self, source: Source) -> bytes | None:
+        """The bytes of a picture; None if OUT has none. A store is not tried again once it did not answer."""
+        if source.in_out:
+            return self.out.folder.read(source.address)
+        store = "/".join(source.address.split("/")[:3]) if files.is_uri(source.address) else None
+        if store in self._unreachable:
             raise StorageError(f"{store}: does not answer")
         try:
-            return files.read(wanted.address)
+            return files.read(source.address)
         except StorageError:
             if store:
-                self._lost_stores.add(store)  # ten thousand times the wait for an answer would take the day
+                self._unreachable.add(store)  # waiting for it ten thousand times would take hours
             raise
 
 
-def _is(data: bytes, sha256: str | None) -> bool:
+def _matches(data: bytes, sha256: str | None) -> bool:
+    """True if `data` has this hash, or if the hash is unknown."""
     return sha256 is None or hashlib.sha256(data).hexdigest() == sha256
 
 
 def _shrink(data: bytes, side: int, problem: str) -> Preview:
+    """The picture in `data`, upright, scaled down to a longest side of at most `side` pixels."""
     with Image.open(io.BytesIO(data), formats=decode.formats()) as image:
-        image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded no larger than is of use
+        image.draft("RGB", (2 * side, 2 * side))  # decode a JPEG at a reduced size
         picture = decode.to_rgb(ImageOps.exif_transpose(image))
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     buffer = io.BytesIO()

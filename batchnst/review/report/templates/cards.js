@@ -1,8 +1,10 @@
-// The list of pairs. Its state (search, filters, order, the open pair) is kept behind the # of the address.
+// The list of pairs. Its state (search, filters, order, the open pair) is kept in the fragment of the page's address.
 
 const SVG = "http://www.w3.org/2000/svg";
+// The same as SPARK_LEVELS in curves.py.
 const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
+// The small curve of the total loss on the card of pair `i`.
 function spark(i) {
   const points = [...pairs.spark[i]].map((letter, k, all) => {
     return `${((k / (all.length - 1)) * 100).toFixed(1)} ${63 - LEVELS.indexOf(letter)}`;
@@ -22,25 +24,26 @@ function result(i) {
 }
 
 function caption(i) {
-  const after = duration(pairs.seconds[i]);
-  const words = pairs.ok[i] ? `loss ${figure(pairs.loss[i])} · ${after}` : after;
+  const time = duration(pairs.seconds[i]);
+  const text = pairs.ok[i] ? `loss ${figure(pairs.loss[i])} · ${time}` : time;
   return element(
     "span",
     { className: "caption", id: `card-${i}` },
     element("span", { className: "name", title: `${title(i)}\n${pairs.id[i]}` }, title(i)),
-    element("span", { className: "line" }, words, ...marks(i)),
+    element("span", { className: "line" }, text, ...marks(i)),
   );
 }
 
+// A link that opens pair `i`.
 function link(i, properties, ...children) {
   const node = element("a", { href: `#${new URLSearchParams({ pair: pairs.id[i] })}`, ...properties }, ...children);
   node.dataset.pair = i;
   return node;
 }
 
-function card(i, place) {
+function card(i, position) {
   const inputs = [pairs.contentPicture[i], ...pairs.stylePictures[i]].slice(0, 3);
-  const shown = link(
+  const node = link(
     i,
     { className: "card", "aria-labelledby": `card-${i}` },
     element("span", { className: "inputs" }, ...inputs.map((input, k) => picture(input, k ? "Style" : "Content"))),
@@ -48,15 +51,15 @@ function card(i, place) {
     caption(i),
     spark(i),
   );
-  const item = { className: "item", role: "listitem", "aria-posinset": place + 1, "aria-setsize": order.length };
-  return element("div", item, shown);
+  const item = { className: "item", role: "listitem", "aria-posinset": position + 1, "aria-setsize": order.length };
+  return element("div", item, node);
 }
 
-// Only the rows near the window are in the document; all are of the same height.
+// Only the rows near the window are in the document. All rows have the same height.
 
 const list = byId("list");
-const AHEAD = 900;
-const MOST_PRINTED = 300;
+const AHEAD = 900; // pixels above and below the window
+const MOST_PRINTED = 300; // pairs
 let order = [];
 let columns = 1;
 let rowHeight = 400;
@@ -64,13 +67,14 @@ let rows = new Map();
 let width = 0;
 
 function makeRow(number) {
-  const own = order.slice(number * columns, (number + 1) * columns);
+  const members = order.slice(number * columns, (number + 1) * columns);
   const row = element("div", { className: "row", role: "presentation" });
-  row.append(...own.map((i, k) => card(i, number * columns + k)));
+  row.append(...members.map((i, k) => card(i, number * columns + k)));
   row.style.top = `${number * rowHeight}px`;
   return row;
 }
 
+// Build the list again for the current order and width.
 function layOut() {
   const style = getComputedStyle(list);
   const gap = parseFloat(style.columnGap);
@@ -88,6 +92,7 @@ function layOut() {
   fill();
 }
 
+// Add the rows near the window and remove the others, except the first row and the one that has the focus.
 function fill() {
   const top = -list.getBoundingClientRect().top;
   const first = Math.max(0, Math.floor((top - AHEAD) / rowHeight));
@@ -100,17 +105,17 @@ function fill() {
   }
   for (let number = first; number <= last; number++) {
     if (rows.has(number)) continue;
-    const after = Math.min(...[...rows.keys()].filter((other) => other > number));
+    const following = Math.min(...[...rows.keys()].filter((key) => key > number));
     const row = makeRow(number);
-    list.insertBefore(row, rows.get(after) ?? null);
+    list.insertBefore(row, rows.get(following) ?? null);
     rows.set(number, row);
   }
 }
 
 function focusCard(i) {
-  const place = order.indexOf(i);
-  if (place < 0) return;
-  const top = list.getBoundingClientRect().top + Math.floor(place / columns) * rowHeight;
+  const position = order.indexOf(i);
+  if (position < 0) return;
+  const top = list.getBoundingClientRect().top + Math.floor(position / columns) * rowHeight;
   if (top < 0 || top + rowHeight > innerHeight) scrollBy({ top: top - innerHeight / 4, behavior: "instant" });
   fill();
   list.querySelector(`[data-pair="${i}"]`).focus({ preventScroll: true });
@@ -133,7 +138,7 @@ addEventListener("afterprint", () => {
   layOut();
 });
 
-// Search, filters, order.
+// Search, filters and order.
 
 const state = { q: "", status: "", style: "", reason: "", sort: "", pair: "" };
 const controls = byId("controls").elements;
@@ -141,8 +146,8 @@ const STATUS = {
   "": ["all", () => true],
   failed: ["failed", (i) => !pairs.ok[i]],
   ok: ["painted", (i) => pairs.ok[i]],
-  retried: ["tried again", (i) => pairs.attempt[i] > 1],
-  rescued: ["rescued from divergence", (i) => pairs.rescued[i]],
+  retried: ["tried several times", (i) => pairs.attempt[i] > 1],
+  rescued: ["rescued after divergence", (i) => pairs.rescued[i]],
 };
 const down = (column) => (a, b) => (column[b] ?? -Infinity) - (column[a] ?? -Infinity) || a - b;
 const ORDER = {
@@ -153,9 +158,9 @@ const ORDER = {
   ended: down(pairs.ended),
   name: (a, b) => title(a).localeCompare(title(b)) || a - b,
 };
-let haystacks = null;
+let searchTexts = null;
 
-function haystack(i) {
+function searchText(i) {
   const addresses = [pairs.content[i], ...pairs.styles[i]].map((address) => data.addresses[address]);
   const reason = data.reasons[pairs.reason[i]] ?? "";
   return [pairs.id[i], pairs.output[i], ...addresses, reason, pairs.error[i] ?? ""].join("\n").toLowerCase();
@@ -165,19 +170,21 @@ function matches(i) {
   if (!STATUS[state.status][1](i)) return false;
   if (state.style !== "" && !pairs.styles[i].includes(Number(state.style))) return false;
   if (state.reason !== "" && pairs.reason[i] !== Number(state.reason)) return false;
-  return !state.q || state.q.toLowerCase().split(/\s+/).every((word) => haystacks[i].includes(word));
+  return !state.q || state.q.toLowerCase().split(/\s+/).every((word) => searchTexts[i].includes(word));
 }
 
+// Apply the state to the list.
 function apply() {
-  if (state.q) haystacks ??= pairs.id.map((_, i) => haystack(i));
+  if (state.q) searchTexts ??= pairs.id.map((_, i) => searchText(i));
   order = pairs.id.map((_, i) => i).filter(matches).sort(ORDER[state.sort]);
-  const of = order.length === count ? "" : `${whole.format(order.length)} of `;
-  const reason = state.reason === "" ? "" : ` that failed by ${data.reasons[state.reason]}`;
-  byId("shown").textContent = of + plural(count, "pair") + reason;
+  const part = order.length === count ? "" : `${whole.format(order.length)} of `;
+  const reason = state.reason === "" ? "" : ` that failed with ${data.reasons[state.reason]}`;
+  byId("shown").textContent = part + plural(count, "pair") + reason;
   byId("clear").hidden = !(state.q || state.status || state.style || state.reason);
   layOut();
 }
 
+// The fragment of the page's address for the state with these changes.
 function hashWith(changes) {
   return `#${new URLSearchParams(Object.entries({ ...state, ...changes }).filter(([, value]) => value !== ""))}`;
 }
@@ -189,12 +196,12 @@ function change(changes) {
   apply();
 }
 
-// Take the state from the address; whether the list has changed by it.
+// Read the state from the address; return true if this changes the list.
 function readHash() {
   if (location.hash && !location.hash.includes("=")) return false;
-  const found = new URLSearchParams(location.hash.slice(1));
+  const parameters = new URLSearchParams(location.hash.slice(1));
   const before = hashWith({ pair: "" });
-  for (const name of Object.keys(state)) state[name] = found.get(name) ?? "";
+  for (const name of Object.keys(state)) state[name] = parameters.get(name) ?? "";
   const known = { status: STATUS, sort: ORDER, style: data.addresses, reason: data.reasons };
   for (const [name, values] of Object.entries(known)) if (!Object.hasOwn(values, state[name])) state[name] = "";
   return before !== hashWith({ pair: "" });
@@ -205,10 +212,10 @@ function showState() {
 }
 
 function fillControls() {
-  const option = (value, name, own) => element("option", { value }, `${name} (${whole.format(own)})`);
+  const option = (value, name, number) => element("option", { value }, `${name} (${whole.format(number)})`);
   for (const [value, [name, test]] of Object.entries(STATUS)) {
-    const own = pairs.id.filter((_, i) => test(i)).length;
-    if (own) controls.status.append(option(value, name, own));
+    const number = pairs.id.filter((_, i) => test(i)).length;
+    if (number) controls.status.append(option(value, name, number));
   }
   const uses = new Map();
   pairs.styles.flat().forEach((style) => uses.set(style, (uses.get(style) ?? 0) + 1));

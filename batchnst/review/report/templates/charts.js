@@ -1,4 +1,4 @@
-// Charts, by plotly, which is unpacked once the rest of the page is there.
+// Charts. They are drawn by Plotly, which is unpacked after the rest of the page has loaded.
 
 const drawn = new Map();
 let library = null;
@@ -11,7 +11,7 @@ function plotly() {
   return library;
 }
 
-// Draw what `make` gives, now and whenever the colours change.
+// Draw the traces and layout that `make` returns, and draw them again whenever the colours change.
 async function draw(node, make) {
   const { react } = await plotly();
   if (!node.isConnected) return;
@@ -49,11 +49,12 @@ function withStyle({ xaxis, yaxis, ...more }) {
   };
 }
 
-// Plotly takes some tags in its texts for markup.
+// Escape a text, because Plotly renders some HTML tags.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const short = (text) => plain(text.length > 28 ? `${text.slice(0, 27)}…` : text);
 
-function upright(x) {
+// A dotted vertical line at `x`.
+function verticalLine(x) {
   const line = { color: colour("muted"), width: 1, dash: "dot" };
   return { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line };
 }
@@ -78,23 +79,24 @@ function throughputChart() {
       showlegend: workers.length > 1,
       xaxis: { type: "category", tickvals: ticks, ticktext: hours, tickangle: 0, showgrid: false },
       yaxis: { rangemode: "tozero" },
-      shapes: breaks.map((k) => upright(k - 0.5)),
+      shapes: breaks.map((k) => verticalLine(k - 0.5)),
     },
   };
 }
 
+// Traces of one style: its baseline at height `k`, its histogram and a mark at its median.
 function distribution({ name, counts, median }, k, x) {
-  const own = [0, ...counts, 0];
-  const y = own.map((number) => k + (0.86 * number) / Math.max(...counts));
-  const common = { mode: "lines", showlegend: false, text: own.map(() => plain(name)) };
+  const padded = [0, ...counts, 0];
+  const y = padded.map((number) => k + (0.86 * number) / Math.max(...counts));
+  const common = { mode: "lines", showlegend: false, text: padded.map(() => plain(name)) };
   const line = { shape: "hvh", width: 1.2, color: colour("accent") };
   const mark = { width: 2, color: colour("ink") };
-  const number = "%{text}: %{customdata} at %{x:.3s}<extra></extra>";
-  const middle = "%{text}: median %{x:.4s}<extra></extra>";
+  const countText = "%{text}: %{customdata} at %{x:.3s}<extra></extra>";
+  const medianText = "%{text}: median %{x:.4s}<extra></extra>";
   return [
     { ...common, x, y: x.map(() => k), line: { width: 0 }, hoverinfo: "skip" },
-    { ...common, x, y, line, fill: "tonexty", fillcolor: colour("soft"), customdata: own, hovertemplate: number },
-    { ...common, x: [median, median], y: [k, k + 0.5], line: mark, hovertemplate: middle },
+    { ...common, x, y, line, fill: "tonexty", fillcolor: colour("soft"), customdata: padded, hovertemplate: countText },
+    { ...common, x: [median, median], y: [k, k + 0.5], line: mark, hovertemplate: medianText },
   ];
 }
 
@@ -118,6 +120,7 @@ function distributionChart() {
   };
 }
 
+// Curves of `values` (losses by name) over the steps; the one named `bold` is drawn thicker.
 function curveChart({ step, scales }, values, bold) {
   const traces = Object.entries(values).map(([name, losses]) => ({
     type: "scatter",
@@ -128,13 +131,13 @@ function curveChart({ step, scales }, values, bold) {
     line: { width: name === bold ? 2.5 : 1.4 },
     hovertemplate: "%{y:.4s}",
   }));
-  const place = { y: 1, yref: "paper", yanchor: "bottom", xanchor: "left", showarrow: false, font: { size: 11 } };
+  const position = { y: 1, yref: "paper", yanchor: "bottom", xanchor: "left", showarrow: false, font: { size: 11 } };
   return {
     traces,
     layout: {
       hovermode: "x unified",
-      shapes: scales.slice(1).map(([first]) => upright(first)),
-      annotations: scales.map(([first, scale]) => ({ ...place, x: first, text: `${scale} px` })),
+      shapes: scales.slice(1).map(([first]) => verticalLine(first)),
+      annotations: scales.map(([first, scale]) => ({ ...position, x: first, text: `${scale} px` })),
       xaxis: { title: { text: "step", standoff: 4, font: { size: 12 } }, hoverformat: "d" },
       yaxis: { type: "log", tickformat: "~s", dtick: 1 },
     },

@@ -1,6 +1,6 @@
 "use strict";
 
-// What the page holds, and how it says it. Text from the ledger goes into the page as text nodes and attributes only.
+// The page's data, and functions to show it. Text from the ledger enters the page only as text nodes and attributes.
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
@@ -11,7 +11,7 @@ const loaded = new Promise((done) => {
   else done();
 });
 
-// An element with these properties or attributes; children that are null or "" are left out.
+// A new element with these properties or attributes; children that are null or "" are left out.
 function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -25,7 +25,7 @@ function element(tag, properties = {}, ...children) {
 const whole = new Intl.NumberFormat("en");
 const plural = (number, one) => `${whole.format(number)} ${one}${number === 1 ? "" : "s"}`;
 
-// Four digits, with millions or billions in words.
+// A number with four digits, in millions (M) or billions (bn) if it is large.
 function figure(value) {
   if (value === null || value === undefined) return "–";
   for (const [unit, name] of [[1e9, " bn"], [1e6, " M"]]) {
@@ -46,14 +46,14 @@ const title = (i) => `${data.names[pairs.content[i]]} × ${styleNames(i)}`;
 const errorType = (i) => data.reasons[pairs.reason[i]].split(":")[0];
 
 function marks(i) {
-  const found = [];
-  if (!pairs.ok[i]) found.push("failed");
-  if (pairs.rescued[i]) found.push("rescued");
-  if (pairs.attempt[i] > 1) found.push(`attempt ${pairs.attempt[i]}`);
-  return found.map((mark) => element("i", { className: `mark ${mark.split(" ")[0]}` }, mark));
+  const texts = [];
+  if (!pairs.ok[i]) texts.push("failed");
+  if (pairs.rescued[i]) texts.push("rescued");
+  if (pairs.attempt[i] > 1) texts.push(`attempt ${pairs.attempt[i]}`);
+  return texts.map((mark) => element("i", { className: `mark ${mark.split(" ")[0]}` }, mark));
 }
 
-// Previews and details lie in blocks of text, which are taken out of the document when something in them is needed.
+// Previews and details are stored in blocks of text. A block is taken out of the document when it is first needed.
 
 const texts = new Map();
 const late = [];
@@ -68,7 +68,7 @@ data.blocks.forEach((first, block) => {
   }
 });
 
-// The text of a block, or null while the browser has not read as far.
+// The text of a block; null if the browser has not loaded that part of the page yet.
 function blockText(id) {
   const node = byId(id);
   if (node && (node.nextElementSibling || document.readyState !== "loading")) {
@@ -78,6 +78,7 @@ function blockText(id) {
   return texts.get(id) ?? null;
 }
 
+// The decompressed text of a block.
 async function unpack(id) {
   if (blockText(id) === null) await loaded;
   const packed = Uint8Array.from(atob(blockText(id)), (letter) => letter.charCodeAt(0));
@@ -87,12 +88,14 @@ async function unpack(id) {
 
 const opened = new Map();
 
+// The details of pair `i`, as `_details` in build.py makes them.
 async function details(i) {
   const block = Math.floor(i / data.pairsABlock);
   if (!opened.has(block)) opened.set(block, unpack(`pairs-${block}`).then(JSON.parse));
   return (await opened.get(block))[i % data.pairsABlock];
 }
 
+// Show picture `i` in `image`, now or once its block is loaded.
 function setSource(image, i) {
   const text = blockText(`pictures-${blockOf[i]}`);
   if (text === null) late.push([image, i]);
@@ -109,7 +112,7 @@ loaded.then(() => {
   showLate();
 });
 
-// A picture by its number, or words in its place.
+// An image element of picture `i`, or its problem as text.
 function picture(i, alt) {
   if (!pictures.text[i]) {
     const problem = pictures.problem[i];

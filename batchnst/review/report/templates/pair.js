@@ -1,9 +1,10 @@
-// One pair, opened, and the page's beginning.
+// The dialog of a pair, and the start of the page.
 
 const dialog = byId("dialog");
 const body = byId("dialog-body");
 let current = null;
 
+// A figure with picture `i`, which a click enlarges.
 function zoomable(kind, i, name, ...more) {
   const image = picture(i, `${kind}: ${name}`);
   const mark = image.alt && pictures.problem[i] ? element("i", { className: "mark" }, pictures.problem[i]) : "";
@@ -19,16 +20,18 @@ function zoomable(kind, i, name, ...more) {
 
 function resultFigure(i) {
   if (!pairs.ok[i]) {
-    const words = element("span", { className: "none" }, "not painted");
-    return element("figure", {}, words, element("figcaption", {}, element("b", {}, "Result")));
+    const placeholder = element("span", { className: "none" }, "not painted");
+    return element("figure", {}, placeholder, element("figcaption", {}, element("b", {}, "Result")));
   }
   const href = data.base + pairs.output[i].split("/").map(encodeURIComponent).join("/");
   const full = data.base === null ? "" : element("a", { href }, "full picture");
-  const found = zoomable("Result", pairs.result[i], pairs.output[i], full);
-  if (pairs.snapshots[i].length && found.querySelector("img")) found.append(slider(i, found.querySelector("img")));
-  return found;
+  const node = zoomable("Result", pairs.result[i], pairs.output[i], full);
+  const image = node.querySelector("img");
+  if (pairs.snapshots[i].length && image) node.append(slider(i, image));
+  return node;
 }
 
+// A slider that shows the snapshots of pair `i` in `image`.
 function slider(i, image) {
   const stops = [...pairs.snapshots[i], [null, pairs.result[i]]].filter(([, number]) => pictures.text[number]);
   const last = stops.length - 1;
@@ -36,7 +39,7 @@ function slider(i, image) {
   const label = element("output");
   const show = () => {
     const [step, number] = stops[range.value];
-    label.textContent = step === null ? "as written" : `step ${step}`;
+    label.textContent = step === null ? "final picture" : `step ${step}`;
     range.setAttribute("aria-valuetext", label.textContent);
     setSource(image, number);
   };
@@ -46,12 +49,12 @@ function slider(i, image) {
   return element("label", { className: "slider" }, element("span", {}, "Snapshots"), range, label);
 }
 
-const isThere = (value) => value !== null && value !== undefined && value !== "" && value !== "{}";
+const isPresent = (value) => value !== null && value !== undefined && value !== "" && value !== "{}";
 
 function facts(entries) {
-  const shown = entries.filter(([, value]) => isThere(value));
-  const words = shown.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]);
-  return element("dl", { className: "facts" }, ...words);
+  const present = entries.filter(([, value]) => isPresent(value));
+  const items = present.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]);
+  return element("dl", { className: "facts" }, ...items);
 }
 
 function section(heading, ...children) {
@@ -59,7 +62,7 @@ function section(heading, ...children) {
 }
 
 const LOSSES = {
-  "total at first": "initial_total",
+  "initial total": "initial_total",
   total: "total_loss",
   content: "content_loss",
   style: "style_loss",
@@ -68,10 +71,10 @@ const LOSSES = {
 
 function lossFacts({ row }) {
   const losses = Object.entries(LOSSES).map(([name, key]) => [name, figure(row[key])]);
-  return facts([...losses, ["steps", row.steps], ["ended by", row.stopped]]);
+  return facts([...losses, ["steps", row.steps], ["stop reason", row.stopped]]);
 }
 
-function workFacts({ row }) {
+function attemptFacts({ row }) {
   return facts([
     ["size", row.width && `${row.width} × ${row.height} pixels`],
     ["worker", `${row.host} · ${row.pid}`],
@@ -79,15 +82,15 @@ function workFacts({ row }) {
     ["precision", row.precision],
     ["batch", row.batch_size],
     ["peak memory", row.peak_memory_bytes && `${(row.peak_memory_bytes / 2 ** 30).toFixed(2)} GiB`],
-    ["began", row.started_at.slice(0, 19)],
-    ["ended", row.finished_at.slice(0, 19)],
-    ["took", duration(row.seconds)],
+    ["started, UTC", row.started_at.slice(0, 19)],
+    ["finished, UTC", row.finished_at.slice(0, 19)],
+    ["duration", duration(row.seconds)],
     ["run", row.run_id],
     ["attempt", row.attempt],
   ]);
 }
 
-function originFacts(i, { row, recipe }) {
+function requestFacts(i, { row, recipe }) {
   const lines = (values) => (values ?? []).join("\n");
   const versions = Object.entries(row.versions).filter(([, value]) => value);
   return facts([
@@ -102,9 +105,9 @@ function originFacts(i, { row, recipe }) {
     ["loss", row.loss_definition],
     ["seed", row.seed],
     ["SHA-256 of content", row.content_sha256],
-    ["of styles", lines(row.style_sha256)],
-    ["of output", row.output_sha256],
-    ["of weights", row.weights_sha256],
+    ["SHA-256 of styles", lines(row.style_sha256)],
+    ["SHA-256 of output", row.output_sha256],
+    ["SHA-256 of weights", row.weights_sha256],
     ["fingerprint", row.fingerprint],
     ["versions", versions.map((entry) => entry.join(" ")).join(", ")],
     ["extra", row.extra],
@@ -121,13 +124,13 @@ function earlierAttempts(earlier) {
 }
 
 function stepTable({ step, terms, layers }) {
-  const columnsOf = { ...terms, ...layers };
+  const losses = { ...terms, ...layers };
   const cell = (tag, text) => element(tag, { className: "number" }, text);
-  const node = element("details", {}, element("summary", {}, "Figures, step by step"));
+  const node = element("details", {}, element("summary", {}, "All values by step"));
   const fillIn = () => {
-    const head = ["step", ...Object.keys(columnsOf)].map((name) => cell("th", name));
+    const head = ["step", ...Object.keys(losses)].map((name) => cell("th", name));
     const lines = step.map((number, k) => {
-      const values = Object.values(columnsOf).map((column) => cell("td", figure(column[k])));
+      const values = Object.values(losses).map((column) => cell("td", figure(column[k])));
       return element("tr", {}, cell("td", String(number)), ...values);
     });
     const parts = [element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines)];
@@ -138,37 +141,39 @@ function stepTable({ step, terms, layers }) {
 }
 
 function curveFigure(name, note, curve, values, bold) {
-  const node = element("div", { role: "img", "aria-label": `${name}, step by step; a table below has the figures` });
+  const node = element("div", { role: "img", "aria-label": `${name} by step; the table below has the values` });
   const text = element("figcaption", {}, name, element("small", {}, ` ${note}`));
   draw(node, () => curveChart(curve, values, bold));
   return element("figure", { className: "chart" }, text, node);
 }
 
 function curveSection({ curve }) {
-  const both = element(
+  const figures = element(
     "div",
     { className: "columns" },
     curveFigure("Terms", "as weighted in the total", curve, curve.terms, "total"),
     curveFigure("Style layers", "unweighted", curve, curve.layers),
   );
-  return section("Loss by step", both, stepTable(curve));
+  return section("Loss by step", figures, stepTable(curve));
 }
 
+// Fill the dialog with pair `i`, unless another pair was opened meanwhile.
 async function show(i) {
-  const found = await details(i);
+  const pair = await details(i);
   if (current !== i) return;
   empty();
   const styles = pairs.stylePictures[i].map((style, k) => zoomable("Style", style, data.names[pairs.styles[i][k]]));
   const content = zoomable("Content", pairs.contentPicture[i], data.names[pairs.content[i]]);
-  const work = section("Work", workFacts(found));
+  const attempt = section("Attempt", attemptFacts(pair));
   if (!pairs.ok[i]) {
     body.append(element("p", { className: "error" }, element("b", {}, errorType(i)), ` ${pairs.error[i] ?? ""}`));
   }
   body.append(element("div", { className: "trio" }, content, ...styles, resultFigure(i)));
-  if (found.curve) body.append(curveSection(found));
-  body.append(element("div", { className: "columns" }, pairs.ok[i] ? section("Losses", lossFacts(found)) : null, work));
-  if (found.earlier.length) body.append(earlierAttempts(found.earlier));
-  body.append(section("Origin", originFacts(i, found)));
+  if (pair.curve) body.append(curveSection(pair));
+  const losses = pairs.ok[i] ? section("Losses", lossFacts(pair)) : null;
+  body.append(element("div", { className: "columns" }, losses, attempt));
+  if (pair.earlier.length) body.append(earlierAttempts(pair.earlier));
+  body.append(section("Inputs and settings", requestFacts(i, pair)));
 }
 
 function empty() {
@@ -187,6 +192,7 @@ function openPair(i) {
   show(i);
 }
 
+// Open the next pair of the list, or the previous one if `by` is -1.
 function go(by) {
   const next = order[order.indexOf(current) + by];
   if (next === undefined) return;
@@ -196,15 +202,15 @@ function go(by) {
 }
 
 function closed() {
-  if (dialog.open) return; // another pair was opened meanwhile
+  if (dialog.open) return; // another pair was opened in the meantime
   const last = current;
   current = null;
   empty();
   state.pair = "";
-  const asked = new URLSearchParams(location.hash.slice(1)).get("pair");
-  if (asked && asked !== pairs.id[last]) return; // another one is about to be opened
+  const inAddress = new URLSearchParams(location.hash.slice(1)).get("pair");
+  if (inAddress && inAddress !== pairs.id[last]) return; // another pair is about to be opened
   history.replaceState(null, "", hashWith({}));
-  // The browser has given the focus back to what opened the dialog; that may be another pair by now.
+  // The browser has returned the focus to the link that opened the dialog, which may be that of another pair.
   if (document.activeElement.dataset.pair !== String(last)) focusCard(last);
 }
 
@@ -220,11 +226,11 @@ function followHash() {
 
 addEventListener("hashchange", followHash);
 document.addEventListener("click", (event) => {
-  const opens = event.target.closest("[data-pair]");
-  if (!opens || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const cardLink = event.target.closest("[data-pair]");
+  if (!cardLink || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  opens.focus();
-  location.hash = hashWith({ pair: pairs.id[opens.dataset.pair] });
+  cardLink.focus();
+  location.hash = hashWith({ pair: pairs.id[cardLink.dataset.pair] });
 });
 byId("close").addEventListener("click", () => dialog.close());
 byId("previous").addEventListener("click", () => go(-1));
@@ -235,7 +241,7 @@ dialog.addEventListener("keydown", ({ key, target }) => {
   if (target.type !== "range" && (key === "ArrowLeft" || key === "ArrowRight")) go(key === "ArrowLeft" ? -1 : 1);
 });
 
-const STRIP = 12;
+const STRIP = 12; // pictures at the top of the page
 
 function fillStrip() {
   const painted = pairs.result.map((_, i) => i).filter((i) => pictures.text[pairs.result[i]]);
