@@ -52,13 +52,16 @@ def test_a_second_run_is_refused_as_long_as_the_first_shows_life(folder: Folder)
     assert [info.base_name for info in folder.files(".batchnst")] == ["claim"]
 
 
-def test_a_run_that_was_killed_on_this_host_does_not_block_at_all(folder: Folder) -> None:
+def test_a_run_that_was_killed_on_this_host_does_not_block_at_all(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "SILENCE_SECONDS", 60.0)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     left_by(folder, socket.gethostname(), dead.pid)
     started = time.monotonic()
     with Claim(folder, "new"):
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 30
         with pytest.raises(Superseded):
             check(folder, Lease("old"))
 
@@ -68,7 +71,7 @@ def test_a_run_that_may_be_alive_blocks_until_it_has_been_silent(folder: Folder,
     left_by(folder, host, pid)
     started = time.monotonic()
     with Claim(folder, "new"):
-        assert 1.0 <= time.monotonic() - started < 2.0
+        assert 1.0 <= time.monotonic() - started < 30
     assert Claim(folder, "newer").rival() is None
 
 

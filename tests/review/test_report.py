@@ -31,6 +31,11 @@ from batchnst.storage import files
 from tests.helpers import NOON, row
 from tests.tools import made_up
 
+PATIENCE_SECONDS = 30.0
+"""Seconds that the browser may take, at most, to do what a test waits for."""
+
+expect.set_options(timeout=1000 * PATIENCE_SECONDS)
+
 PAIRS = 66
 SCRIPT = "<script>window.pwned=1</script>"
 HANDLER = '"><img src=x onerror=window.pwned=1>'
@@ -324,7 +329,7 @@ def browser() -> Iterator[Browser]:
     """Of this module alone: while it is open, asyncio counts as running in this thread."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium here: run tests/tools/chromium.sh, as `make test` does")
+        pytest.skip("no Chromium here: run `tests/tools/chromium.sh`")
     with sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
         browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
@@ -370,7 +375,7 @@ def cards(page: Page) -> list[str]:
 
 def until(page: Page, expression: str) -> None:
     """Wait for it; the browser's own way to wait is forbidden by the page's policy."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE_SECONDS
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
         time.sleep(0.02)

@@ -39,6 +39,9 @@ AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The account that azurite has, for everybody."""
 
+AZURITE = "npm install --prefix .venv/servers azurite"
+"""`make test` does not install it: it takes 366 MB."""
+
 START_SECONDS = 60.0
 
 
@@ -104,7 +107,7 @@ def s3rver(folder: Path) -> Iterator[str]:
 @contextmanager
 def azurite(folder: Path) -> Iterator[str]:
     """The URL of Microsoft's own emulator of Azure, with a container; it keeps everything in `folder`."""
-    server, port = _find("node_modules/.bin/azurite-blob"), free_port()
+    server, port = _find("node_modules/.bin/azurite-blob", AZURITE), free_port()
     options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "-l", str(folder), "--skipApiVersionCheck"]
     with _serving([server, *options, "--disableTelemetry"], port, folder):
         authority = {"blob_storage_authority": f"127.0.0.1:{port}", "blob_storage_scheme": "http"}
@@ -112,10 +115,10 @@ def azurite(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def _find(name: str) -> str:
+def _find(name: str, install: str = "tests/tools/servers.sh") -> str:
     found = shutil.which(INSTALLED / name) or shutil.which(Path(name).name)
     if found is None:
-        pytest.skip(f"no {Path(name).name} here: run tests/tools/servers.sh, as `make test` does")
+        pytest.skip(f"no {Path(name).name} here: run `{install}`")
     return found
 
 
