@@ -51,7 +51,7 @@ def hold(out: Out, silent: float = 0) -> None:
 
 
 def paint(out: Out) -> None:
-    """What two workers leave, so many minutes after the run began."""
+    """Append the rows of two workers; the times are in minutes since the run began."""
 
     def finished(name: str, minutes: float, **more: object) -> PairRow:
         return row(name, run_id="r2", finished_at=began + timedelta(minutes=minutes), **more)

@@ -107,7 +107,7 @@ def command(manifest: Path, out: Path, address: str) -> list[str]:
 
 
 def storm(raylets: Raylets, manifest: Path, out: Path, kills: int, chance: random.Random, log: Path) -> Outcome:
-    """Run until all is done; after every so many finished batches something is killed, each kind in its turn."""
+    """Run until all is done, and meanwhile kill something `kills` times, after equal numbers of finished batches."""
     address = raylets.cluster.address
     pairs = len(manifest.read_text().splitlines()) - 1
     killed: Counter[str] = Counter()

@@ -1,9 +1,9 @@
-"""A made-up night of N pairs in a real OUT, to look at and to measure: python -m tests.tools.made_up OUT N."""
+"""Make a made-up run in a real OUT, to look at and to measure: `python -m tests.tools.made_up FOLDER PAIRS`."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,7 @@ LAYERS = {"relu1_1": 4e2, "relu2_1": 9e3, "relu3_1": 1.6e4, "relu4_1": 4e5, "rel
 BATCH = 4
 PAIRS_A_FILE = 200
 SNAPSHOTS_EVERY = 25
-"""So many pairs, one of them with snapshots."""
+"""One of this many pairs has snapshots."""
 
 FAILURES_EVERY = 17
 FAILURES = [
@@ -305,5 +305,13 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pairs", type=int)
+    options = parser.parse_args()
+    print(make(options.folder, options.pairs).address)
+
+
 if __name__ == "__main__":
-    print(make(Path(sys.argv[1]), int(sys.argv[2])).address)
+    main()

@@ -1,10 +1,10 @@
-"""How long the report takes, and how smoothly it scrolls: python -m tests.tools.measure_report FOLDER [N ...]."""
+"""Measure how long the report takes and how smoothly it scrolls: `python -m tests.tools.measure_report FOLDER N…`."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ SORT = """() => {
 
 
 def measure(folder: Path, pairs: int) -> None:
-    """Print the figures of a page of so many made-up pairs."""
+    """Print the figures of the page of a made-up run of `pairs` pairs."""
     out = Out(str(folder / "out")) if (folder / "out").exists() else made_up.make(folder, pairs)
     start = time.perf_counter()
     data = build(out)
@@ -77,6 +77,14 @@ def say(what: str, figures: dict[str, Any]) -> None:
     print(f"  {what} " + ", ".join(f"{name} {value:.0f}" for name, value in figures.items()))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="made-up runs are kept here and used again")
+    parser.add_argument("pairs", type=int, nargs="*", default=SIZES)
+    options = parser.parse_args()
+    for pairs in options.pairs:
+        measure(options.folder / str(pairs), pairs)
+
+
 if __name__ == "__main__":
-    for number in map(int, sys.argv[2:] or SIZES):
-        measure(Path(sys.argv[1]) / str(number), number)
+    main()

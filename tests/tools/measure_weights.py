@@ -7,7 +7,7 @@ that holds is seen on a network whose originals are at hand: `python -m tests.to
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def quantised(values: NDArray[np.float32], entries: int, rounds: int = 100) -> N
 
 
 def merged(values: NDArray[np.float32], neighbours: int) -> NDArray[np.float32]:
-    """So many neighbouring entries of a table made one, their mean."""
+    """The values with every `neighbours` neighbouring entries of their table replaced by their mean."""
     table, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     groups = np.arange(len(table)) // neighbours
     means = np.bincount(groups, table.astype(np.float64) * counts) / np.bincount(groups, counts)
@@ -57,7 +57,7 @@ def merged(values: NDArray[np.float32], neighbours: int) -> NDArray[np.float32]:
 
 
 def with_tables(weights: Weights, change: Callable[[NDArray[np.float32], int], NDArray[np.float32]], n: int) -> Weights:
-    """The weights, each convolution's changed."""
+    """The weights with every convolution changed by `change(array, n)`."""
     tensors = {name: change(array, n) if array.ndim == 4 else array for name, array in weights.tensors.items()}
     return replace(weights, tensors=tensors)
 
@@ -98,12 +98,15 @@ def report(backbone: str, exact: Weights | None, rounded: Weights) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:]:
-        backbone, file = sys.argv[1:]
-        exact = load_weights(backbone, file)
-        report(backbone, exact, with_tables(exact, quantised, BUNDLED))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone", nargs="?", default="vgg19")
+    parser.add_argument("file", nargs="?", help="the original weights, if they are at hand")
+    options = parser.parse_args()
+    if options.file:
+        exact = load_weights(options.backbone, options.file)
+        report(options.backbone, exact, with_tables(exact, quantised, BUNDLED))
     else:
-        report("vgg19", None, load_weights("vgg19", "bundled"))
+        report(options.backbone, None, load_weights(options.backbone, "bundled"))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def measure(folder: Path, slots: int, seconds: float) -> None:
         elif not first:
             first = now
         elif not all_there:
-            # Starting so many processes on a few cores is no part of it.
+            # The time in which all these processes start on a few cores does not count.
             if now - looked < 2:
                 continue
             looked = now

@@ -1,9 +1,9 @@
-"""Size and speed of a night's ledger: `make volume`, or `python -m tests.tools.volume PAIRS STEPS`."""
+"""Measure the size and speed of a large run's ledger: `make volume`, or `python -m tests.tools.volume PAIRS STEPS`."""
 
 from __future__ import annotations
 
+import argparse
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -116,7 +116,15 @@ def describe(out: Out, pair: str) -> None:
         read_ledger(out.address, "losses").count_rows()
 
 
-def main(pairs: int, steps: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", type=int, nargs="?", default=10_000)
+    parser.add_argument("steps", type=int, nargs="?", default=500)
+    options = parser.parse_args()
+    measure(options.pairs, options.steps)
+
+
+def measure(pairs: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Out(folder)
         write(out, pairs, steps)
@@ -131,4 +139,4 @@ def main(pairs: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:] or (10_000, 500)))
+    main()
