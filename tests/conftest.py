@@ -23,7 +23,10 @@ ALL = "BATCHNST_TEST_ALL"
 hypothesis.settings.register_profile("batchnst", deadline=None)  # other tests may run at the same time
 hypothesis.settings.load_profile("batchnst")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes that share the machine
+# Threads that spin while they wait for one another get in the way of all other processes: on a busy machine of two CPUs
+# a run with two threads takes more than four times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
@@ -31,6 +34,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes 
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a module together, which share Ray, a browser or servers; those of the art share nothing."""
     for item in items:

@@ -74,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def command(manifest: Path, out: Path, *more: str) -> list[str]:
-    quick = ("--size", "96", "--steps", "60", "--batch-size", "1")
+    quick = ("--size", "96", "--steps", "20", "--batch-size", "1")
     return [str(BATCHNST), "run", str(manifest), "--out", str(out), *quick, *more]
 
 
@@ -159,7 +159,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
 
 def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    driver = start(command(manifest, out, "--address", cluster), tmp_path / "log")
+    driver = start(command(manifest, out, "--address", cluster, "--steps", "60"), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
 
     def is_lost() -> bool:
