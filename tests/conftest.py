@@ -34,14 +34,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a module together, which share Ray, a browser or servers; those of the art share nothing."""
-    for item in items:
-        if item.path.parent.name != "transfer":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An empty cache for batchnst: no test depends on the user's weights and measured speeds, or changes them."""
