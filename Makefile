@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 IMAGES := manifests/images/.made
 
-.PHONY: setup demo wheel docs test slow chaos scheduling fuzz volume clean
+.PHONY: setup demo wheel docs test slow chaos simulate scheduling fuzz volume clean
 
 setup: .venv/.ready
 
@@ -50,6 +50,9 @@ test: .venv/.ready $(IMAGES) .venv/.chromium .venv/.servers
 
 slow: .venv/.ready $(IMAGES)
 	$(BIN)/pytest -m slow
+
+simulate: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.simulate
 
 chaos: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.tools.chaos

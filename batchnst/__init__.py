@@ -5,20 +5,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from batchnst.errors import BatchNSTError
-from batchnst.recipe import Recipe
-
 if TYPE_CHECKING:
+    from batchnst.errors import BatchNSTError
     from batchnst.ledger.out import read_ledger
     from batchnst.painting.single import stylize
+    from batchnst.recipe import Recipe
 
 __all__ = ["BatchNSTError", "Recipe", "read_ledger", "stylize"]
 
-_LAZY = {"stylize": "batchnst.painting.single", "read_ledger": "batchnst.ledger.out"}
+_MODULES = {
+    "BatchNSTError": "batchnst.errors",
+    "Recipe": "batchnst.recipe",
+    "read_ledger": "batchnst.ledger.out",
+    "stylize": "batchnst.painting.single",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import modules that need torch or pyarrow only on first use, so that `batchnst --help` is fast."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    """Import a name on first use: the command catches signals before it imports anything that takes long."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'batchnst' has no attribute {name!r}")

@@ -9,18 +9,27 @@ The tree of classes:
     │   ├── LedgerError     this version cannot read the ledger
     │   ├── EngineError     Ray cannot be reached, or lacks the requested resources
     │   └── Occupied        another run is using OUT
-    ├── StorageError        OUT cannot be written, or a store does not answer: the run stops, no file is left incomplete
-    │   └── Superseded      another run has claimed OUT, or the task counts as lost
+    ├── StorageError        OUT, or a whole store of inputs, does not answer: the run stops, no file is left incomplete
+    │   ├── Superseded      another run has claimed OUT, or the task counts as lost
+    │   └── UnwritableName  the file system refuses this one name
     └── PairError           one pair cannot be painted: it gets a `failed` row, all other pairs go on
         ├── InputError      a picture is missing, unreadable or too small
+        ├── OutputError     the file system refuses the name of its picture
         ├── OutOfMemory     the pair does not fit on the device, even alone
         ├── Diverged        no finite loss was reached
         └── WorkerLost      the worker died repeatedly while it painted the pair
 """
 
+from __future__ import annotations
+
+from batchnst.redaction import redact
+
 
 class BatchNSTError(Exception):
-    """Base class of all errors that are reported to the user, as messages without a traceback."""
+    """Base class of all errors that are reported to the user, as messages without a traceback and without secrets."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class RequestError(BatchNSTError):
@@ -31,7 +40,7 @@ class RecipeError(RequestError):
     """Recipe keys or values are not allowed; `problems` has one message for each."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems = problems
+        self.problems = tuple(map(redact, problems))
         super().__init__("\n".join(problems))
 
 
@@ -59,19 +68,39 @@ class Occupied(RequestError):
 
 
 class StorageError(BatchNSTError):
-    """OUT cannot be written, or a store does not answer."""
+    """OUT cannot be written, or a store does not answer. A single input that cannot be read is an InputError."""
 
 
 class Superseded(StorageError):
     """Another run has claimed OUT, or the task counts as lost: this process must no longer write."""
 
 
+class UnwritableName(StorageError):
+    """The file system refuses the name of a file: it is too long, or a folder or a file is in its way."""
+
+
 class PairError(BatchNSTError):
-    """One pair cannot be painted."""
+    """One pair cannot be painted; `transient` says that another attempt may succeed."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class InputError(PairError):
-    """A picture is missing, unreadable or too small."""
+    """A picture is missing, unreadable or too small. `unread` is its address if it could not be read at all."""
+
+    def __init__(self, message: str, *, transient: bool = False, unread: str | None = None) -> None:
+        super().__init__(message, transient=transient)
+        self.unread = unread
+
+    def with_prefix(self, prefix: str) -> InputError:
+        """The same error with `prefix` before its message."""
+        return InputError(f"{prefix}{self}", transient=self.transient, unread=self.unread)
+
+
+class OutputError(PairError):
+    """The file system refuses the name of the pair's picture."""
 
 
 class OutOfMemory(PairError):

@@ -15,22 +15,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+from pillow_heif import register_heif_opener
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from batchnst.backbones import BACKBONES
 from batchnst.cli.main import app
+from batchnst.ledger.process import Process
 from batchnst.ledger.schema import LossRow, PairRow, Versions
+from batchnst.ledger.state import change_state, read_state
 from batchnst.manifest.pair import Pair
 from batchnst.painting.inputs import load_picture
 from batchnst.painting.painter import load_backbone
 from batchnst.painting.tensors import to_tensors
-from batchnst.pictures.decode import DecodeOptions
+from batchnst.pictures.decode import DecodeOptions, open_picture
 from batchnst.recipe import Recipe
+from batchnst.storage.files import Folder
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.stylize import Guide, Step, Stylized, stylize
 from batchnst.transfer.weights import Weights, tensor_shapes
+
+register_heif_opener()  # else only the process apart reads HEIC
 
 CPU = torch.device("cpu")
 
@@ -102,6 +108,15 @@ def loss(step: int, pair_id: str = "a") -> LossRow:
     )
 
 
+def take_over(folder: Folder, run_id: str = "r2", process: Process | None = None, beat: bytes | None = None) -> None:
+    """Claim OUT as a run on another machine does, whoever holds it; `beat` is its heartbeat."""
+    state = read_state(folder)
+    process = process or Process("far", 5, "another boot", "another namespace", "1")
+    change_state(folder, state, run_id=run_id, run_number=state.run_number + 1, holder=process, revoked=())
+    if beat:
+        folder.write(f".batchnst/alive-{run_id}", beat)
+
+
 # Pictures ----------------------------------------------------------------------------------------------------------
 
 TURNS = {
@@ -127,6 +142,11 @@ def as_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def decode_rgb(data: bytes, name: str) -> Image.Image:
+    """A picture's file, decoded in this process: upright, in sRGB, transparent parts over white."""
+    return open_picture(data, name).image
 
 
 def png(width: int, height: int, data: bytes) -> bytes:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 
 from batchnst.bench.speed import known_speed, measure_speed
-from batchnst.engine.plan import Batch, expected_dtype, largest_by_recipe, make_batches
+from batchnst.engine.newer import describe_newer
+from batchnst.engine.plan import Batch, Plan, expected_dtype, largest_by_recipe, make_batches
 from batchnst.engine.run import plan_run
 from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.named_weights import load_networks
 from batchnst.recipe import Recipe
-from batchnst.transfer.device import Hardware, best_device
+from batchnst.transfer.device import Hardware, best_device, usable_cpus
 from batchnst.transfer.memory import Fitting, least_memory, slowdown
 from batchnst.transfer.pyramid import scales
 
@@ -38,7 +38,7 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
     weights = load_networks(manifest.networks)
     plan = plan_run(manifest, Out(out) if out else None, weights, retry_failed=retry_failed, limit=None)
     gpus = torch.cuda.device_count()
-    workers = gpus or os.cpu_count() or 1
+    workers = gpus or usable_cpus()
     jobs = plan.sample(SAMPLE)
     pairs_per_job = len(plan) / max(1, len(jobs))
     hardware = Hardware.here(memory)
@@ -47,13 +47,17 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
     speed, source = _worker_speed(readable[0].recipe, workers) if readable else (0.0, "")
     lines = [
         f"pairs    {plan.pairs} in the manifest · {plan.done} done · {plan.failed} failed and left alone"
-        f" · {plan.left} to paint",
+        f" · {plan.left} to paint" + (f", {plan.again} of them failed for a passing reason" if plan.again else ""),
         *_batch_lines(batches, pairs_per_job, hardware.memory, speed),
     ]
+    if out and (newer := plan.inputs.newer()):
+        lines.append(f"inputs   {describe_newer(newer, out)}")
+    if too_large := sum(len(batch.jobs) for batch in readable if batch.memory_problem(hardware.memory)):
+        lines.append(_too_large_line(round(too_large * pairs_per_job), plan, hardware.memory))
     if pairs_per_job > 1:
         lines.append(f"         (estimated from {len(jobs)} of them, drawn at random)")
     if readable:
-        fittings = [(batch, batch.fitting(hardware.memory, len(batch.jobs))) for batch in readable]
+        fittings = [(batch, batch.halved(hardware.memory)) for batch in readable]
         fitted = [(batch, fitting) for batch, fitting in fittings if fitting]
         seconds = sum(_batch_seconds(batch, fitting, speed) for batch, fitting in fitted)
         duration = timedelta(seconds=round(pairs_per_job * seconds / min(workers, max(1, len(fitted)))))
@@ -94,7 +98,7 @@ def _fitting_text(batch: Batch, memory: float, speed: float) -> str:
     """Text on how a batch fits into `memory` bytes, and on the time for each pair; empty if the size is unknown."""
     if batch.size is None:
         return ""
-    fitting = batch.fitting(memory, len(batch.jobs))
+    fitting = batch.halved(memory)
     if fitting is None:
         needed = least_memory(batch.recipe, batch.size, expected_dtype(batch.recipe))
         return f" · does not fit: needs {needed / 1e9:.1f} GB"
@@ -102,6 +106,14 @@ def _fitting_text(batch: Batch, memory: float, speed: float) -> str:
     parts = [tiled, *fitting.notes(batch.recipe), f"{fitting.memory / 1e9:.1f} GB"]
     seconds = _batch_seconds(batch, fitting, speed) / len(batch.jobs)
     return f" · {', '.join(parts)}, about {timedelta(seconds=math.ceil(seconds))} each"
+
+
+def _too_large_line(pairs: int, plan: Plan, memory: float) -> str:
+    """Text on the number of pairs that do not fit into `memory` bytes."""
+    if pairs == plan.pairs:
+        return f"         none fits into {memory / 1e9:.1f} GB: `run` would refuse; lower size"
+    do = "pair does not fit" if pairs == 1 else "pairs do not fit"
+    return f"         {pairs} {do} into {memory / 1e9:.1f} GB and will fail; lower size"
 
 
 def _batch_seconds(batch: Batch, fitting: Fitting, speed: float) -> float:

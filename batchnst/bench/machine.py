@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ from batchnst.transfer.device import (
     precision_name,
     synchronize,
     tune_process,
+    usable_cpus,
 )
 from batchnst.transfer.memory import largest_batch
 from batchnst.transfer.pyramid import scales, work
@@ -283,7 +283,7 @@ def _worker_counts(device: torch.device) -> list[tuple[int, int]]:
     """Pairs (number of workers, threads of each) to compare."""
     if device.type == "cuda":
         return [(torch.cuda.device_count(), 1)]
-    cpus = os.cpu_count() or 1
+    cpus = usable_cpus()
     return sorted({(cpus, 1), (1, cpus)})
 
 

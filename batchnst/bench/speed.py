@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +16,14 @@ from torch import Tensor
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
-from batchnst.transfer.device import best_device, device_name, network_dtype, synchronize, tune_process
+from batchnst.transfer.device import (
+    best_device,
+    device_name,
+    network_dtype,
+    synchronize,
+    tune_process,
+    usable_cpus,
+)
 from batchnst.transfer.stylize import Guide, stylize
 
 ROUNDS = 3
@@ -104,6 +110,6 @@ def _speeds_path() -> Path:
 
 def _speed_key(recipe: Recipe, device: torch.device) -> str:
     """Everything that a speed depends on: the machine, and the recipe keys that change the cost of a pixel-step."""
-    count = torch.cuda.device_count() or os.cpu_count()
+    count = torch.cuda.device_count() or usable_cpus()
     machine = [device_name(device), count, version("torch"), str(network_dtype(recipe.precision, device))]
     return json.dumps([*machine, recipe.backbone, recipe.pooling, recipe.layers, recipe.optimizer])

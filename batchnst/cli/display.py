@@ -17,6 +17,7 @@ from rich.text import Text
 
 from batchnst.engine.events import Event, Finished, Notice
 from batchnst.progress import Work
+from batchnst.redaction import redact
 
 if TYPE_CHECKING:  # imports torch, which takes seconds, and commands that only read a ledger do not need it
     from batchnst.engine.run import Planned
@@ -55,7 +56,7 @@ class Bar:
 
     def update(self, text: str, completed: float, total: float) -> None:
         """Show `text`, and `completed` out of `total` as a bar."""
-        now = time.monotonic()
+        now, text = time.monotonic(), redact(text)
         if self.console.is_terminal:
             self._progress.update(self._task, description=text, completed=completed, total=total)
         elif now - self._shown >= PLAIN_EVERY:
@@ -64,7 +65,7 @@ class Bar:
 
     def print_line(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(redact(text), markup=False)
 
 
 class RunDisplay(Bar):
@@ -74,7 +75,8 @@ class RunDisplay(Bar):
         super().__init__()
         self.out = out
         self.planned: Planned | None = None
-        self.done = self.failed_now = self.work = 0
+        self.done = self.work = 0
+        self.failing = set[str]()  # ids of pairs; one that is tried again may succeed
         self.steps: Counter[str] = Counter()  # by host
         self.busy = 0.0
         self.started = time.monotonic()
@@ -83,6 +85,11 @@ class RunDisplay(Bar):
     def failed(self) -> int:
         """Number of pairs that failed: in this run, or in an earlier run without being tried again."""
         return self.failed_now + (self.planned.plan.failed if self.planned else 0)
+
+    @property
+    def failed_now(self) -> int:
+        """Number of pairs whose last attempt in this run failed."""
+        return len(self.failing)
 
     def show(self, event: Planned | Event) -> None:
         """Count and show `event`."""
@@ -96,8 +103,9 @@ class RunDisplay(Bar):
             self._begin(event)
         elif event.error is None:
             self.done += 1
+            self.failing.discard(event.pair_id)
         else:
-            self.failed_now += 1
+            self.failing.add(event.pair_id)
             self.print_line(f"failed: {event.pair_id}: {event.error}")
         if self.planned:
             self.update(self._status(self.planned), self.work, self.planned.work)
@@ -112,6 +120,12 @@ class RunDisplay(Bar):
                 "1 pair failed in an earlier run and is left alone; --retry-failed runs it again"
                 if plan.failed == 1
                 else f"{plan.failed} pairs failed in an earlier run and are left alone; --retry-failed runs them again"
+            )
+        if plan.again:
+            self.print_line(
+                "1 pair failed in an earlier run for a passing reason and is tried again"
+                if plan.again == 1
+                else f"{plan.again} pairs failed in an earlier run for a passing reason and are tried again"
             )
         if len(plan):
             self.print_line(f"painting {len(plan)} into {self.out}")
@@ -158,9 +172,9 @@ def show_while(read: Callable[[], T], describe: Callable[[T], str], is_running: 
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while is_running(state):
             if console.is_terminal:
-                live.update(Text(describe(state)), refresh=True)
+                live.update(Text(redact(describe(state))), refresh=True)
             else:
-                console.print(describe(state), markup=False)
+                console.print(redact(describe(state)), markup=False)
             time.sleep(WATCH_EVERY if console.is_terminal else PLAIN_EVERY)
             state = read()
     return state

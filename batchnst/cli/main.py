@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shlex
-import signal
+import secrets
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import PurePosixPath
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from batchnst.cli import signals
 from batchnst.cli.options import with_options, with_recipe_options
+from batchnst.cli.streams import make_lasting
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.recipe import Recipe
+from batchnst.redaction import redact, redact_json, redact_logs
 
 COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay"]
 COMMANDS += ["layers", "weights", "bench", "ledger"]
@@ -42,8 +44,11 @@ app = typer.Typer(
     help="Neural style transfer for whole photo collections: batched, distributed by Ray, audited in Parquet.",
 )
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
-"""Exit codes: some pairs failed or the run stopped; the request is wrong; interrupted. 0 means all done."""
+FAILED, WRONG = 1, 2
+"""Exit codes: some pairs failed or the run stopped; the request is wrong. 0 means all done, INTERRUPTED a signal."""
+
+STARTING_SECONDS, PAINTING_SECONDS = 20.0, 90.0
+"""Time that a run has to end in good order after a signal, in seconds: before it paints, and while it paints."""
 
 MAX_PROBLEMS = 100
 """Largest number of problems of a manifest that are printed."""
@@ -79,10 +84,27 @@ class Pairing(StrEnum):
     random = "random"
 
 
+def _print(text: str) -> None:
+    """Print a result on stdout, without secrets."""
+    print(redact(text))
+
+
+def _print_json(value: Any) -> None:
+    """Print a result on stdout as JSON, without secrets."""
+    print(redact_json(json.dumps(value)))
+
+
 def _error(message: str) -> None:
-    """Print a message on stderr."""
-    for line in message.splitlines():
+    """Print a message on stderr, without secrets."""
+    for line in redact(message).splitlines():
         print(f"batchnst: {line}", file=sys.stderr)
+
+
+def _end_if_interrupted() -> None:
+    """After a signal, end as it asks: an error that follows it comes from work that was cut off."""
+    if signals.interrupted():
+        signals.tell()
+        raise typer.Exit(signals.INTERRUPTED) from None
 
 
 def _handle_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,11 +121,16 @@ def _handle_errors(command: Callable[..., None]) -> Callable[..., None]:
                 _error(f"… and {len(lines) - MAX_PROBLEMS} more")
             raise typer.Exit(WRONG) from None
         except BatchNSTError as error:
+            _end_if_interrupted()
             _error(str(error))
             raise typer.Exit(WRONG if isinstance(error, RequestError | InputError) else FAILED) from None
+        except (OSError, MemoryError) as error:
+            _end_if_interrupted()
+            _error(f"this machine refused: {error or 'memory'}")
+            raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
-            _error("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+            signals.tell()
+            raise typer.Exit(signals.INTERRUPTED) from None
 
     return wrapper
 
@@ -162,7 +189,7 @@ def run(
     from batchnst.engine import run as engine_run
     from batchnst.manifest.reading import read_manifest
 
-    pairs = read_manifest(manifest, settings)
+    pairs = read_manifest(manifest, settings, out)
     options = engine_run.Options(
         out=out,
         engine=engine.value,
@@ -174,27 +201,22 @@ def run(
         limit=limit,
         memory=in_bytes(memory),
     )
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, _interrupt)
+    signals.give_time(STARTING_SECONDS)
+    display = RunDisplay(out)
     try:
-        with RunDisplay(out) as display:
+        with display:
             for event in engine_run.run(pairs, options):
                 display.show(event)
-    except KeyboardInterrupt:
-        for kind in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(kind, signal.SIG_IGN)  # only the exit is left, and it reports the interrupt
-        _error(f"interrupted: what was finished is kept. Go on with: {shlex.join(['batchnst', *sys.argv[1:]])}")
-        raise typer.Exit(INTERRUPTED) from None
-    print(display.summary())
+                if display.planned:
+                    signals.give_time(PAINTING_SECONDS)
+    except BatchNSTError as error:
+        if display.planned is None or signals.interrupted():
+            raise
+        _error(f"{str(error).rstrip('.')}; {signals.how_to_go_on()}")
+        raise typer.Exit(FAILED) from None
+    _print(display.summary())
     if display.failed:
         raise typer.Exit(FAILED)
-
-
-def _interrupt(signum: int, frame: Any) -> NoReturn:
-    """Handle the first Ctrl-C or SIGTERM by ending the run in good order; a second one ends it at once."""
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, lambda *_: os._exit(INTERRUPTED))
-    raise KeyboardInterrupt
 
 
 @app.command()
@@ -215,7 +237,7 @@ def plan(
     from batchnst.bench.estimate import describe
     from batchnst.manifest.reading import read_manifest
 
-    print(describe(read_manifest(manifest, settings), out, retry_failed=retry_failed, memory=in_bytes(memory)))
+    _print(describe(read_manifest(manifest, settings, out), out, retry_failed=retry_failed, memory=in_bytes(memory)))
 
 
 @app.command()
@@ -264,7 +286,7 @@ def stylize(
             memory=in_bytes(memory),
         )
     files.write(out, painting.encode(out))
-    print(out)
+    _print(out)
 
 
 @app.command()
@@ -287,7 +309,7 @@ def manifest(
 
     rows = pair_rows(contents, styles, out, pairing.value, seed)
     files.write(out, encode_rows(rows, out))
-    print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
+    _print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 
 
 @app.command()
@@ -302,7 +324,7 @@ def status(
     from batchnst.review.status import Watch, describe
 
     read = Watch(open_out(out)).look
-    print(describe(show_while(read, describe, lambda now: now.holder is not None) if watch else read()))
+    _print(describe(show_while(read, describe, lambda now: now.holder is not None) if watch else read()))
 
 
 @app.command()
@@ -314,7 +336,7 @@ def audit(
     manifest: Annotated[
         str | None, typer.Option(help="Manifest that OUT must match, with the options of its newest run.")
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Also read contents and styles, to find changed ones.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read all inputs, to find changed ones.")] = False,
     picture: Annotated[str | None, typer.Option(help="A painted picture; shows its pair and run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -330,10 +352,11 @@ def audit(
     if picture:
         provenance, finding = trace(picture, open_out(out) if out else None)
         if as_json:
-            print(json.dumps({**asdict(provenance), "finding": asdict(finding) if finding else None}))
+            _print_json({**asdict(provenance), "finding": asdict(finding) if finding else None})
         else:
-            print("\n".join([f"{name:12} {value}" for name, value in asdict(provenance).items()]))
-            print(line(finding) if finding else "", end="\n" if finding else "")
+            _print("\n".join([f"{name:12} {value}" for name, value in asdict(provenance).items()]))
+            if finding:
+                _print(line(finding))
         raise typer.Exit(FAILED if finding else 0)
     folder = open_out(out or "")
     if (holder := folder.holder()) and holder.alive:
@@ -345,7 +368,10 @@ def audit(
         expected = expected_pairs(manifest, folder)
     with Bar() as bar:
         result = check(folder, expected, deep=deep, progress=bar.update)
-    print(json.dumps(asdict(result)) if as_json else describe(result))
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        _print(describe(result))
     if result.findings:
         raise typer.Exit(FAILED)
 
@@ -370,7 +396,7 @@ def report(
         files.write(to, page)
     else:
         folder.folder.write("report.html", page)
-    print(to or f"{out}/report.html")
+    _print(to or f"{out}/report.html")
 
 
 @app.command()
@@ -389,9 +415,9 @@ def replay(
     tune_process()
     with Bar() as bar:
         compared = list(paint_again(open_out(out), pair_id, bar.update))
-    print("\n".join(f"{item.what:8} {item.text}" for item in compared))
+    _print("\n".join(f"{item.what:8} {item.text}" for item in compared))
     wrong = [item.what for item in compared if not item.holds]
-    print(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
+    _print(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
     if wrong:
         raise typer.Exit(FAILED)
 
@@ -444,7 +470,7 @@ def layers(
     for reason in sheet.left_out:
         _error(f"left out: {reason}")
     files.write(out, formats.render(sheet, out))
-    print(out)
+    _print(out)
 
 
 weights = typer.Typer(invoke_without_command=True, help="List the available weights, or import a file of weights.")
@@ -464,7 +490,7 @@ def list_weights(
     from batchnst.painting.named_weights import describe, entries
 
     for entry in entries(open_out(out) if out else None):
-        print(describe(entry))
+        _print(describe(entry))
 
 
 class Expected(StrEnum):
@@ -495,7 +521,7 @@ def import_weights(
     from batchnst.painting.named_weights import import_weights as import_file
 
     backbone, imported = import_file(file, name, normalisation.value if normalisation else None)
-    print(f"{name}: {backbone}, {imported.sha256}; --backbone {backbone} --weights {name}")
+    _print(f"{name}: {backbone}, {imported.sha256}; --backbone {backbone} --weights {name}")
 
 
 class Opponent(StrEnum):
@@ -542,11 +568,11 @@ def bench(
     if against:
         with Bar() as bar:
             outcome = race(content, style, recipe, bar.update)
-        print("\n".join(describe(outcome)))
+        _print("\n".join(describe(outcome)))
         results["race"] = asdict(outcome)
         files.write(f"{out}/curves.svg", draw(outcome))
     files.write(f"{out}/bench.json", json.dumps(results, indent=1).encode())
-    print(f"{out}/bench.json" + (f" {out}/curves.svg" if against else ""))
+    _print(f"{out}/bench.json" + (f" {out}/curves.svg" if against else ""))
 
 
 ledger = typer.Typer(no_args_is_help=True, help="Maintain the ledger of a run.")
@@ -560,11 +586,20 @@ def compact(out: OutFolder) -> None:
     from batchnst.ledger.out import open_out
 
     folder = open_out(out)
-    with folder.claim("compaction"):
-        before, after = folder.compact()
-    print(f"{out}: {before} ledger files, now {after}")
+    with folder.claim(f"compaction-{secrets.token_hex(6)}") as claim:
+        before, after = folder.compact(claim)
+    _print(f"{out}: {before} ledger files, now {after}")
 
 
 def main() -> None:
-    """Run the `batchnst` command."""
-    app()
+    """Run the `batchnst` command. The traceback of an unexpected error is shown without secrets."""
+    make_lasting()
+    redact_logs()
+    with signals.ending():
+        try:
+            app()
+        except Exception:
+            if not signals.interrupted():
+                print(redact(traceback.format_exc()), file=sys.stderr)
+                sys.exit(FAILED)
+            raise

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from batchnst.engine.newer import DoneInputs
 from batchnst.ledger.out import Outcomes
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.painting.inputs import StyleFile, style_files
-from batchnst.pictures.decode import probe
+from batchnst.pictures import isolated
 from batchnst.recipe import Recipe, fit
+from batchnst.storage.threads import in_threads
 from batchnst.transfer.device import best_device, network_dtype
-from batchnst.transfer.memory import PROCESS_BYTES, Fitting, fit_into, largest_batch
+from batchnst.transfer.memory import Fitting, fit_into, largest_batch, memory_problem
 from batchnst.transfer.pyramid import work
+
+PROBES = 16
+"""Headers of contents that are read at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +65,27 @@ class Batch:
         """
         return fit_into(memory, self.recipe, self.size, count, expected_dtype(self.recipe)) if self.size else None
 
+    def halved(self, memory: float) -> Fitting | None:
+        """The way to paint it in `memory` bytes, in halves if need be; None if not even one picture fits."""
+        count = len(self.jobs)
+        while count > 1 and not self.fitting(memory, count):
+            count = math.ceil(count / 2)
+        return self.fitting(memory, count)
+
+    def memory_problem(self, memory: float) -> str | None:
+        """Explain why not even one of its pictures fits into `memory` bytes; None if one fits or its size is unknown.
+
+        `plan`, `run` and its workers all ask here.
+        """
+        if not self.size or self.fitting(memory, 1):
+            return None
+        return memory_problem(memory, self.recipe, self.size, expected_dtype(self.recipe))
+
     def memory_needed(self, memory: float) -> float:
-        """Bytes needed, at most `memory`: a batch that needs more is halved until it fits."""
-        if not self.size:
-            return PROCESS_BYTES
+        """Bytes needed, at most `memory`: a batch that needs more is halved until it fits.
+
+        All of `memory` if the size is unknown: the header may be readable by the time the batch is painted.
+        """
         fitting = self.fitting(memory, len(self.jobs))
         return fitting.memory if fitting else memory
 
@@ -95,7 +118,8 @@ class Plan:
 
     `rows` are the manifest rows to paint, in ascending order, and `attempts` the number of each one's attempt.
     `weights_sha256` has the hash for each (backbone, weights). `done` and `failed` are numbers of other pairs: those
-    that are done, and those that failed in an earlier run and are not tried again.
+    that are done, and those that failed in an earlier run and are not tried again. `inputs` are files of the done ones.
+    `again` is the number of pairs that failed in an earlier run for a passing reason and are tried again.
     """
 
     manifest: Manifest
@@ -104,6 +128,8 @@ class Plan:
     weights_sha256: Mapping[tuple[str, str], str]
     done: int
     failed: int
+    inputs: DoneInputs
+    again: int
 
     @property
     def pairs(self) -> int:
@@ -125,6 +151,19 @@ class Plan:
             Job(pair, fingerprint(pair, self.weights_sha256[pair.recipe.network]), int(attempt))
             for pair, attempt in zip(pairs, self.attempts[part], strict=True)
         ]
+
+    def once_more(self, outcomes: Outcomes, pair_ids: Collection[str]) -> Plan:
+        """The part of this plan whose pairs have these ids and have failed for a reason that may have passed."""
+        ids = self.manifest.ids.take(pa.array(self.rows))
+        chosen = np.flatnonzero(pc.is_in(ids, pa.array(list(pair_ids), pa.string())).to_numpy())
+        places, found = outcomes.find(ids.take(pa.array(chosen)))
+        passing = [
+            (chosen[place], outcome.attempt + 1)
+            for place, outcome in zip(places, found, strict=True)
+            if outcome.passing
+        ]
+        rows, attempts = np.array(passing, np.int64).reshape(-1, 2).T
+        return replace(self, rows=self.rows[rows], attempts=attempts)
 
     def sample(self, count: int) -> list[Job]:
         """All jobs, or `count` of them drawn at random with a fixed seed."""
@@ -154,21 +193,25 @@ def make_plan(
     """Plan the pairs of `manifest` that `outcomes`, the newest outcome of each pair, do not settle.
 
     A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed without
-    `retry_failed`. At most `limit` pairs are planned.
+    `retry_failed` for a reason that will not pass. At most `limit` pairs are planned.
     """
     left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
-    done = failed = 0
+    done = failed = again = 0
+    inputs = DoneInputs()
     rows, outcomes_of_rows = outcomes.find(manifest.ids)
     for row, pair, outcome in zip(rows, manifest.take(rows), outcomes_of_rows, strict=True):
         unchanged = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
-        is_done = unchanged and outcome.ok
-        given_up = unchanged and not outcome.ok and not retry_failed
+        is_done = unchanged and outcome.done
+        given_up = unchanged and not (outcome.ok or outcome.passing or retry_failed)
+        again += unchanged and outcome.passing
+        if is_done:
+            inputs.add(pair, outcome.finished)
         done += is_done
         failed += given_up
         left[row] = not (is_done or given_up)
         attempts[row] = outcome.attempt + 1
     chosen = np.flatnonzero(left)[:limit]
-    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed)
+    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again)
 
 
 def make_batches(
@@ -177,7 +220,7 @@ def make_batches(
     """Group jobs by recipe and working size; batches that take longest come first.
 
     `batch_size` is the number of pairs in a batch. If it is None, a batch has at most `largest(recipe)` pixels, and
-    fewer if there would be too few batches to keep all `workers` busy.
+    fewer if there would be too few batches to keep all `workers` busy. A pair whose size is unknown is alone.
     """
     sizes = _working_sizes(jobs)
     all_pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
@@ -188,7 +231,7 @@ def make_batches(
         size = sizes[members[0].pair.id]
         pixels = math.prod(size or (1, 1))
         max_count = min(largest(members[0].pair.recipe) // pixels, math.ceil(all_pixels / workers / pixels))
-        count = batch_size or _even_batch_size(len(members), max_count)
+        count = (batch_size or _even_batch_size(len(members), max_count)) if size else 1
         parts = (members[start : start + count] for start in range(0, len(members), count))
         batches += [Batch(tuple(part), size) for part in parts]
     return sorted(batches, key=lambda batch: -batch.work)
@@ -207,8 +250,8 @@ def _even_batch_size(count: int, max_count: int) -> int:
 def _working_sizes(jobs: Sequence[Job]) -> dict[str, tuple[int, int] | None]:
     """Working size (width, height) by pair id, from the header of each content; None if it cannot be read."""
     contents = sorted({job.pair.content for job in jobs})
-    with ThreadPoolExecutor(16) as pool:
-        full_sizes = dict(zip(contents, pool.map(probe, contents), strict=True))
+    full_sizes = dict(zip(contents, in_threads(isolated.probe, contents, PROBES), strict=True))
+    isolated.release()
     sizes: dict[str, tuple[int, int] | None] = {}
     for job in jobs:
         size = full_sizes[job.pair.content]

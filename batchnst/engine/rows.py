@@ -11,18 +11,23 @@ from datetime import UTC, datetime
 import torch
 
 from batchnst.engine.plan import Job
+from batchnst.errors import PairError
+from batchnst.ledger.claim import Lease
 from batchnst.ledger.schema import LossRow, PairRow
 from batchnst.painting.inputs import Inputs
 from batchnst.painting.painter import Painted
 from batchnst.painting.versions import versions
+from batchnst.redaction import redact
+from batchnst.storage.retries import is_transient
 from batchnst.transfer.device import device_label, peak_memory_bytes, precision_name
 
 
-def attempt_row(job: Job, run_id: str, weights_sha256: str, started: datetime) -> PairRow:
+def attempt_row(job: Job, lease: Lease, weights_sha256: str, started: datetime) -> PairRow:
     """The row of an attempt that ends now on this host, with the columns that every attempt has."""
     pair, finished = job.pair, datetime.now(UTC)
     return PairRow(
-        run_id=run_id,
+        run_id=lease.run_id,
+        run_number=lease.run_number,
         pair_id=pair.id,
         attempt=job.attempt,
         status="ok",
@@ -63,6 +68,8 @@ def with_inputs(row: PairRow, inputs: Inputs) -> PairRow:
         row,
         content_sha256=inputs.content_sha256,
         style_sha256=list(inputs.style_sha256),
+        mask_sha256=list(inputs.mask_sha256),
+        start_sha256=inputs.start_sha256,
         notes=list(inputs.notes),
     )
 
@@ -99,12 +106,13 @@ def with_picture(row: PairRow, painted: Painted, data: bytes) -> PairRow:
 
 def with_error(row: PairRow, error: Exception) -> PairRow:
     """Add an error and keep the status."""
-    return replace(row, error_type=type(error).__name__, error_message=str(error))
+    return replace(row, error_type=type(error).__name__, error_message=redact(str(error)))
 
 
 def failed(row: PairRow, error: Exception) -> PairRow:
-    """The row of a failed attempt: `row` with the error and the status `failed`."""
-    return replace(with_error(row, error), status="failed")
+    """The row of a failed attempt: `row` with the error, its kind, and the status `failed`."""
+    transient = error.transient if isinstance(error, PairError) else is_transient(error)
+    return replace(with_error(row, error), status="failed", error_kind="transient" if transient else "permanent")
 
 
 def loss_rows(job: Job, run_id: str, painted: Painted) -> list[LossRow]:

@@ -7,19 +7,22 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal, Protocol
 
-from batchnst.engine.events import Event, Notice
-from batchnst.engine.plan import Batch, Chunk, Plan, expected_dtype, largest_by_recipe, make_batches, make_plan
+from batchnst.engine.events import Event, Finished, Notice
+from batchnst.engine.failing_stores import FailingStores
+from batchnst.engine.newer import describe_newer
+from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan
 from batchnst.engine.ray_address import choose_address
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
-from batchnst.ledger.claim import SILENCE_SECONDS, Claim, Lease
+from batchnst.ledger.claim import SILENCE_SECONDS, Claim
 from batchnst.ledger.out import Out, Outcomes
 from batchnst.ledger.schema import RunRow
 from batchnst.manifest.manifest import Manifest
@@ -28,7 +31,6 @@ from batchnst.painting.named_weights import load_networks
 from batchnst.progress import Work
 from batchnst.storage.files import resolve
 from batchnst.transfer.device import Hardware, tune_process
-from batchnst.transfer.memory import memory_problem
 from batchnst.transfer.weights import Weights
 
 BLOCK = 10_000
@@ -37,8 +39,18 @@ BLOCK = 10_000
 MANY_FILES = 100
 """Number of ledger files from which a run merges them at its end."""
 
+UNKNOWN = 16
+"""Most batches of unknown size in a chunk."""
+
+AGAIN_SECONDS = 5.0
+"""Pause before pairs that failed for a passing reason are tried again, in seconds."""
+
 CHUNK_SECONDS = 60.0
 """Time that a chunk should take, in seconds: long beside the start of a task, short beside a run."""
+
+
+_Block = tuple[list[Batch], bool]
+"""Batches of a part of the plan, and True if it is the last part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +90,15 @@ class Engine(Protocol):
     device_type: str
 
     @property
-    def ready(self) -> bool:
-        """True if a worker can start now."""
-
-    @property
     def workers(self) -> int:
         """The current number of workers, at least 1."""
 
-    def memory(self) -> float:
-        """Memory of a worker, in bytes."""
+    def memory(self) -> Generator[Notice, None, float]:
+        """Return the memory of a worker, in bytes; yields notices while no worker can start."""
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Paint all chunks, each with the weights of its network; yields events as they come.
 
         `tasks` is the largest number of tasks that can run at once.
@@ -103,24 +111,25 @@ class Engine(Protocol):
 class Inline:
     """An engine that paints in this process."""
 
-    workers, ready = 1, True
+    workers = 1
 
     def __init__(self, memory: float | None) -> None:
         tune_process()
         self.hardware = Hardware.here(memory)
         self.device_type = self.hardware.device.type
 
-    def memory(self) -> float:
-        """Memory that this process may use on its device, in bytes."""
+    def memory(self) -> Generator[Notice, None, float]:
+        """Return the memory that this process may use on its device, in bytes."""
+        yield from ()
         return self.hardware.memory
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Paint one chunk after another."""
         for chunk in chunks:
-            lease = Lease(claim.run_id)
-            yield from paint_chunk(chunk, weights[chunk.network], claim.folder.address, lease, self.hardware)
+            out = claim.folder.address
+            yield from paint_chunk(chunk, weights[chunk.network], out, claim.lease(), self.hardware)
 
     def close(self) -> None:
         """Do nothing: there are no workers to release."""
@@ -143,23 +152,26 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
             stack.enter_context(claim)
         except StorageError as error:
             raise RequestError(f"--out {error}") from None
-        out.recover()
+        out.recover(claim)
         # Planned under the claim: no other run can finish a pair after this.
         plan = plan_run(manifest, out, weights, retry_failed=options.retry_failed, limit=options.limit)
+        if newer := plan.inputs.newer():
+            yield Notice(describe_newer(newer, options.out))
         if not len(plan):
             yield Planned(plan, 0, 0)
             return
         yield from _paint(plan, out, claim, weights, options)
         try:
-            out.compact(at_least=MANY_FILES)
+            out.compact(claim, at_least=MANY_FILES)
         except (LedgerError, StorageError) as error:
             yield Notice(f"the ledger's small files were not merged: {error}")
 
 
-def _run_row(plan: Plan, run_id: str, engine: str) -> RunRow:
+def _run_row(plan: Plan, claim: Claim, engine: str) -> RunRow:
     """The ledger row of a run that starts now, on this host."""
     return RunRow(
-        run_id=run_id,
+        run_id=claim.run_id,
+        run_number=claim.run_number,
         started_at=datetime.now(UTC),
         manifest=resolve(plan.manifest.address, "."),
         settings=json.dumps(plan.manifest.settings, sort_keys=True),
@@ -179,23 +191,52 @@ def _paint(
     """Paint all jobs of `plan`."""
     engine = _start(options)
     try:
-        if not engine.ready:
-            yield Notice("waiting for the cluster to start a node")
-        memory = engine.memory()
-        blocks = _blocks(plan, options.batch_size, engine, memory)
+        memory = yield from engine.memory()
+        blocks = _check_memory(plan, memory, _blocks(plan, options.batch_size, engine, memory))
         first, last = next(blocks)
-        _check_memory(first, memory)
         # Only now, after all checks: a request that is refused leaves no run in the ledger.
-        out.begin(_run_row(plan, claim.run_id, options.engine))
+        out.begin(_run_row(plan, claim, options.engine))
         share = sum(len(batch.jobs) for batch in first) / len(plan)
-        yield Planned(plan, sum(batch.work for batch in first) / share, min(engine.workers, len(first)))
-        speed = _WorkerSpeed()
-        chunks = make_chunks(chain([(first, last)], blocks), engine, speed.work_in)
-        for event in engine.paint(chunks, weights, claim, len(first)):
-            speed.add(event)
-            yield event
+        fitting = [batch for batch in first if not batch.memory_problem(memory)]
+        yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)))
+        results = _Results()
+        yield from _paint_blocks(chain([(first, last)], blocks), engine, weights, claim, results)
+        again = _failed_in_passing(plan, out, results.failed)
+        if len(again):
+            yield Notice(f"{_pairs(len(again))} failed for a reason that may have passed: tried once more")
+            time.sleep(AGAIN_SECONDS)
+            blocks = _blocks(again, options.batch_size, engine, memory)
+            yield from _paint_blocks(blocks, engine, weights, claim, results)
     finally:
         engine.close()
+
+
+def _paint_blocks(
+    blocks: Iterator[_Block],
+    engine: Engine,
+    weights: Mapping[tuple[str, str], Weights],
+    claim: Claim,
+    results: _Results,
+) -> Iterator[Event]:
+    """Paint all jobs of `blocks`; raises StorageError if a store of inputs is gone."""
+    first, last = next(blocks)
+    chunks = make_chunks(chain([(first, last)], blocks), engine, results.speed.work_in)
+    events = engine.paint(chunks, weights, claim, len(first))
+    try:
+        for event in events:
+            yield event
+            results.add(event)
+    finally:
+        events.close()  # before the engine
+
+
+def _pairs(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"
+
+
+def _failed_in_passing(plan: Plan, out: Out, failed: set[str]) -> Plan:
+    """A plan for those of the pairs with the ids `failed` that failed for a reason that may have passed."""
+    return plan.once_more(out.newest() if failed else Outcomes(), failed)
 
 
 def plan_run(
@@ -211,7 +252,7 @@ def plan_run(
     return make_plan(manifest, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
 
 
-def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[tuple[list[Batch], bool]]:
+def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[_Block]:
     """Yield the batches of each block of the plan, and True with the last; blocks are made ahead, in a thread."""
     largest = largest_by_recipe(memory, engine.device_type)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
@@ -219,12 +260,18 @@ def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -
         yield batches, part is parts[-1]
 
 
-def _check_memory(batches: Sequence[Batch], memory: float) -> None:
-    """Raise EngineError, naming a pair, if a pair alone needs more than `memory` bytes."""
-    for batch in batches:
-        if batch.size and not batch.fitting(memory, 1):
-            problem = memory_problem(memory, batch.recipe, batch.size, expected_dtype(batch.recipe))
-            raise EngineError(f"{batch.jobs[0].pair.id}: {problem}")
+def _check_memory(plan: Plan, memory: float, blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """Return `blocks`; raise EngineError, naming a pair, if no pair of the manifest fits into `memory` bytes.
+
+    If some fit, the others become failed rows, wherever they are in the manifest.
+    """
+    seen = list[_Block]()
+    for batches, last in blocks:
+        seen.append((batches, last))
+        if len(plan) < plan.pairs or not all(batch.memory_problem(memory) for batch in batches):
+            return chain(seen, blocks)
+    batch = seen[0][0][0]
+    raise EngineError(f"{batch.jobs[0].pair.id}: {batch.memory_problem(memory)}")
 
 
 def make_chunks(
@@ -234,6 +281,7 @@ def make_chunks(
 
     `blocks` are batches, and True with the last block. `work_in(seconds)` is the pixel-steps that a worker does in that
     time. A chunk takes about CHUNK_SECONDS; in the last block chunks get smaller, so that all workers end together.
+    Batches of unknown size have chunks of their own: they may be quick to fail, or ask for much memory.
     """
     for block, last in blocks:
         left = sum(batch.work for batch in block) if last else math.inf
@@ -244,13 +292,30 @@ def make_chunks(
                 if batch.recipe.network != network:
                     continue
                 max_work = min(work_in(CHUNK_SECONDS), (work + left) / (2 * engine.workers))
-                if members and work + batch.work > max_work:
+                apart = members and not batch.size and (members[-1].size or len(members) >= UNKNOWN)
+                if members and (apart or work + batch.work > max_work):
                     yield Chunk(tuple(members))
                     members, work = [], 0
                 members.append(batch)
                 work += batch.work
                 left -= batch.work
             yield Chunk(tuple(members))
+
+
+class _Results:
+    """What a run learns from its events: speed, failing stores, and ids of failed pairs that may be tried again."""
+
+    def __init__(self) -> None:
+        self.speed, self.failed = _WorkerSpeed(), set[str]()
+        self._stores = FailingStores()
+
+    def add(self, event: Event) -> None:
+        """Learn from `event`; raises StorageError if a store of inputs is gone."""
+        self.speed.add(event)
+        if isinstance(event, Finished):
+            if event.error is not None and not event.given_up:
+                self.failed.add(event.pair_id)
+            self._stores.add(event)
 
 
 class _WorkerSpeed:

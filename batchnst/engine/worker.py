@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from batchnst.engine import rows
+from batchnst.engine import failing_stores, rows
 from batchnst.engine.events import Event, Finished
 from batchnst.engine.plan import Batch, Chunk, Job
-from batchnst.errors import Diverged, PairError, StorageError
+from batchnst.errors import Diverged, OutOfMemory, OutputError, StorageError, UnwritableName
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import LossRow, PairRow
 from batchnst.painting.ahead import ahead
-from batchnst.painting.inputs import Inputs, LoadedStyle, StyleFile, gather_pair, load_style
+from batchnst.painting.inputs import Inputs, LoadedStyle, StyleCache, StyleFile, gather_pair
 from batchnst.painting.painter import Painted, Painter, Retry, as_pair_error
 from batchnst.painting.tensors import TensorCache
 from batchnst.pictures.decode import Pixels
 from batchnst.pictures.encode import Provenance, encode_picture, is_16_bit
 from batchnst.progress import Work
+from batchnst.redaction import get_logger
 from batchnst.transfer.device import Hardware, network_dtype
 from batchnst.transfer.weights import Weights
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 RESCUED = "its loss exploded or was not finite; painted again from its best picture, in fp32 and by L-BFGS"
 """Error message in the row of a picture that diverged and was then painted successfully."""
@@ -51,7 +54,7 @@ def paint_chunk(
     be written, and Superseded if `lease` is no longer valid.
     """
     tensors = TensorCache(hardware.device)
-    load = partial(_load, get_style or lru_cache(maxsize=32)(load_style))
+    load = partial(_load, get_style or StyleCache(), hardware.memory)
     with _CommitThread() as commits:
         for batch, loaded in ahead(load, chunk.batches):
             dtype = network_dtype(batch.recipe.precision, hardware.device)
@@ -63,7 +66,9 @@ def paint_chunk(
                 else:
                     jobs.append(job)
                     inputs.append(result)
-            painter = Painter(batch.recipe, weights, hardware, tensors, on_snapshot=partial(_write_snapshot, out, jobs))
+            painter = Painter(
+                batch.recipe, weights, hardware, tensors, on_snapshot=partial(_write_snapshot, committer, jobs)
+            )
             for event in painter.paint(inputs, want_16_bit=[is_16_bit(job.pair.output) for job in jobs]):
                 if isinstance(event, Work):
                     yield event
@@ -81,23 +86,27 @@ def paint_chunk(
         yield from commits.wait()
 
 
-def _load(get_style: Callable[[StyleFile], LoadedStyle], batch: Batch) -> list[Inputs | Exception]:
-    """Load the inputs of each job of `batch`; an error of a pair is returned, a StorageError is raised."""
+def _load(get_style: Callable[[StyleFile], LoadedStyle], memory: float, batch: Batch) -> list[Inputs | Exception]:
+    """Load the inputs of each job of `batch`; an error of a pair is returned.
+
+    Pictures that do not fit into `memory` bytes are not even read.
+    """
+    if problem := batch.memory_problem(memory):
+        return [OutOfMemory(problem) for _ in batch.jobs]
     return [_load_job(job, get_style) for job in batch.jobs]
 
 
 def _load_job(job: Job, get_style: Callable[[StyleFile], LoadedStyle]) -> Inputs | Exception:
     try:
         return gather_pair(job.pair, get_style)
-    except StorageError:
-        raise
     except Exception as error:  # a decoder may raise anything on a file from outside; only this pair fails
         return error
 
 
-def _write_snapshot(out: str, jobs: Sequence[Job], index: int, step: int, pixels: Pixels) -> None:
+def _write_snapshot(committer: _Committer, jobs: Sequence[Job], index: int, step: int, pixels: Pixels) -> None:
     name = f"{jobs[index].pair.id}/step-{step:05d}.jpg"
-    Out(out).write_snapshot(name, encode_picture(pixels, name))
+    with committer.refused_names("snapshots"):
+        committer.out.write_snapshot(committer.lease, name, encode_picture(pixels, name))
 
 
 class _CommitThread:
@@ -141,21 +150,42 @@ class _Committer:
     def commit(
         self, jobs: Sequence[Job], inputs: Sequence[Inputs], painted: Sequence[Painted], started: datetime
     ) -> list[Finished]:
-        """Commit a group of pictures; an error becomes a failed row for each, only a StorageError is raised."""
+        """Commit a group of pictures; an error becomes a failed row of its pair, only a StorageError is raised."""
+        group = list(zip(jobs, inputs, painted, strict=True))
         try:
-            return self._commit(jobs, inputs, painted, started)
+            return self._commit(group, len(group), started)
+        except StorageError:
+            raise
+        except Exception:
+            return [self._commit_alone(*member, len(group), started) for member in group]
+
+    def _commit_alone(self, job: Job, inputs: Inputs, painted: Painted, batch_size: int, started: datetime) -> Finished:
+        """Commit one picture of a group that could not be committed together."""
+        try:
+            (finished,) = self._commit([(job, inputs, painted)], batch_size, started)
         except StorageError:
             raise
         except Exception as error:
-            return [self.fail(job, error, started, job_inputs) for job, job_inputs in zip(jobs, inputs, strict=True)]
+            return self.fail(job, error, started, inputs)
+        return finished
+
+    @contextmanager
+    def refused_names(self, top: str) -> Iterator[None]:
+        """Raise OutputError if the file system refuses a name in the folder `top` of OUT, but not OUT itself."""
+        try:
+            yield
+        except UnwritableName as error:
+            if self.out.folder.local and not os.path.isdir(self.out.folder.path(top)):
+                raise
+            raise OutputError(str(error)) from None
 
     def fail(self, job: Job, error: Exception, started: datetime, inputs: Inputs | None = None) -> Finished:
         """Write the ledger row of a failed attempt."""
         error = as_pair_error(error)
         row = rows.failed(self._row(job, started), error)
-        self.out.append(self.lease, [rows.with_inputs(row, inputs) if inputs else row], [])
-        self.warn([job], f"failed: {error}")
-        return Finished(job.pair.id, str(error))
+        self.out.commit(self.lease, {}, [rows.with_inputs(row, inputs) if inputs else row], [])
+        self.warn([job], f"failed: {row.error_message}")
+        return failing_stores.failed(job.pair, error, row.error_message or "")
 
     def warn(self, jobs: Sequence[Job], text: str) -> None:
         """Log a warning about each job."""
@@ -163,42 +193,47 @@ class _Committer:
             self._log(logging.WARNING, job, text)
 
     def _commit(
-        self, jobs: Sequence[Job], inputs: Sequence[Inputs], painted: Sequence[Painted], started: datetime
+        self, group: Sequence[tuple[Job, Inputs, Painted]], batch_size: int, started: datetime
     ) -> list[Finished]:
-        """Write the pictures, then their rows: a row means that its picture is in place."""
-        self.out.check(self.lease)
-        pair_rows = [
-            self._write(job, job_inputs, picture, len(jobs), started)
-            for job, job_inputs, picture in zip(jobs, inputs, painted, strict=True)
-        ]
+        pictures: dict[str, bytes] = {}
+        pair_rows: list[PairRow] = []
         losses: list[LossRow] = []
-        for job, picture in zip(jobs, painted, strict=True):
-            losses += rows.loss_rows(job, self.lease.run_id, picture)
-        self.out.append(self.lease, pair_rows, losses)
-        for job, row in zip(jobs, pair_rows, strict=True):
+        for job, inputs, painted in group:
+            row, data = self._encode(job, inputs, painted, batch_size, started)
+            pair_rows.append(row)
+            losses += rows.loss_rows(job, self.lease.run_id, painted)
+            if data is not None:
+                pictures[job.pair.output] = data
+        with self.refused_names("images"):
+            self.out.commit(self.lease, pictures, pair_rows, losses)
+        for (job, *_), row in zip(group, pair_rows, strict=True):
             outcome = row.error_message or f"loss {row.total_loss:.4g} after {row.steps} steps"
             self._log(logging.INFO, job, f"{row.status}: {outcome}")
-        return [Finished(row.pair_id, row.error_message if row.status == "failed" else None) for row in pair_rows]
+        return [
+            failing_stores.painted(job.pair, row.error_message if row.status == "failed" else None)
+            for (job, *_), row in zip(group, pair_rows, strict=True)
+        ]
 
-    def _write(self, job: Job, inputs: Inputs, painted: Painted, batch_size: int, started: datetime) -> PairRow:
-        """Write a picture and return its row; the row has failed if the picture is not finite or cannot be encoded."""
+    def _encode(
+        self, job: Job, inputs: Inputs, painted: Painted, batch_size: int, started: datetime
+    ) -> tuple[PairRow, bytes | None]:
+        """The row and the file of a picture; a failed row and None if it is not finite or cannot be encoded."""
         row = rows.with_painting(rows.with_inputs(self._row(job, started), inputs), job, painted, batch_size)
         try:
             painted.check_finite()
             data = painted.encode(job.pair.output, replace(inputs.finish, provenance=self._provenance(job)))
-        except PairError as error:
-            return rows.failed(row, error)
-        self.out.write_picture(job.pair.output, data)
+        except Exception as error:  # whatever it is, no other picture of the batch fails for it
+            return rows.failed(row, as_pair_error(error)), None
         row = rows.with_picture(row, painted, data)
         if painted.stopped == "diverged":
             row = replace(rows.with_error(row, Diverged(RESCUED)), precision="fp32")
-        return row
+        return row, data
 
     def _provenance(self, job: Job) -> Provenance:
         return Provenance(job.pair.id, self.lease.run_id, job.attempt, job.fingerprint, version("batchnst"))
 
     def _row(self, job: Job, started: datetime) -> PairRow:
-        row = rows.attempt_row(job, self.lease.run_id, self.weights_sha256, started)
+        row = rows.attempt_row(job, self.lease, self.weights_sha256, started)
         return rows.with_device(row, self.device, self.dtype)
 
     def _log(self, level: int, job: Job, text: str) -> None:

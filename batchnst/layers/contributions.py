@@ -57,7 +57,7 @@ def percent(share: float) -> str:
 
 def _painted(out: Out, pair_id: str | None, backbone: str) -> dict[Attempt, dict[str, Any]]:
     """Return the newest rows of the pairs painted by `backbone`, by their attempt, with the recipe parsed."""
-    columns = [*ATTEMPT, "status", "finished_at", "recipe", "steps"]
+    columns = [*ATTEMPT, "run_number", "status", "finished_at", "recipe", "steps"]
     only = None if pair_id is None else pc.field("pair_id") == pair_id
     rows = newest_rows(out.rows("pairs", columns, matching=only)).to_pylist()
     painted = (row | {"recipe": json.loads(row["recipe"])} for row in rows if row["status"] == "ok")

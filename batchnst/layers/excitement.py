@@ -23,6 +23,7 @@ from batchnst.painting.tensors import to_tensors
 from batchnst.pictures.decode import Pixels
 from batchnst.progress import Progress
 from batchnst.recipe import Recipe
+from batchnst.redaction import stored
 from batchnst.transfer.device import best_device
 
 
@@ -157,5 +158,5 @@ def _patches(
 
 def name_of(address: str) -> str:
     """Return a picture's name without its folders; characters that cannot be printed are replaced by a mark."""
-    name = address.rpartition("/")[2]
+    name = stored(address).rpartition("/")[2]
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

@@ -16,6 +16,7 @@ from batchnst.manifest.pairing import list_pictures
 from batchnst.painting.single import stylize
 from batchnst.progress import Progress
 from batchnst.recipe import Recipe
+from batchnst.redaction import stored
 from batchnst.storage.files import resolve
 from batchnst.transfer.stylize import Step
 
@@ -101,7 +102,7 @@ class Sheet:
     def origin(self) -> str:
         """Line about the network and the pictures that the sheet was made from."""
         count = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
-        return f"{self.recipe.backbone}, {self.recipe.weights} weights; {count} of {self.recipe.size} pixels"
+        return f"{self.recipe.backbone}, {stored(self.recipe.weights)} weights; {count} of {self.recipe.size} pixels"
 
 
 def make(request: Request, recipe: Recipe, progress: Progress) -> Sheet:

@@ -1,8 +1,11 @@
-"""Merges small ledger files into a few large, sorted ones. A crash at any point neither loses nor doubles a row.
+"""Merges small ledger files into a few large, sorted ones. No row is lost or doubled, whatever is cut off or suspended.
 
 1. The merged files are written to a folder aside.
-2. A journal lists the new files and the old ones that they replace. From then on the new files count.
-3. The new files are moved into place, the old ones removed, and then the journal.
+2. A change of OUT's state decides that they replace the old ones. From then on the merged files count. A compaction
+   that was suspended while another run took OUT over cannot take this step.
+3. The merged files are moved into place. Once all are there, the old ones are removed.
+4. A second change of the state ends the compaction, and retires the old names: a file that comes back, because a store
+   was slow to write it, does not count.
 """
 
 from __future__ import annotations
@@ -10,22 +13,25 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batchnst.errors import StorageError
 from batchnst.ledger import parquet
-from batchnst.storage.files import Folder
+from batchnst.ledger.claim import Claim
+from batchnst.ledger.state import Journal, State, read_state
+from batchnst.storage.files import Folder, in_parallel
 
 ASIDE = ".batchnst/merged"
 """Folder in OUT for merged files that are not in place yet."""
 
-JOURNAL = ".batchnst/compaction"
-"""Path of the journal in OUT."""
+RETIRED = ".batchnst/retired"
+"""Folder in OUT for the lists of replaced files."""
+
+MANY_LISTS = 32
+"""Lists of replaced files that are merged into one."""
 
 GROUP_BYTES = 32 << 20
 """Largest total size of files merged into one, in bytes: about a million steps, half a gigabyte of memory."""
@@ -34,61 +40,138 @@ SMALL_BYTES = GROUP_BYTES // 2
 """Only files smaller than this, in bytes, are merged, so that each row is rewritten only a few times."""
 
 ORDER = {
-    "pairs": ["status", "pair_id", "finished_at"],
+    "pairs": ["status", "pair_id", "run_number", "attempt"],
     "losses": ["pair_id", "run_id", "attempt", "step"],
-    "runs": ["started_at"],
+    "runs": ["run_number", "started_at"],
 }
 """Sort order of each table, which keeps all failures, or the curve of a pair, together."""
 
-
-@dataclass(frozen=True)
-class _Journal:
-    """New files and the old ones that they replace, as paths under `ledger/`."""
-
-    new: list[str]
-    old: list[str]
+TRIES = 20
+"""Attempts at listing the files of a table, if they change meanwhile."""
 
 
-def compact(folder: Folder, at_least: int) -> tuple[int, int]:
+def compact(folder: Folder, claim: Claim, at_least: int) -> tuple[int, int]:
     """Merge the small files of each table that has `at_least` of them; return the number of files before and after.
 
-    Raises LedgerError if a file cannot be read; nothing is changed then. Raises StorageError if OUT fails.
+    Raises LedgerError if a file cannot be read; nothing is changed then. Raises Superseded if another run has taken OUT
+    over, StorageError if OUT fails.
     """
-    recover(folder)
-    listed = {table: folder.files(f"ledger/{table}", ending=".parquet") for table in ORDER}
+    recover(folder, claim)
+    listed = {table: current_files(folder, table) for table in ORDER}
     groups = [(table, group) for table, files in listed.items() for group in _groups(files, at_least)]
     count = sum(map(len, listed.values()))
     if not groups:
         return count, count
-    new = [_merge(folder, table, group) for table, group in groups]
-    old = [f"{table}/{info.base_name}" for table, group in groups for info in group]
-    _write(folder, _Journal(new, old))
-    recover(folder)
+    identity = f"{claim.run_number}-{uuid.uuid4().hex[:12]}"
+    new = tuple(_merge(folder, identity, table, group) for table, group in groups)
+    old = tuple(f"{table}/{info.base_name}" for table, group in groups for info in group)
+    folder.write(_retired_name(identity), json.dumps(old).encode())
+    claim.change(lambda state: {"journal": Journal(id=identity, new=new, old=old)})
+    recover(folder, claim)
     return count, count - len(old) + len(new)
 
 
-def recover(folder: Folder) -> None:
-    """Finish an interrupted compaction if its journal was written; otherwise remove its merged files."""
-    journal = _read(folder)
-    if journal:
-        with ThreadPoolExecutor(folder.streams) as pool:
-            list(pool.map(lambda name: folder.move(f"{ASIDE}/{name}", f"ledger/{name}"), journal.new))
-            list(pool.map(lambda name: folder.remove(f"ledger/{name}"), journal.old))
-        folder.remove(JOURNAL)
+def recover(folder: Folder, claim: Claim) -> None:
+    """Finish a compaction that was decided, and remove the merged files of those that were not."""
+    state = read_state(folder)
+    if state.journal:
+        _finish(folder, claim, state.journal)
     for info in folder.files(ASIDE):
-        folder.remove(folder.relative(info.path))
+        name = folder.relative(info.path)
+        # A run that was suspended here must not remove what a later one has merged meanwhile.
+        if _run_number(name) <= claim.run_number:
+            folder.remove(name)
+    if len(state.retired) >= MANY_LISTS:
+        _merge_retired(folder, claim, state)
 
 
-def current_files(folder: Folder, table: str, files: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
-    """The listed `files` of `table` without those that hold the same rows twice during a compaction."""
-    journal = _read(folder)
-    if journal is None:
-        return files
-    new, old = ({name for name in names if name.startswith(f"{table}/")} for names in (journal.new, journal.old))
-    listed = {f"{table}/{info.base_name}" for info in files}
+def _run_number(name: str) -> int:
+    """The number of the run that has merged a file, from its path; 0 for a file of another kind."""
+    number = name.removeprefix(f"{ASIDE}/").partition("-")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _finish(folder: Folder, claim: Claim, journal: Journal) -> None:
+    for name in (*journal.new, *journal.old):
+        if not _is_ledger_file(name):
+            raise StorageError(
+                f"{folder.address}: its state names {name!r}, which is no ledger file; nothing was changed"
+            )
+    in_parallel(lambda name: folder.move(f"{ASIDE}/{journal.id}/{name}", f"ledger/{name}"), journal.new, folder.streams)
+    missing = [name for name in journal.new if not folder.exists(f"ledger/{name}")]
+    if missing:
+        raise StorageError(f"{folder.path(f'ledger/{missing[0]}')}: a merged file is missing; nothing was removed")
+    claim.check()
+    in_parallel(lambda name: folder.remove(f"ledger/{name}"), journal.old, folder.streams)
+    claim.change(lambda state: {"journal": None, "retired": (*state.retired, journal.id)})
+
+
+def _is_ledger_file(name: str) -> bool:
+    table, slash, file = name.partition("/")
+    return table in ORDER and bool(slash) and "/" not in file and file.endswith(".parquet") and is_counted(file)
+
+
+def is_counted(path: str) -> bool:
+    """False if a file, or a folder on the relative `path` to it, begins with `.` or `_`: other programs write those."""
+    return not any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def current_files(folder: Folder, table: str, prefix: str = "") -> list[pafs.FileInfo]:
+    """The files of `table`, each row in exactly one of them, also during a compaction.
+
+    Only files whose names begin with `prefix`; merged files have other names than those that they replace.
+    """
+    for _ in range(TRIES):
+        state = read_state(folder)
+        listing = folder.files(f"ledger/{table}", ending=".parquet")
+        files = [info for info in listing if is_counted(folder.relative(info.path))]
+        listed = {f"{table}/{info.base_name}" for info in files}
+        skipped = _skipped(folder, state, table, listed)
+        # A listing is not one moment: files may be moved and removed meanwhile.
+        if skipped is not None and read_state(folder).number == state.number:
+            return [
+                info
+                for info in files
+                if info.base_name.startswith(prefix) and f"{table}/{info.base_name}" not in skipped
+            ]
+    raise StorageError(f"{folder.address}: its ledger changed all the time while it was listed; try again")
+
+
+def _skipped(folder: Folder, state: State, table: str, listed: set[str]) -> set[str] | None:
+    """Names of the listed files that do not count; None if files were moved while they were listed."""
+    skipped = {name for identity in state.retired for name in _retired(folder, identity)}
+    if state.journal is None:
+        return skipped
+    new, old = (
+        {name for name in names if name.startswith(f"{table}/")} for names in (state.journal.new, state.journal.old)
+    )
+    if new <= listed:
+        return skipped | old
     # Old files are removed only after all new ones are in place.
-    skipped = old if new <= listed else new
-    return [info for info in files if f"{table}/{info.base_name}" not in skipped]
+    return skipped | new if old <= listed else None
+
+
+def _retired(folder: Folder, identity: str) -> frozenset[str]:
+    return _retired_names(folder.read(_retired_name(identity)) or b"[]")
+
+
+@lru_cache(maxsize=2 * MANY_LISTS)
+def _retired_names(data: bytes) -> frozenset[str]:
+    return frozenset(json.loads(data))
+
+
+def _retired_name(identity: str) -> str:
+    return f"{RETIRED}/{identity}.json"
+
+
+def _merge_retired(folder: Folder, claim: Claim, state: State) -> None:
+    """Replace the lists of retired names by one."""
+    identity = f"{claim.run_number}-{uuid.uuid4().hex[:12]}"
+    names = sorted(name for part in state.retired for name in _retired(folder, part))
+    folder.write(_retired_name(identity), json.dumps(names).encode())
+    claim.change(lambda latest: {"retired": (identity, *latest.retired[len(state.retired) :])})
+    for part in state.retired:
+        folder.remove(_retired_name(part))
 
 
 def _groups(files: Sequence[pafs.FileInfo], at_least: int) -> list[list[pafs.FileInfo]]:
@@ -106,24 +189,15 @@ def _groups(files: Sequence[pafs.FileInfo], at_least: int) -> list[list[pafs.Fil
     return [group for group in groups if len(group) > 1]
 
 
-def _merge(folder: Folder, table: str, group: Sequence[pafs.FileInfo]) -> str:
-    """Merge the files of `group` into one in ASIDE; return its future path under `ledger/`. Raises StorageError."""
-    with ThreadPoolExecutor(folder.streams) as pool:
-        parts = list(pool.map(partial(parquet.read, folder.filesystem), group))
+def _merge(folder: Folder, identity: str, table: str, group: Sequence[pafs.FileInfo]) -> str:
+    """Merge the files of `group` into one aside; return its future path under `ledger/`. Raises StorageError."""
+    parts = in_parallel(partial(parquet.read, folder), group, folder.streams)
     # Keep columns that this version does not know.
     rows = pa.concat_tables(parts, promote_options="default").sort_by([(name, "ascending") for name in ORDER[table]])
     name = f"{table}/merged-{uuid.uuid4().hex}.parquet"
-    folder.write(f"{ASIDE}/{name}", parquet.encode(rows, table, statistics=True))
-    (written,) = (info for info in folder.files(f"{ASIDE}/{table}") if info.base_name in name)
-    if parquet.read(folder.filesystem, written, ORDER[table]).num_rows != sum(part.num_rows for part in parts):
-        raise StorageError(f"{written.path}: was written incompletely")
+    folder.write(f"{ASIDE}/{identity}/{name}", parquet.encode(rows, table, statistics=True))
+    written = [info for info in folder.files(f"{ASIDE}/{identity}/{table}") if info.base_name in name]
+    # None is there any more if another run has taken OUT over; the state then refuses the next step.
+    if written and parquet.read(folder, written[0], ORDER[table]).num_rows != sum(part.num_rows for part in parts):
+        raise StorageError(f"{written[0].path}: was written incompletely")
     return name
-
-
-def _read(folder: Folder) -> _Journal | None:
-    data = folder.read(JOURNAL)
-    return _Journal(**json.loads(data)) if data else None
-
-
-def _write(folder: Folder, journal: _Journal) -> None:
-    folder.write(JOURNAL, json.dumps({"new": journal.new, "old": journal.old}).encode())

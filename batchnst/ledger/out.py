@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,11 +17,11 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from batchnst.errors import LedgerError
+from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
-from batchnst.storage.files import Folder
+from batchnst.storage.files import Folder, in_parallel
 
 BLOCK = 1 << 14
 """Outcomes converted to Python objects at a time."""
@@ -29,31 +29,52 @@ BLOCK = 1 << 14
 GROUP = 256
 """Files that a thread reads one after the other, as one piece of work."""
 
-TRIES = 3
-"""Attempts at listing and reading files, if some of them vanish in between."""
+TRIES = 5
+"""Attempts at listing and reading files, if some of them vanish in between; and at replacing a picture."""
+
+INTENTS = ".batchnst/intents"
+"""Folder in OUT for the intents of tasks that replace pictures."""
 
 T = TypeVar("T")
 
-_OUTCOMES = ("pair_id", "status", "fingerprint", "attempt", "finished_at")
+ORDERED_BY = ("run_number", "attempt", "finished_at")
+"""Columns that say which of two rows is newer: the later run's, then the later attempt. Clocks count only within
+ledgers of batchnst 0.1.0, which had no `run_number`.
+"""
+
+_OUTCOMES = ("pair_id", "status", "error_kind", "fingerprint", "output", *ORDERED_BY)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The newest row of a pair: its status, fingerprint and attempt."""
+    """The newest row of a pair.
+
+    ok: its status. done: it is ok, and nothing else may have been written to its output since. passing: it failed for a
+    reason that may pass by itself. finished: when its attempt ended, in microseconds since 1970.
+    """
 
     ok: bool
+    done: bool
+    passing: bool
     fingerprint: str
     attempt: int
+    finished: int
 
 
 class Outcomes:
     """The newest outcome of every pair, kept in columns: a million pairs take some hundred megabytes."""
 
-    def __init__(self, rows: pa.Table | None = None) -> None:
+    def __init__(self, rows: pa.Table | None = None, intents: Sequence[Intent] = ()) -> None:
         """`rows` are those of `pairs`, with all attempts at each pair; None means no rows."""
-        newest = newest_rows(parquet.empty("pairs", _OUTCOMES) if rows is None else rows)
+        rows = parquet.empty("pairs", _OUTCOMES) if rows is None else rows
+        newest = newest_rows(rows)
+        painted = newest_rows(rows.filter(pc.equal(rows["status"], "ok")), by="output")
+        owners = painted.filter(pc.invert(_disputed(painted, intents))) if intents else painted
+        done = _same_rows(newest, owners)
         self._ids = newest["pair_id"].combine_chunks()
-        self._columns = [newest[name] for name in ("status", "fingerprint", "attempt")]
+        finished = newest["finished_at"].cast(pa.int64())
+        ok, passing = pc.equal(newest["status"], "ok"), pc.fill_null(pc.equal(newest["error_kind"], "transient"), False)
+        self._columns = [ok, done, passing, newest["fingerprint"], newest["attempt"], finished]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -64,13 +85,48 @@ class Outcomes:
             pair_ids = pa.array(pair_ids, pa.string())
         rows = pc.index_in(pair_ids, self._ids)
         positions = np.flatnonzero(pc.is_valid(rows).to_numpy(zero_copy_only=False))
-        names = ["status", "fingerprint", "attempt"]
+        names = ["ok", "done", "passing", "mark", "attempt", "finished"]
         known = pa.table([column.take(rows.drop_null()) for column in self._columns], names)
         return positions, (
-            Outcome(status == "ok", fingerprint, attempt)
+            Outcome(*values)
             for batch in known.to_batches(max_chunksize=BLOCK)
-            for status, fingerprint, attempt in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)
         )
+
+
+@dataclass(frozen=True)
+class Intent:
+    """Outputs that a task is about to replace: until its rows are there, their pictures may be old or new.
+
+    `attempts` has the attempt by output.
+    """
+
+    run_number: int
+    attempts: dict[str, int]
+
+
+def _disputed(painted: pa.Table, intents: Sequence[Intent]) -> pa.Array:
+    """Which rows of `painted`, one for each output, a later attempt was about to replace."""
+    latest: dict[str, tuple[int, int]] = {}
+    for intent in intents:
+        for output, attempt in intent.attempts.items():
+            latest[output] = max(latest.get(output, (0, 0)), (intent.run_number, attempt))
+    places = pc.index_in(painted["output"].combine_chunks(), pa.array(latest, pa.string()))
+    numbers, attempts = (pa.array(values, pa.int64()).take(places) for values in zip(*latest.values(), strict=True))
+    row_numbers = pc.fill_null(painted["run_number"].combine_chunks(), 0)
+    later = pc.and_(pc.equal(numbers, row_numbers), pc.greater(attempts, painted["attempt"].combine_chunks()))
+    return pc.fill_null(pc.or_(pc.greater(numbers, row_numbers), later), False)
+
+
+def _same_rows(rows: pa.Table, others: pa.Table) -> pa.Array:
+    """Which of `rows`, one for each pair, are among `others`, at most one for each pair too."""
+    keys = ("run_number", "attempt")
+    places = pc.index_in(rows["pair_id"].combine_chunks(), others["pair_id"].combine_chunks())
+    same = pc.is_valid(places)
+    for key in keys:
+        mine, theirs = (pc.fill_null(table[key].combine_chunks(), 0) for table in (rows, others))
+        same = pc.and_(same, pc.fill_null(pc.equal(mine, theirs.take(places)), False))
+    return same
 
 
 class Out:
@@ -82,41 +138,75 @@ class Out:
 
     def claim(self, run_id: str) -> Claim:
         """A claim on this folder by `run_id`; use it in a `with` statement."""
-        return Claim(self.folder, run_id)
+        return Claim(self.folder, run_id, self._last_number)
 
     def check(self, lease: Lease) -> None:
         """Raise Superseded if the holder of `lease` may no longer write."""
         check(self.folder, lease)
 
-    def compact(self, at_least: int = 2) -> tuple[int, int]:
+    def compact(self, claim: Claim, at_least: int = 2) -> tuple[int, int]:
         """Merge the small files of each table that has `at_least` of them; return the number of files before and after.
 
-        The caller must hold the claim. Raises LedgerError if a file cannot be read; nothing is changed then.
+        Raises LedgerError if a file cannot be read; nothing is changed then. Raises Superseded if `claim` is lost.
         """
-        return compaction.compact(self.folder, at_least)
+        return compaction.compact(self.folder, claim, at_least)
 
-    def recover(self) -> None:
-        """Finish or undo an interrupted compaction. The caller must hold the claim."""
-        compaction.recover(self.folder)
+    def recover(self, claim: Claim) -> None:
+        """Finish or undo an interrupted compaction; raises Superseded if `claim` is lost."""
+        compaction.recover(self.folder, claim)
 
-    def write_picture(self, output: str, data: bytes) -> None:
-        """Write a picture to the path `output` under `images/`; raises StorageError."""
-        self.folder.write(f"images/{output}", data)
+    def write_snapshot(self, lease: Lease, name: str, data: bytes) -> None:
+        """Write an intermediate picture to the path `name` under `snapshots/`; raises Superseded and StorageError."""
+        self.folder.write(f"snapshots/{name}", data, before=lambda: self.check(lease))
 
-    def write_snapshot(self, name: str, data: bytes) -> None:
-        """Write an intermediate picture to the path `name` under `snapshots/`; raises StorageError."""
-        self.folder.write(f"snapshots/{name}", data)
+    def commit(self, lease: Lease, pictures: Mapping[str, bytes], pairs: list[PairRow], losses: list[LossRow]) -> None:
+        """Write pictures, by their `output`, then the rows of their attempts, and of attempts without a picture.
 
-    def append(self, lease: Lease, pairs: list[PairRow], losses: list[LossRow]) -> None:
-        """Add the rows of finished attempts, losses first, so that a row in `pairs` never lacks its losses.
-
-        Raises Superseded if the holder of `lease` may no longer write, and StorageError.
+        Losses come before pairs, so that a row in `pairs` never lacks its losses. Raises Superseded if the holder of
+        `lease` may no longer write, and StorageError.
         """
-        name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}.parquet"
+        name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}"
+        versions = {output: self.folder.version(f"images/{output}") for output in pictures}
+        replaced = tuple(output for output, version in versions.items() if version is not None)
+        if replaced:
+            attempts = {row.output: row.attempt for row in pairs if row.output in replaced}
+            intent = json.dumps(asdict(Intent(lease.run_number, attempts))).encode()
+            self.folder.write(f"{INTENTS}/{name}.json", intent, before=lambda: self.check(lease))
+        for output, data in pictures.items():
+            self._write_picture(lease, output, data, versions[output])
         if losses:
-            self.folder.write(f"ledger/losses/{name}", _encode(losses, "losses"))
-        # Checked before each try: another run may take over while the store is out of reach.
-        self.folder.write(f"ledger/pairs/{name}", _encode(pairs, "pairs"), before=lambda: self.check(lease))
+            data = _encode(losses, "losses")
+            self.folder.write(f"ledger/losses/{name}.parquet", data, before=lambda: self.check(lease))
+        self.folder.write(f"ledger/pairs/{name}.parquet", _encode(pairs, "pairs"), before=lambda: self.check(lease))
+        if replaced:
+            self.folder.remove(f"{INTENTS}/{name}.json")
+
+    def _write_picture(self, lease: Lease, output: str, data: bytes, version: str | None) -> None:
+        """Write a picture in place of `version`; try again while it is not another run that has changed it."""
+        path = f"images/{output}"
+        for _ in range(TRIES):
+            if self.folder.replace(path, data, version, before=lambda: self.check(lease)):
+                return
+            version = self.folder.version(path)
+            self.check(lease)
+        raise StorageError(
+            f"{self.folder.path(path)}: another program keeps changing it; stop that, or change `output`"
+        )
+
+    def _last_number(self) -> int:
+        """The highest run number in the ledger; 0 if there is none."""
+        return max((pc.max(self.rows(table, ["run_number"])["run_number"]).as_py() or 0) for table in ("runs", "pairs"))
+
+    def intents(self) -> list[Intent]:
+        """Replacements that began and whose rows are not there, of tasks that were cut off."""
+        listing = self.folder.files(INTENTS, ending=".json")
+        begun = [info for info in listing if compaction.is_counted(info.base_name)]
+        if not begun:
+            return []
+        known = {info.base_name for info in self.folder.files("ledger/pairs", ending=".parquet")}
+        pending = (info for info in begun if f"{info.base_name.removesuffix('.json')}.parquet" not in known)
+        read = (self.folder.read(self.folder.relative(info.path)) for info in pending)
+        return [Intent(**json.loads(data)) for data in read if data]
 
     def begin(self, run: RunRow) -> None:
         """Add the row of a run that starts."""
@@ -124,7 +214,7 @@ class Out:
 
     def newest(self) -> Outcomes:
         """The newest outcome of every pair in the ledger."""
-        return Outcomes(self.rows("pairs", _OUTCOMES))
+        return Outcomes(self.rows("pairs", _OUTCOMES), self.intents())
 
     def committed(self, lease: Lease) -> dict[str, str | None]:
         """Error message by pair id of the pairs that a task has committed; None for those that are ok."""
@@ -133,7 +223,7 @@ class Out:
 
     def runs(self) -> list[dict[str, Any]]:
         """The rows of all runs, the newest last."""
-        rows: list[dict[str, Any]] = self.rows("runs").sort_by("started_at").to_pylist()
+        rows: list[dict[str, Any]] = sort_rows(self.rows("runs"), ("run_number", "started_at")).to_pylist()
         return rows
 
     def holder(self) -> Holder | None:
@@ -163,15 +253,14 @@ class Out:
         matching: pc.Expression | None = None,
     ) -> pa.Table:
         """The rows of a table in `files`; only `columns` if given, and only rows that satisfy `matching`."""
-        read = partial(parquet.read, self.folder.filesystem, columns=columns, matching=matching)
+        read = partial(parquet.read, self.folder, columns=columns, matching=matching)
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
-        with ThreadPoolExecutor(self.folder.streams) as pool:
-            tables = list(pool.map(lambda group: _concat(map(read, group)), groups))
+        tables = in_parallel(lambda group: _concat(map(read, group)), groups, self.folder.streams)
         return _concat([parquet.empty(table, columns), *tables])
 
     def files(self, table: str, prefix: str = "") -> list[pafs.FileInfo]:
         """The files of a table, which hold each row once even during a compaction."""
-        return compaction.current_files(self.folder, table, self.folder.files(f"ledger/{table}", prefix, ".parquet"))
+        return compaction.current_files(self.folder, table, prefix)
 
     def dataset(self, table: str) -> ds.Dataset:
         """A table as a dataset; raises LedgerError if this version cannot read a file."""
@@ -208,13 +297,26 @@ def attempt_filter(attempt: Mapping[str, Any]) -> pc.Expression:
     return run_id & pair_id & number
 
 
-def newest_rows(rows: pa.Table) -> pa.Table:
-    """The newest row of each pair. `rows` are those of `pairs`, with at least `pair_id` and `finished_at`."""
-    pairs = rows["pair_id"].combine_chunks().dictionary_encode()
-    in_order = np.argsort(rows["finished_at"].cast(pa.int64()).to_numpy(), kind="stable")
-    newest = np.zeros(len(pairs.dictionary), np.int64)
-    newest[pairs.indices.to_numpy()[in_order]] = in_order  # of repeated indices, the last value stays
+def newest_rows(rows: pa.Table, by: str = "pair_id") -> pa.Table:
+    """The newest row for each value of the column `by`; `rows` are those of `pairs`, with at least ORDERED_BY."""
+    values = rows[by].combine_chunks().dictionary_encode()
+    in_order = _order(rows, ORDERED_BY)
+    newest = np.zeros(len(values.dictionary), np.int64)
+    newest[values.indices.to_numpy()[in_order]] = in_order  # of repeated indices, the last value stays
     return rows.take(pa.array(newest))
+
+
+def sort_rows(rows: pa.Table, by: Sequence[str] = ORDERED_BY) -> pa.Table:
+    """The rows, oldest first."""
+    return rows.take(pa.array(_order(rows, by)))
+
+
+def _order(rows: pa.Table, by: Sequence[str]) -> NDArray[np.int64]:
+    """Positions of the rows, oldest first; rows of 0.1.0, which have no `run_number`, by the clock alone."""
+    number = pc.fill_null(rows["run_number"], 0).to_numpy()
+    keys = [rows[name].cast(pa.int64()).to_numpy() for name in by[1:]]
+    keys = [np.where(number > 0, key, 0) if name == "attempt" else key for name, key in zip(by[1:], keys, strict=True)]
+    return np.lexsort([*reversed(keys), number])
 
 
 def open_out(address: str) -> Out:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY
+from batchnst.storage.files import Folder
 from batchnst.storage.retries import is_transient
-from batchnst.storage.stores import open_reader
 
 SMALL = 1 << 20
 """Files smaller than this, in bytes, are fetched in one request instead of one for each column."""
@@ -22,7 +22,7 @@ SMALL = 1 << 20
 ROW_GROUP = 1 << 16
 """Rows in a Parquet row group, which is read or skipped as a whole."""
 
-_KEYS = ("run_id", "pair_id", "attempt", "status", "error_type", "step", "scale", "finished_at")
+_KEYS = ("run_id", "pair_id", "attempt", "status", "error_type", "step", "scale", "run_number")
 """Columns that rows are searched by. Large files have statistics of them, so that row groups can be skipped."""
 
 _ENCODINGS: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def encode(rows: pa.Table, table: str, *, statistics: bool) -> bytes:
 
 
 def read(
-    filesystem: pafs.FileSystem,
+    folder: Folder,
     info: pafs.FileInfo,
     columns: Sequence[str] | None = None,
     matching: pc.Expression | None = None,
@@ -60,7 +60,7 @@ def read(
     Raises FileNotFoundError if the file is gone, LedgerError if this version cannot read it, and StorageError if its
     storage does not answer.
     """
-    with readable(info.path), open_reader(filesystem, info.path, SMALL) as source:
+    with readable(info.path), folder.open(info.path, SMALL) as source:
         data = pa.BufferReader(source.read(info.size)) if info.size < SMALL else source
         file = pq.ParquetFile(data)
         check_version(info.path, file.schema_arrow)
@@ -97,5 +97,6 @@ def check_version(path: str, schema: pa.Schema) -> None:
 
 def empty(table: str, columns: Sequence[str] | None = None) -> pa.Table:
     """An empty `table`, with only `columns` if given."""
-    rows = SCHEMAS[table].empty_table()
-    return rows.select(columns) if columns else rows
+    names = set(columns or SCHEMAS[table].names)
+    fields = [field for field in SCHEMAS[table] if field.name in names]
+    return pa.schema(fields, SCHEMAS[table].metadata).empty_table().select(columns or SCHEMAS[table].names)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
+
+from batchnst.redaction import public, redact, redact_json, stored
 
 VERSION = 1
 """Schema version. It goes up if a column changes its meaning, not if a column is added."""
@@ -34,6 +38,7 @@ class RunRow:
     """A run at its start: the request, and how much of it was done already."""
 
     run_id: str
+    run_number: int | None = None  # None in ledgers of 0.1.0
     started_at: datetime
     manifest: str  # address
     settings: str  # JSON: recipe file and options, which hold for every row of the manifest
@@ -51,11 +56,13 @@ class PairRow:
     """A finished attempt at a pair. Its losses are those of the written picture, weighted as in the total."""
 
     run_id: str
+    run_number: int | None = None  # higher than that of every earlier run; None in ledgers of 0.1.0
     pair_id: str
     attempt: int
     status: str  # ok, failed
     error_type: str | None = None
     error_message: str | None = None
+    error_kind: str | None = None  # permanent, transient; None if ok, and in ledgers of 0.1.0
     content: str
     styles: list[str]
     style_weights: list[float]
@@ -64,6 +71,8 @@ class PairRow:
     output: str  # relative to OUT/images
     content_sha256: str | None = None
     style_sha256: list[str] | None = None
+    mask_sha256: list[str] | None = None  # of the content masks, then of the style masks
+    start_sha256: str | None = None  # of the picture that `init` names
     output_sha256: str | None = None
     notes: list[str] | None = None  # how the inputs were read
     width: int | None = None  # pixels
@@ -147,6 +156,41 @@ SCHEMAS = {"pairs": _schema(PairRow), "losses": _schema(LossRow), "runs": _schem
 """Arrow schema of each table."""
 
 
+_ADDRESSES = ("content", "styles", "content_masks", "style_masks", "manifest")
+REDACTED: dict[str, Callable[[str], str]] = {
+    **dict.fromkeys(_ADDRESSES, stored),
+    **dict.fromkeys(("error_message", "notes"), redact),
+    **dict.fromkeys(("recipe", "settings", "extra"), redact_json),
+}
+"""Functions that remove secrets from the columns of `pairs` and `runs` that may have some."""
+
+
 def to_table(rows: list[PairRow] | list[LossRow] | list[RunRow], table: str) -> pa.Table:
-    """`rows` as an Arrow table with the schema of `table`."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMAS[table])
+    """`rows` as an Arrow table with the schema of `table`, without secrets."""
+    values = [asdict(row) for row in rows]
+    if table != "losses":
+        values = list(map(row_without_secrets, values))
+    return pa.Table.from_pylist(values, schema=SCHEMAS[table])
+
+
+def row_without_secrets(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `pairs` or `runs` without secrets."""
+    return {name: _each(REDACTED[name], value) if name in REDACTED else value for name, value in row.items()}
+
+
+def without_secrets(rows: pa.Table) -> pa.Table:
+    """`rows` of `pairs` without the secrets that ledgers of batchnst 0.1.0 may have."""
+    functions = {name: cache(clean) for name, clean in (REDACTED | dict.fromkeys(_ADDRESSES, public)).items()}
+    for i, field in enumerate(rows.schema):
+        if clean := functions.get(field.name):
+            values = rows[field.name].to_pylist()
+            redacted = [_each(clean, value) for value in values]
+            rows = rows.set_column(i, field, pa.array(redacted, field.type))
+    return rows
+
+
+def _each(clean: Callable[[str], str], value: Any) -> Any:
+    """The result of `clean` for a text, or for each of a list of texts; None stays None."""
+    if value is None:
+        return None
+    return list(map(clean, value)) if isinstance(value, list) else clean(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchnst.manifest.readers import KNOWN_COLUMNS, Row
 from batchnst.recipe import Recipe
+from batchnst.redaction import public
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,35 @@ class Pair:
 
 
 def fingerprint(pair: Pair, weights_sha256: str) -> str:
-    """SHA-256 of all that determines the picture: addresses, recipe, weights and loss definition; in hexadecimal."""
-    pictures = [pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks, pair.output]
-    text = json.dumps([pictures, pair.recipe.picture_text, weights_sha256, pair.recipe.loss_definition])
+    """SHA-256 of all that determines the picture: addresses, recipe, weights and loss definition; in hexadecimal.
+
+    A signature in an address does not count: it may change every day.
+    """
+    addresses = (pair.styles, pair.content_masks, pair.style_masks)
+    styles, content_masks, style_masks = (tuple(map(public, group)) for group in addresses)
+    pictures = [public(pair.content), styles, pair.style_weights, content_masks, style_masks, pair.output]
+    recipe, start = pair.recipe, public(pair.recipe.init)
+    if start != recipe.init:
+        recipe = recipe.model_copy(update={"init": start})
+    text = json.dumps([pictures, recipe.picture_text, weights_sha256, recipe.loss_definition])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def derive_id(row: Row) -> str:
     """Default id of a row: names of the content and first style, and a hash of the row; the same in every run."""
-    known = {key: value for key, value in row.items() if key in KNOWN_COLUMNS}
+    known = {key: _public(value) for key, value in row.items() if key in KNOWN_COLUMNS}
     digest = hashlib.sha256(to_json(known).encode()).hexdigest()[:8]
-    stems = [PurePosixPath(text).stem for text in [str(row.get("content", "")), *to_texts(row.get("style"))[:1]]]
+    addresses = [str(row.get("content", "")), *to_texts(row.get("style"))[:1]]
+    stems = [PurePosixPath(public(address)).stem for address in addresses]
     names = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:40].strip("-.") or "picture" for stem in stems]
     return "--".join([*names, digest])
+
+
+def _public(value: Any) -> Any:
+    """The value of a cell, with addresses in their public form."""
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
+    return public(value) if isinstance(value, str) else value
 
 
 def style_shares(weights: Sequence[str | float], styles: int) -> tuple[float, ...]:

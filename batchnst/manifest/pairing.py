@@ -12,10 +12,10 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from batchnst.errors import RequestError
 from batchnst.manifest.pair import derive_id
+from batchnst.pictures import isolated
 from batchnst.storage.files import is_uri, list_files, parent
 
 Row = dict[str, str]
@@ -70,7 +70,7 @@ def list_pictures(where: str) -> list[str]:
 
     Raises RequestError if there are none.
     """
-    endings = set(Image.registered_extensions())
+    endings = isolated.endings()
     addresses = [address for address in list_files(where) if PurePosixPath(address).suffix.lower() in endings]
     if not addresses:
         raise RequestError(f"{where}: no pictures there; expected a folder, a prefix, or a glob in quotes")

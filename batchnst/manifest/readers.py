@@ -62,8 +62,13 @@ def _read_json_lines(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
                 continue
             try:
                 row = json.loads(data)
+                if "\\u" in data:
+                    json.dumps(row, ensure_ascii=False).encode()
             except json.JSONDecodeError as error:
                 yield line, f"not valid JSON: {error.msg} at column {error.colno}"
+                continue
+            except UnicodeEncodeError as error:
+                yield line, f"has half of a character, \\u{ord(error.object[error.start]):04x}; expected both halves"
                 continue
             yield line, row if isinstance(row, dict) else f"expected a JSON object; found {data.strip()[:40]}"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from batchnst.storage.threads import start
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -13,12 +15,11 @@ Result = TypeVar("Result")
 def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
     """Yield each of `items` with `function(item)`, which runs in a thread while the caller uses the item before.
 
-    `items` must not be empty. Raises what `function` raises.
+    `items` must not be empty. Raises what `function` raises. A caller that stops early does not wait for the thread.
     """
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(function, items[0])
-        for i, item in enumerate(items):
-            result = upcoming.result()
-            if i + 1 < len(items):
-                upcoming = pool.submit(function, items[i + 1])
-            yield item, result
+    upcoming = start(partial(function, items[0]))
+    for i, item in enumerate(items):
+        result = upcoming.result()
+        if i + 1 < len(items):
+            upcoming = start(partial(function, items[i + 1]))
+        yield item, result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from PIL import Image
 
-from batchnst.errors import InputError
+from batchnst.errors import InputError, PairError
 from batchnst.manifest.pair import Pair
 from batchnst.pictures import decode, isolated
 from batchnst.pictures.decode import DecodeOptions, Picture, Pixels
@@ -31,8 +31,9 @@ class Inputs:
     Without content masks the whole picture is one part, painted in a blend of all styles. With content masks each mask
     marks a part: if there are as many styles as parts, each part has its own style, otherwise every part has the blend.
 
-    `content_sha256` and `style_sha256` are the hashes of the files, empty for pictures in memory. `finish` has the
-    options for writing the painted picture. `notes` are remarks on how the pictures were read.
+    `content_sha256`, `style_sha256`, `mask_sha256` (of the content masks, then of the style masks) and `start_sha256`
+    are the hashes of the files, empty for pictures in memory. `finish` has the options for writing the painted picture.
+    `notes` are remarks on how the pictures were read.
     """
 
     content: Pixels
@@ -43,6 +44,8 @@ class Inputs:
     start: Pixels | None = None
     content_sha256: str = ""
     style_sha256: tuple[str, ...] = ()
+    mask_sha256: tuple[str, ...] = ()
+    start_sha256: str | None = None
     finish: Finish = field(default_factory=Finish)
     notes: tuple[str, ...] = ()
 
@@ -55,8 +58,19 @@ class StyleFile:
     options: DecodeOptions
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A mask or start picture, stretched to the size of its picture, and the hash of its file."""
+
+    pixels: Pixels
+    sha256: str
+
+
 LoadedStyle = Picture | Exception
 """A style at its working size, or the error that loading it raised."""
+
+STYLES_KEPT = 32
+"""Styles that a StyleCache keeps."""
 
 
 def gather(
@@ -78,17 +92,20 @@ def gather(
     style_pictures = [_load_style(style, recipe, get_style or load_style) for style in styles]
     style_pixels = tuple(style.pixels for style in style_pictures)
     masked_styles = style_pixels if len(style_pixels) == len(style_masks) else style_pixels[:1] * len(style_masks)
+    inner = [_load_mask("content_mask", mask, content_picture.pixels) for mask in content_masks]
+    outer = [_load_mask("style_mask", mask, style) for mask, style in zip(style_masks, masked_styles, strict=True)]
+    start = _load_start(recipe, content_picture.pixels)
     return Inputs(
         content=content_picture.pixels,
         styles=style_pixels,
         style_weights=style_weights,
-        content_masks=tuple(_load_mask("content_mask", mask, content_picture.pixels) for mask in content_masks),
-        style_masks=tuple(
-            _load_mask("style_mask", mask, style) for mask, style in zip(style_masks, masked_styles, strict=True)
-        ),
-        start=_load_start(recipe, content_picture.pixels),
+        content_masks=tuple(mask.pixels for mask in inner),
+        style_masks=tuple(mask.pixels for mask in outer),
+        start=start.pixels if start else None,
         content_sha256=content_picture.sha256,
         style_sha256=tuple(style.sha256 for style in style_pictures),
+        mask_sha256=tuple(mask.sha256 for mask in (*inner, *outer)),
+        start_sha256=start.sha256 if start else None,
         finish=_finish(content_picture, recipe),
         notes=(
             *(f"content: {note}" for note in content_picture.notes),
@@ -121,6 +138,39 @@ def load_style(file: StyleFile) -> LoadedStyle:
         return load_picture(file.address, file.options)
     except Exception as error:
         return error
+
+
+class StyleCache:
+    """Loads each style once, and keeps the last STYLES_KEPT; one with a transient error is loaded anew for each pair.
+
+    `loaded` are styles that are loaded already.
+    """
+
+    def __init__(self, loaded: Mapping[StyleFile, LoadedStyle] | None = None) -> None:
+        self._loaded, self._load = loaded or {}, lru_cache(maxsize=STYLES_KEPT)(self._load_anew)
+
+    def __call__(self, file: StyleFile) -> LoadedStyle:
+        """The style `file`, or the error that loading it raises."""
+        loaded = self._loaded.get(file)
+        if loaded is not None and not _is_transient(loaded):
+            return loaded
+        try:
+            return self._load(file)
+        except PairError as error:
+            return error
+
+    @staticmethod
+    def _load_anew(file: StyleFile) -> LoadedStyle:
+        """Load a style; a transient error is raised, so that it is not kept."""
+        loaded = load_style(file)
+        if isinstance(loaded, Exception) and _is_transient(loaded):
+            raise loaded
+        return loaded
+
+
+def _is_transient(loaded: LoadedStyle) -> bool:
+    """True for an error after which another attempt may succeed."""
+    return isinstance(loaded, PairError) and loaded.transient
 
 
 def decode_options(recipe: Recipe, scale: float = 1.0) -> DecodeOptions:
@@ -184,23 +234,16 @@ def _finish(content: Picture, recipe: Recipe) -> Finish:
 
 def _read(address: str, options: DecodeOptions) -> bytes:
     """Read a picture's file. Raises InputError if it is larger than `options` allow."""
-    with files.open_file(address) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > options.max_file_bytes:
-            raise InputError(
-                f"{address}: {size / 1e6:.0f} MB, more than the {options.max_file_bytes / 1e6:.0f} MB that "
-                f"max_megapixels = {options.megapixels:g} allows; raise it to accept this picture"
-            )
-        file.seek(0)
-        return file.read()
+    reason = f"max_megapixels = {options.megapixels:g} allows; raise it to accept this picture"
+    return files.read_at_most(address, options.max_file_bytes, reason)
 
 
-def _load_mask(key: str, source: Source, picture: Pixels) -> Pixels:
+def _load_mask(key: str, source: Source, picture: Pixels) -> _Fitted:
     """Load a mask of `picture` (H, W, 3), stretched to (H, W).
 
     Raises InputError if the mask has another aspect ratio, or is all black. `key` begins the message.
     """
-    image, name = _load_full_size(key, source), f"{key} {_name(source)}"
+    (image, sha256), name = _load_full_size(key, source), f"{key} {_name(source)}"
     height, width = picture.shape[:2]
     if fit(*image.size, max(width, height)) != (width, height):
         raise InputError(
@@ -210,21 +253,23 @@ def _load_mask(key: str, source: Source, picture: Pixels) -> Pixels:
     mask = decode.stretched(image.convert("L"), width, height)
     if not mask.any():
         raise InputError(f"{name}: all black; expected white where its part of the picture is")
-    return mask
+    return _Fitted(mask, sha256)
 
 
-def _load_start(recipe: Recipe, content: Pixels) -> Pixels | None:
+def _load_start(recipe: Recipe, content: Pixels) -> _Fitted | None:
     """Load the picture that `init` names, stretched to the size of `content`; None if `init` names no picture."""
     if not is_start_picture(recipe.init):
         return None
-    return decode.stretched(_load_full_size("init", recipe.init), content.shape[1], content.shape[0])
+    image, sha256 = _load_full_size("init", recipe.init)
+    return _Fitted(decode.stretched(image, content.shape[1], content.shape[0]), sha256)
 
 
-def _load_full_size(key: str, source: Source) -> Image.Image:
-    """Load a picture at its full size, in RGB. `key` begins the message of an InputError."""
+def _load_full_size(key: str, source: Source) -> tuple[Image.Image, str]:
+    """Load a picture at its full size, in RGB, and its file's hash. `key` begins the message of an InputError."""
     if isinstance(source, Image.Image):
-        return decode.to_rgb(source)
+        return decode.to_rgb(source), ""
     try:
-        return Image.fromarray(load_picture(source, DecodeOptions()).pixels)
+        picture = load_picture(source, DecodeOptions())
+        return Image.fromarray(picture.pixels), picture.sha256
     except InputError as error:
-        raise InputError(f"{key} {error}") from None
+        raise error.with_prefix(f"{key} ") from None

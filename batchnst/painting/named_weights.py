@@ -17,6 +17,7 @@ from batchnst.errors import RequestError
 from batchnst.ledger.out import Out
 from batchnst.painting.weights_file import read_file
 from batchnst.recipe import did_you_mean, is_weights_file
+from batchnst.redaction import stored
 from batchnst.storage import files
 from batchnst.transfer.weights import SOURCES, Weights, cached
 
@@ -53,7 +54,7 @@ def import_weights(address: str, name: str, normalisation: str | None = None) ->
     backbone = file.backbone()
     weights = file.weights(backbone)
     tensors = {tensor: torch.from_numpy(array) for tensor, array in file.arrays(backbone).items()}
-    metadata = {"normalisation": file.normalisation(), "source": files.resolve(address, ".")}
+    metadata = {"normalisation": file.normalisation(), "source": stored(files.resolve(address, "."))}
     files.write(_path(name), safetensors.torch.save(tensors, metadata))
     return backbone, weights
 

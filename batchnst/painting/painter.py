@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batchnst.errors import Diverged, OutOfMemory, StorageError
+from batchnst.errors import BatchNSTError, Diverged, OutOfMemory, StorageError
 from batchnst.painting.inputs import Inputs
 from batchnst.painting.tensors import TensorCache, to_16_bit_pixels, to_pixels
+from batchnst.pictures import isolated
 from batchnst.pictures.decode import Pixels
-from batchnst.pictures.encode import Finish, encode_picture, is_16_bit
+from batchnst.pictures.encode import Finish, is_16_bit
 from batchnst.progress import Work
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
@@ -64,8 +67,8 @@ class Painted:
     def encode(self, name: str, finish: Finish) -> bytes:
         """The picture as a file, in the format that the ending of `name` selects; raises InputError if that fails."""
         if self.pixels_16_bit is not None and is_16_bit(name):
-            return encode_picture(self.pixels_16_bit, name, finish)
-        return encode_picture(self.pixels, name, finish)
+            return isolated.encode(self.pixels_16_bit, name, finish)
+        return isolated.encode(self.pixels, name, finish)
 
 
 @dataclass(frozen=True)
@@ -272,8 +275,19 @@ def load_backbone(recipe: Recipe, weights: Weights, device: torch.device) -> Bac
     return _cached_backbone(recipe.backbone, weights, tuple(recipe.layers), recipe.pooling, dtype, device)
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|std::bad_alloc"
+    r"|ALLOC_FAILED|ErrorMemoryAllocation",
+    re.IGNORECASE,
+)
+"""Messages of the errors by which torch and the libraries below it say that they were refused memory."""
+
+
 def as_pair_error(error: Exception) -> Exception:
-    """Convert any out-of-memory error to OutOfMemory; return other errors unchanged."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+    """Convert any out-of-memory error, of a GPU or of a CPU, to OutOfMemory; return other errors unchanged."""
+    if isinstance(error, BatchNSTError):
+        return error
+    refused = isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if refused or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
         return OutOfMemory("the device ran out of memory; lower size")
     return error

@@ -1,8 +1,12 @@
-"""Decode pictures of any format, orientation, colour space and transparency to upright sRGB arrays."""
+"""Decode pictures of any format, orientation, colour space and transparency to upright sRGB arrays.
+
+Files from outside are opened in a process apart only, see `isolated`; pictures in memory are converted anywhere.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,14 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
-from pillow_heif import register_heif_opener
 
 from batchnst.errors import InputError
 from batchnst.recipe import fit
-from batchnst.storage.files import open_file
-
-register_heif_opener()  # for HEIC; Pillow itself reads AVIF
-Image.MAX_IMAGE_PIXELS = None  # replaced by max_megapixels, which the user can change
 
 Pixels = NDArray[np.uint8]
 """A picture as an array: (H, W, 3), RGB, 0..255, or (H, W) for gray and opacity."""
@@ -32,6 +31,9 @@ RESAMPLING = {
 DRAFT = 4
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the result is at least this many times the working size."""
 
+MOST_EXIF_BYTES = 60_000
+"""Longest EXIF that is kept, in bytes: a JPEG holds 64 kB, with the note on the picture's origin."""
+
 _SIDEWAYS = range(5, 9)
 """EXIF orientations that swap width and height."""
 
@@ -44,7 +46,8 @@ class Decoded:
 
     image: RGB, upright, in sRGB, transparent parts over the background.
     alpha: opacity in mode "L", None if opaque.
-    exif, icc: as in the file, empty if missing.
+    exif: without orientation and thumbnail, empty if missing or unusable.
+    icc: as in the file, empty if missing.
     notes: remarks for the user, such as an ignored colour profile.
     """
 
@@ -61,7 +64,8 @@ class Picture:
 
     pixels: (H, W, 3).
     alpha: opacity (H, W), None if opaque.
-    exif, icc: as in the file, empty if missing.
+    exif: without orientation and thumbnail, empty if missing or unusable.
+    icc: as in the file, empty if missing.
     notes: remarks for the user, such as an ignored colour profile.
     sha256: hash of the file, empty for a picture from memory.
     """
@@ -90,6 +94,11 @@ class DecodeOptions:
     resample: str = "lanczos"
 
     @property
+    def max_pixels(self) -> float:
+        """Most pixels to decode."""
+        return 1e6 * self.megapixels
+
+    @property
     def max_file_bytes(self) -> int:
         """Largest file to read, in bytes."""
         return round(4e6 * self.megapixels)
@@ -100,14 +109,22 @@ class DecodeOptions:
         return int(2e3 * self.megapixels**0.5)
 
 
-def open_picture(data: bytes, name: str, options: DecodeOptions = DecodeOptions()) -> Decoded:
-    """Decode the picture in the file `data`.
+def open_picture(
+    data: bytes,
+    name: str,
+    options: DecodeOptions = DecodeOptions(),
+    before_decoding: Callable[[Image.Image], None] = lambda image: None,
+) -> Decoded:
+    """Decode the picture in the file `data`. `before_decoding` is called once its header is read.
 
     Raises InputError, with `name` in its message, if `data` is not a picture, damaged or too large.
     """
     try:
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             _check_limit(image, name, options)
+            before_decoding(image)
+            if options.size:
+                image.draft(None, fit(*image.size, DRAFT * options.size))
             if image.format == "JPEG2000" and b"\xff\xd9" not in data[-4096:]:
                 # Pillow's decoder accepts a truncated file.
                 raise InputError(f"{name}: cannot be decoded: image file is truncated")
@@ -119,14 +136,6 @@ def open_picture(data: bytes, name: str, options: DecodeOptions = DecodeOptions(
         raise InputError(f"{name}: cannot be decoded: {error}") from None
 
 
-def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """Decode the file `data` to an upright RGB picture in sRGB, transparent parts over white.
-
-    Raises InputError, with `name` in its message, if `data` is not a picture, damaged or too large.
-    """
-    return open_picture(data, name).image
-
-
 @cache
 def formats() -> list[str]:
     """Formats that are read, by Pillow's names: all but EPS, whose files are programs that Ghostscript would run."""
@@ -136,7 +145,7 @@ def formats() -> list[str]:
 
 def _check_limit(image: Image.Image, name: str, options: DecodeOptions) -> None:
     width, height = image.size
-    if width * height > 1e6 * options.megapixels or max(image.size) > options.max_side:
+    if width * height > options.max_pixels or max(image.size) > options.max_side:
         raise InputError(
             f"{name}: {width}×{height} pixels, more than max_megapixels = {options.megapixels:g} allows "
             f"({options.max_side} on a side); raise it to accept this picture"
@@ -147,15 +156,30 @@ def _decode(image: Image.Image, options: DecodeOptions) -> Decoded:
     notes: list[str] = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"the first of {frames} frames")
-    if options.size:
-        image.draft(None, fit(*image.size, DRAFT * options.size))
-    exif, icc = (image.info.get(key) or b"" for key in ("exif", "icc_profile"))
     upright = _upright(image, notes)
+    exif, icc = _kept_exif(image.info.get("exif") or b"", notes), image.info.get("icc_profile") or b""
     alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
     picture = _in_srgb(upright, icc, notes)
     if alpha is not None:
         picture = Image.composite(picture, Image.new("RGB", picture.size, options.background), alpha)
     return Decoded(picture, alpha, exif, icc, tuple(notes))
+
+
+def _kept_exif(data: bytes, notes: list[str]) -> bytes:
+    """The EXIF of a file, written anew without orientation and thumbnail; empty, with a note, if that fails."""
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        exif.pop(ExifTags.Base.Orientation, None)
+        exif.get_ifd(ExifTags.IFD.IFD1).clear()
+        kept = exif.tobytes() if len(exif) else b""
+    except Exception:  # broken EXIF raises errors of many types
+        notes.append("its EXIF is broken and was left out")
+        return b""
+    if len(kept) > MOST_EXIF_BYTES:
+        notes.append(f"its EXIF is longer than {MOST_EXIF_BYTES / 1e3:g} kB and was left out")
+        return b""
+    return kept
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -244,14 +268,9 @@ def stretched(image: Image.Image, width: int, height: int) -> Pixels:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def probe(address: str) -> tuple[int, int] | None:
-    """Read the upright size (width, height) of a picture from its header; None if the header cannot be read."""
-    try:
-        with open_file(address, buffer=1 << 14) as file, Image.open(file, formats=formats()) as image:
-            # Pillow reports a TIFF's upright size. A PNG's EXIF can follow its pixels: reading it would fetch the file.
-            read_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-            sideways = read_exif and image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-            return (image.height, image.width) if sideways else image.size
-    except Exception:
-        # The worker that decodes the picture meets the same error, and records it in the ledger.
-        return None
+def header_size(image: Image.Image) -> tuple[int, int]:
+    """The upright size (width, height) of an opened picture; reads no more of its file than needed."""
+    # Pillow reports a TIFF's upright size. A PNG's EXIF can follow its pixels: reading it would fetch the file.
+    read_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+    sideways = read_exif and image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+    return (image.height, image.width) if sideways else image.size

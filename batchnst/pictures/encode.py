@@ -72,12 +72,14 @@ def encode_picture(pixels: NDArray[Any], name: str, finish: Finish = Finish()) -
     """Encode `pixels` (H, W, 3), uint8 or, for TIFF, uint16, in the format of the ending of `name`.
 
     The file is in sRGB, with that profile; if `finish.icc` is an RGB profile, it is in those colours instead (except
-    TIFF). Raises InputError if the format cannot hold the picture.
+    TIFF). Raises InputError if that fails for any reason, such as a format that cannot hold the picture.
     """
     kind = FORMATS[PurePosixPath(name).suffix.lower()]
     try:
         return _tiff(pixels, finish) if kind == "TIFF" else _by_pillow(pixels, kind, finish)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # metadata from outside raises errors of many types
         height, width = pixels.shape[:2]
         raise InputError(
             f"{name}: {width}×{height} pixels cannot be written in this format: {error}; choose .png"
@@ -137,7 +139,7 @@ def read_provenance(data: bytes, name: str) -> Provenance:
         return Provenance(**json.loads(comment or exif[ExifTags.Base.ImageDescription]))
     except UnidentifiedImageError:
         raise InputError(f"{name}: not a picture that Pillow can read") from None
-    except (KeyError, ValueError, TypeError, OSError, SyntaxError):
+    except Exception:  # so does metadata that is not ours
         raise InputError(f"{name}: nothing in it says that batchnst painted it") from None
 
 

@@ -1,176 +1,130 @@
-"""Decode pictures in a separate process, so that a decoder that crashes or hangs harms nothing else.
+"""Open pictures from outside in a process apart, so that one that crashes, hangs or takes all memory harms no other.
 
-The process starts when it is first needed, and decodes one picture at a time. A request is a line of JSON and the bytes
-of a file, a response is a line of JSON and the bytes of arrays: nothing that the process sends back is executed.
+Everything that decodes foreign bytes is here; `server` is the program of the process, `pool` starts it.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
-import subprocess
-import sys
-import threading
-from contextlib import suppress
-from dataclasses import asdict
-from typing import IO, Any
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from batchnst.errors import InputError
-from batchnst.pictures.decode import DecodeOptions, Picture, fitted, open_picture
+from batchnst.pictures.decode import DecodeOptions, Picture
+from batchnst.pictures.encode import Finish, Provenance, encode_picture
+from batchnst.pictures.pool import Pool
+from batchnst.storage.files import open_file, size_of
 
-TIMEOUT_SECONDS = 60.0
-"""Longest time to decode one picture, in seconds."""
+HEAD_BYTES = 1 << 14
+"""Bytes at the beginning of a file that are read at once to find the picture's size."""
+
+ENCODE_SECONDS = 600.0
+"""Longest time to encode one picture, in seconds."""
+
+METADATA_BYTES = 64 << 20
+"""Longest answer beside the pixels, in bytes: a colour profile, EXIF, or a preview."""
+
+_POOL = Pool()
+atexit.register(_POOL.trim)
 
 
 def load(data: bytes, name: str, options: DecodeOptions) -> Picture:
-    """Decode the file `data` in the separate process, and resize it to `options.size`.
+    """Decode the file `data` and resize it to `options.size`.
 
-    Raises InputError, with `name` in its message, if the picture cannot be decoded, or not in TIMEOUT_SECONDS.
+    Raises InputError, with `name` in its message, if the picture cannot be decoded.
     """
-    return _DECODER.load(data, name, options)
-
-
-class _Decoder:
-    """The client of the separate process; starts it when needed, and replaces it after a failure."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def load(self, data: bytes, name: str, options: DecodeOptions) -> Picture:
-        """Decode one picture, as the function `load` describes."""
-        request = {"name": name, "options": asdict(options), "bytes": len(data)}
-        with self._lock:
-            process = self._running()
-            timed_out = threading.Event()
-            timer = threading.Timer(TIMEOUT_SECONDS, self._stop, (process, timed_out))
-            timer.start()
-            try:
-                return _ask(process, request, data)
-            except InputError:
-                raise
-            except (EOFError, OSError):
-                raise InputError(f"{name}: {self._end(timed_out.is_set())}") from None
-            except BaseException:
-                self._end(timed_out=False)  # else its response would be taken for the next picture's
-                raise
-            finally:
-                timer.cancel()
-
-    @staticmethod
-    def _stop(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
-        timed_out.set()
-        process.kill()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        """The process, started if none is running."""
-        if self._process and self._process.poll() is not None:
-            self.close()
-        if self._process is None:
-            command = [sys.executable, "-m", "batchnst.pictures.isolated"]
-            # In a new session, so that Ctrl-C reaches only the run; this process exits when its input ends.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        return self._process
-
-    def _end(self, timed_out: bool) -> str:
-        """Kill the process if it still runs, and say why it ended."""
-        process, self._process = self._process, None
-        assert process
-        process.kill()
-        with process:
-            status = process.wait()
-        if timed_out:
-            return f"took longer than {TIMEOUT_SECONDS:g} s to decode"
-        return f"crashed its decoder (exit status {status})"
-
-    def close(self) -> None:
-        """End the process, if one is running."""
-        process, self._process = self._process, None
-        if process:
-            process.communicate()  # closes its input, which ends it, and waits
-
-
-_DECODER = _Decoder()
-atexit.register(_DECODER.close)
-
-
-def _ask(process: subprocess.Popen[bytes], request: dict[str, Any], data: bytes) -> Picture:
-    """Send a request and read the response.
-
-    Raises InputError if the picture cannot be decoded, EOFError or OSError if the process ends before it has answered.
-    """
-    assert process.stdin and process.stdout
-    _put(process.stdin, request, data)
-    response = _get(process.stdout)
-    if "error" in response:
-        raise InputError(response["error"])
-    pixels, alpha, exif, icc = (_read(process.stdout, size) for size in response["sizes"])
-    height, width = response["shape"]
+    request = {"do": "load", "options": asdict(options)}
+    pixels_at_most = max(options.max_pixels, (options.size or 0) ** 2)
+    header, (pixels, alpha, exif, icc) = _POOL.ask(name, request, data, most_bytes=4 * pixels_at_most + METADATA_BYTES)
+    height, width = header["shape"]
     return Picture(
         np.frombuffer(pixels, np.uint8).reshape(height, width, 3),
         np.frombuffer(alpha, np.uint8).reshape(height, width) if alpha else None,
         exif,
         icc,
-        tuple(response["notes"]),
+        tuple(header["notes"]),
     )
 
 
-def _serve(source: IO[bytes], target: IO[bytes]) -> None:
-    """Answer requests from `source` on `target` until the input ends; runs in the separate process."""
-    with suppress(EOFError):
-        while True:
-            request = _get(source)
-            data = _read(source, request["bytes"])
-            try:
-                response, parts = _answer(data, request)
-            except InputError as error:
-                response, parts = {"error": str(error)}, []
-            except Exception as error:  # a decoder can raise anything for a damaged file
-                response, parts = {"error": f"{request['name']}: cannot be decoded: {error!r}"}, []
-            _put(target, response, *parts)
+def probe(address: str) -> tuple[int, int] | None:
+    """Read the upright size (width, height) of a picture from its header; None if the header cannot be read.
+
+    Whoever decodes the picture meets the same error and reports it.
+    """
+    try:
+        with open_file(address, buffer=HEAD_BYTES) as file:
+            head = file.read(HEAD_BYTES)
+            size = len(head) if len(head) < HEAD_BYTES else size_of(file)
+            header, _ = _POOL.ask(address, {"do": "probe", "size": size}, head, file=file)
+            width, height = header["size"]
+            return width, height
+    except Exception:
+        return None
 
 
-def _answer(data: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-    """Decode the picture of a request; the response's header and the bytes that follow it."""
-    options = DecodeOptions(**request["options"])
-    picture = fitted(open_picture(data, request["name"], options), options)
-    alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
-    parts = [picture.pixels.tobytes(), alpha, picture.exif, picture.icc]
-    return {"shape": picture.pixels.shape[:2], "notes": picture.notes, "sizes": [len(part) for part in parts]}, parts
+@dataclass(frozen=True)
+class Preview:
+    """A small picture: `data` is a WebP file."""
+
+    data: bytes
+    width: int
+    height: int
 
 
-def _put(target: IO[bytes], header: dict[str, Any], *parts: bytes) -> None:
-    """Write a request or response: `header` as a line of JSON, then `parts`."""
-    target.write(json.dumps(header).encode() + b"\n")
-    for part in parts:
-        target.write(part)
-    target.flush()
+def preview(data: bytes, name: str, side: int) -> Preview:
+    """Make a preview of the picture in the file `data`, upright, its longest side at most `side` pixels.
+
+    Raises InputError, with `name` in its message, if the picture cannot be decoded.
+    """
+    header, (small,) = _POOL.ask(name, {"do": "preview", "side": side}, data, most_bytes=METADATA_BYTES)
+    return Preview(small, *header["size"])
 
 
-def _get(source: IO[bytes]) -> dict[str, Any]:
-    """Read the header of a request or response; raises EOFError if the input has ended."""
-    line = source.readline()
-    if not line:
-        raise EOFError
-    header: dict[str, Any] = json.loads(line)
-    return header
+def examine(data: bytes, name: str, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """Read the format, by Pillow's name, and the size (width, height) of the picture in the file `data`.
+
+    Raises InputError, with `name` in its message, if it cannot be opened, or has the expected `size` but is damaged.
+    """
+    header, _ = _POOL.ask(name, {"do": "examine", "size": size}, data)
+    width, height = header["size"]
+    return header["format"], (width, height)
 
 
-def _read(source: IO[bytes], size: int) -> bytes:
-    """Read exactly `size` bytes; raises EOFError if the input ends before."""
-    data = source.read(size)
-    if len(data) < size:
-        raise EOFError
+def read_provenance(data: bytes, name: str) -> Provenance:
+    """Read the provenance that a painted picture has in its file `data`; raises InputError if there is none."""
+    header, _ = _POOL.ask(name, {"do": "provenance"}, data)
+    return Provenance(**header["provenance"])
+
+
+def encode(pixels: NDArray[Any], name: str, finish: Finish) -> bytes:
+    """Encode `pixels` as `encode_picture` does; in the process apart if `finish` has metadata from outside."""
+    if not (finish.exif or finish.icc):
+        return encode_picture(pixels, name, finish)
+    request = {
+        "do": "encode",
+        "name": name,
+        "shape": pixels.shape[:2],
+        "dtype": pixels.dtype.name,
+        "quality": finish.quality,
+        "provenance": finish.provenance and asdict(finish.provenance),
+    }
+    alpha = b"" if finish.alpha is None else finish.alpha.tobytes()
+    parts = (alpha, finish.exif, finish.icc)
+    most_bytes = 16 * pixels.size + METADATA_BYTES
+    _, (data,) = _POOL.ask(name, request, pixels.tobytes(), *parts, most_bytes=most_bytes, seconds=ENCODE_SECONDS)
     return data
 
 
-if __name__ == "__main__":
-    _serve(sys.stdin.buffer, sys.stdout.buffer)
+@cache
+def endings() -> frozenset[str]:
+    """The endings of files that can be decoded, in lower case, with their dot."""
+    header, _ = _POOL.ask("picture formats", {"do": "endings"})
+    return frozenset(header["endings"])
+
+
+def release() -> None:
+    """End the processes that are idle, but one: after many pictures at once, when few will follow."""
+    _POOL.trim(keep=1)

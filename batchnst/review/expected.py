@@ -10,6 +10,7 @@ from batchnst.ledger.out import Out
 from batchnst.manifest.pair import fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.painting.named_weights import load_networks
+from batchnst.redaction import stored
 from batchnst.storage.files import resolve
 
 
@@ -20,7 +21,8 @@ def expected_pairs(manifest: str, out: Out) -> pa.Table:
     Raises ManifestError.
     """
     runs = out.runs()
-    same_manifest = [run for run in runs if run["manifest"] == resolve(manifest, ".")]
+    address = stored(resolve(manifest, "."))
+    same_manifest = [run for run in runs if run["manifest"] == address]
     settings = json.loads((same_manifest or runs)[-1]["settings"]) if runs else {}
     pairs = read_manifest(manifest, settings)
     hashes = {network: weights.sha256 for network, weights in load_networks(pairs.networks).items()}

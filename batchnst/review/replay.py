@@ -18,7 +18,8 @@ from batchnst.ledger.schema import TERMS
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.single import Painting, report_steps, stylize
 from batchnst.painting.versions import versions
-from batchnst.pictures import decode
+from batchnst.pictures import isolated
+from batchnst.pictures.decode import DecodeOptions
 from batchnst.progress import Progress, silent
 from batchnst.recipe import Recipe
 from batchnst.storage import files
@@ -92,11 +93,16 @@ def _inputs(row: dict[str, Any]) -> Iterator[Compared]:
     yield _input("content", row["content"], row["content_sha256"])
     for style, sha256 in zip(row["styles"], row["style_sha256"], strict=True):
         yield _input("style", style, sha256)
+    masks = [*row["content_masks"], *row["style_masks"]]
+    for mask, sha256 in zip(masks, row["mask_sha256"] or [], strict=False):  # batchnst 0.1.0 had no hashes of masks
+        yield _input("mask", mask, sha256)
+    if row["start_sha256"]:
+        yield _input("init", json.loads(row["recipe"])["init"], row["start_sha256"])
 
 
 def _input(what: str, address: str, then: str) -> Compared:
     try:
-        now = hashlib.sha256(files.read(address)).hexdigest()
+        now = files.sha256_of(address)
     except InputError as error:
         return Compared(what, str(error), holds=False)
     return _same(what, address, now, then)
@@ -136,13 +142,18 @@ def _curve(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
     if not len(then):
         return Compared("steps", "the ledger has none for this attempt", holds=False)
     common = min(len(then), len(now))
-    difference: NDArray[np.float64] = np.abs(now[:common] / then[:common] - 1)
+    difference: NDArray[np.float64] = _relative(now[:common], then[:common])
     differing = np.flatnonzero(difference > SAME)
     same = int(differing[0]) if len(differing) else common
     steps = f"{len(now)}, as it was" if len(now) == len(then) else f"{len(now)} now, {len(then)} then"
     if same == common:
         return Compared("steps", f"{steps}; the losses of all the same")
     return Compared("steps", f"{steps}; the first {same} the same, then at most {difference.max():.2%} apart")
+
+
+def _relative(now: NDArray[np.float64], then: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Differences of `now` relative to `then`; 0 where both are 0."""
+    return np.abs(now - then) / np.maximum(np.abs(then), np.finfo(np.float64).tiny)
 
 
 def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
@@ -153,8 +164,8 @@ def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
         return Compared("picture", f"{name} is not there", holds=False)
     if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
         return Compared("picture", f"{name} is not the one that was painted: its hash is not the row's", holds=False)
-    then = np.asarray(decode.decode_rgb(data, name)).astype(int)
-    now = np.asarray(decode.decode_rgb(painting.encode(name), name))
+    then = isolated.load(data, name, DecodeOptions()).pixels.astype(int)
+    now = isolated.load(painting.encode(name), name, DecodeOptions()).pixels
     difference = np.abs(now - then)
     if not difference.any():
         return Compared("picture", f"{name}, every pixel as it was")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.ledger.claim import Holder
-from batchnst.ledger.out import Out, newest_rows, retry_vanished
+from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
 
 RECENT = timedelta(minutes=10)
 """Time over which the current rate is measured."""
@@ -20,8 +20,8 @@ SLOWEST = 5
 """Number of slowest pairs to list."""
 
 _COLUMNS = (
-    *("run_id", "pair_id", "status", "error_type", "host", "pid"),
-    *("batch_size", "started_at", "finished_at", "seconds"),
+    *("run_id", "pair_id", "status", "error_type", "error_kind", "host", "pid"),
+    *("run_number", "attempt", "batch_size", "started_at", "finished_at", "seconds"),
 )
 
 
@@ -40,8 +40,8 @@ class Status:
     """State of the newest run, and of all pairs by their newest row.
 
     `pairs` and `left` count pairs of the newest run's manifest; they are None if the ledger has no `runs`. `done` and
-    `failed` (by error type) count pairs of all runs. Rates are in pairs an hour. `seconds_left` is None if it cannot
-    be estimated.
+    `failed` (by error type) count pairs of all runs; `passing` is the number of failed ones that the next run tries
+    again. Rates are in pairs an hour. `seconds_left` is None if it cannot be estimated.
     """
 
     run_id: str
@@ -52,6 +52,7 @@ class Status:
     pairs: int | None
     done: int
     failed: Counter[str]
+    passing: int
     left: int | None
     rate_now: float
     rate: float
@@ -107,6 +108,7 @@ def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
         pairs=run["pairs"],
         done=run["done"] + ok,
         failed=Counter(newest.filter(pc.equal(newest["status"], "failed"))["error_type"].to_pylist()),
+        passing=int(pc.sum(pc.equal(newest["error_kind"], "transient")).as_py() or 0),
         left=None if run["pairs"] is None else run["pairs"] - run["done"] - run["given_up"] - ok - failed,
         rate_now=rate_now,
         rate=rate,
@@ -120,7 +122,7 @@ def _newest_run(out: Out, newest: pa.Table) -> dict[str, Any]:
     """The row of the newest run; if the ledger has no `runs`, as much of it as the rows of `pairs` say."""
     if runs := out.runs():
         return runs[-1]
-    last = newest.sort_by([("finished_at", "descending")])["run_id"][0].as_py()
+    last = sort_rows(newest)["run_id"][-1].as_py()
     is_last = pc.equal(newest["run_id"], last)
     unknown = dict.fromkeys(("manifest", "pairs", "to_paint"))
     return {
@@ -156,6 +158,8 @@ def describe(status: Status) -> str:
         lines.append(f"rate     {_rates(status)}")
     if failed:
         lines.append("failed   " + " · ".join(f"{count} {kind}" for kind, count in status.failed.most_common()))
+    if status.passing:
+        lines.append(f"         {status.passing} for a passing reason: the next run tries them again")
     for title, text in zip(["slowest", *[""] * SLOWEST], map(_pair, status.slowest), strict=False):
         lines.append(f"{title:8} {text}")
     for title, text in zip(["workers", *[""] * len(status.hosts)], map(_host, status.hosts), strict=False):

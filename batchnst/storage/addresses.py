@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -25,6 +26,8 @@ import fsspec
 import pyarrow.fs as pafs
 
 from batchnst.errors import RequestError, StorageError
+from batchnst.redaction import has_credentials, public
+from batchnst.storage.conditional import s3_client
 from batchnst.storage.retries import is_transient, retry
 from batchnst.storage.stores import Disk, Store, from_fsspec
 
@@ -40,19 +43,80 @@ REQUEST_BYTES = 8 << 20
 TIMEOUT_SECONDS = 30.0
 """Seconds without data after which a connection is dropped."""
 
+WEB_CONNECT_SECONDS = 10.0
+"""Seconds in which a web server must accept a connection."""
+
+WEB_TOTAL_SECONDS = 3600.0
+"""Seconds after which a request to a web server is dropped, even if data still comes."""
+
 
 def store_of(address: str) -> Store:
     """The store of the URI `address`, opened once per process.
 
     Raises RequestError if no store can be opened by this URI, StorageError if the store does not answer.
     """
+    if problem := address_problem(address):
+        raise RequestError(problem)
     scheme, _, rest = address.partition("://")
-    if scheme in _PYARROW and re.search(r"\?\w+=", rest):
-        raise RequestError(
-            f"{address.partition('?')[0]}: options after a ? are not read; set them in the environment "
-            "(for self-hosted S3: AWS_ENDPOINT_URL and AWS_REGION)"
-        )
     return _open(scheme, rest.partition("/")[0])
+
+
+def address_problem(address: str) -> str | None:
+    """Why the URI `address` is refused, because it carries credentials or options; None if it does not."""
+    for part in address.split("::"):
+        scheme, _, rest = part.partition("://")
+        if has_credentials(part):
+            advice = _CREDENTIALS.get(scheme, _of_fsspec(scheme))
+            return f"{public(part)}: no passwords or keys in addresses: they would be written to the ledger; {advice}"
+        if scheme in _PYARROW and re.search(r"\?[\w.%-]+=", rest):
+            return (
+                f"{public(part.partition('?')[0])}: options after a ? are not read; set them in the environment "
+                "(for self-hosted S3: AWS_ENDPOINT_URL and AWS_REGION)"
+            )
+    return None
+
+
+_AZURE = "set AZURE_STORAGE_ACCOUNT_NAME, with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, in the environment"
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+    **dict.fromkeys(("gs", "gcs"), "set GOOGLE_APPLICATION_CREDENTIALS in the environment"),
+    **dict.fromkeys(("az", "abfs", "abfss"), _AZURE),
+    **dict.fromkeys(("hdfs", "viewfs"), "get a Kerberos ticket by kinit"),
+    **dict.fromkeys(("http", "https"), "write them into ~/.netrc, for this host"),
+}
+"""Where each store's credentials belong, as advice to the user."""
+
+
+def _of_fsspec(scheme: str) -> str:
+    """Advice on the credentials of a scheme that fsspec serves: it reads its arguments from the environment too."""
+    name = re.sub(r"\W", "_", scheme).upper()
+    return f"set FSSPEC_{name}_USERNAME and FSSPEC_{name}_PASSWORD in the environment"
+
+
+def store_name(address: str) -> str:
+    """The name of the store that holds `address`: a bucket, a web host, or a disk of this machine by its mount point.
+
+    Files of one store may become unreadable together, others do not. The name has no user and no password.
+    """
+    address = address.rpartition("::")[2]  # of a file in an archive: the archive
+    scheme, separator, rest = address.partition("://")
+    if not separator or scheme == "file":
+        return f"{_mount_point(os.path.dirname(rest if separator else address))} on {socket.gethostname()}"
+    name = rest.partition("/")[0]
+    user, _, host = name.rpartition("@")
+    return f"{scheme}://{host if ':' in user or scheme in ('http', 'https') else name}"
+
+
+@lru_cache(maxsize=4096)
+def _mount_point(folder: str) -> str:
+    """The mount point above `folder`, which is not touched: a disk may hang."""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+            points = [line.split()[1].replace("\\040", " ") for line in file]
+    except OSError:  # not on Linux
+        points = []
+    inside = f"{os.path.abspath(folder)}/"
+    return max((point for point in points if inside.startswith(f"{point.rstrip('/')}/")), key=len, default="/")
 
 
 @lru_cache(maxsize=64)
@@ -68,11 +132,6 @@ def _open(scheme: str, name: str) -> Store:
 
 
 def _s3(prefix: str, bucket: str) -> Store:
-    if "@" in bucket:
-        raise RequestError(
-            f"s3://…@{bucket.rpartition('@')[2]}: no keys in addresses: they would be written to the ledger; "
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
-        )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     filesystem = pafs.S3FileSystem(
         endpoint_override=endpoint,
@@ -82,7 +141,13 @@ def _s3(prefix: str, bucket: str) -> Store:
         allow_delayed_open=True,  # one request for a small file, not three
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
     )
-    return Store(filesystem, prefix, bucket, atomic_bytes=REQUEST_BYTES)
+    return Store(
+        filesystem,
+        prefix,
+        bucket,
+        atomic_bytes=REQUEST_BYTES,
+        conditional=s3_client(bucket, endpoint, TIMEOUT_SECONDS),
+    )
 
 
 def _gs(prefix: str, bucket: str) -> Store:
@@ -162,5 +227,7 @@ def _web(scheme: str) -> Any:
     filesystem_class = fsspec.get_filesystem_class(scheme)  # its error names the missing package
     from aiohttp import ClientTimeout
 
-    timeout = ClientTimeout(sock_connect=TIMEOUT_SECONDS, sock_read=TIMEOUT_SECONDS)
+    timeout = ClientTimeout(
+        total=WEB_TOTAL_SECONDS, connect=None, sock_connect=WEB_CONNECT_SECONDS, sock_read=TIMEOUT_SECONDS
+    )
     return filesystem_class(cache_type="none", client_kwargs={"trust_env": True, "timeout": timeout})

@@ -6,21 +6,41 @@ An address is a local path or a URI. `addresses` finds the store of a URI and li
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import os
+import posixpath
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from batchnst.errors import InputError, RequestError, StorageError
-from batchnst.storage.addresses import store_of
-from batchnst.storage.retries import UNREACHABLE, is_transient
-from batchnst.storage.stores import DISK, Disk, Store
+from batchnst.errors import InputError, RequestError, StorageError, UnwritableName
+from batchnst.storage.addresses import store_name, store_of
+from batchnst.storage.retries import Deadline, Patience, is_transient
+from batchnst.storage.stores import DISK, PIECE, Disk, Store
+
+_REFUSED_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
+"""Error numbers that say that a file system does not take a name, or has a folder or a file in its way."""
+
+MOST_AT_ONCE = 1 << 26
+"""Most bytes that are requested at once of a file that is hashed."""
+
+LONGEST_HASHED = 100_000_000_000
+"""Longest file that is hashed, in bytes."""
+
+LONGEST_UNSIZED = 4_000_000_000
+"""Most bytes that are read from a server that does not send the size of its file."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_uri(address: str) -> bool:
@@ -45,64 +65,147 @@ def parent(address: str) -> str:
 
 
 def read(address: str) -> bytes:
-    """Read the whole file at `address`.
+    """Read the whole file at `address`; raises InputError, as `open_file` does."""
+    with open_file(address, io.DEFAULT_BUFFER_SIZE) as file:
+        return file.read()
 
-    Raises InputError if the file is missing or unreadable, StorageError if its store does not answer.
+
+def sha256_of(address: str) -> str:
+    """SHA-256 of the file at `address`, in hexadecimal, read piece by piece; raises InputError, as `open_file` does."""
+    digest, length = hashlib.sha256(), 0
+    with open_file(address) as file:
+        count = min(size_of(file) or PIECE, MOST_AT_ONCE)  # most files in a single request
+        file.seek(0)
+        while piece := file.read(count):
+            digest.update(piece)
+            if (length := length + len(piece)) > LONGEST_HASHED:
+                raise InputError(f"{address}: more than {LONGEST_HASHED / 1e9:.0f} GB, which no input has")
+    return digest.hexdigest()
+
+
+def size_of(file: BinaryIO) -> int | None:
+    """The size of an open file in bytes, at whose end it is then; None if its server does not send it."""
+    try:
+        return file.seek(0, io.SEEK_END)
+    except io.UnsupportedOperation:
+        return None
+
+
+def read_at_most(address: str, most_bytes: int, reason: str) -> bytes:
+    """Read the whole file at `address`; a server that sends without end is stopped.
+
+    Raises InputError, as `open_file` does, and for a file of more than `most_bytes`. `reason` ends its message "more
+    than the … MB that".
     """
-    store = _store(address)
-    path = store.path(address)
-    with _as_input_error(address, store, path):
-        return store.read(path)
+    too_long = f"more than the {most_bytes / 1e6:.0f} MB that {reason}"
+    with open_file(address) as file:
+        size = size_of(file)
+        if size is None:
+            data = bytearray()
+            while piece := file.read(PIECE):
+                data += piece
+                if len(data) > most_bytes:
+                    raise InputError(f"{address}: {too_long}")
+            return bytes(data)
+        if size > most_bytes:
+            raise InputError(f"{address}: {size / 1e6:.0f} MB, {too_long}")
+        file.seek(0)
+        return file.read()
 
 
 @contextmanager
 def open_file(address: str, buffer: int = 1 << 20) -> Iterator[BinaryIO]:
-    """Open the file at `address` for reading and seeking; it is fetched `buffer` bytes at a time.
+    """Open the input at `address` for reading and seeking; it is fetched `buffer` bytes at a time.
 
-    Raises InputError if the file is missing or unreadable, StorageError if its store does not answer; both also for
-    errors while the file is read.
+    Raises InputError if the file is missing or unreadable, or its store does not answer or takes too long; also for
+    errors while it is read. RequestError if no store can be opened by this address.
     """
-    store = _store(address)
-    path = store.path(address)
-    with _as_input_error(address, store, path), store.open(path, buffer) as file:
+
+    def open_it() -> BinaryIO:
+        store = _store(address)
+        return store.open(store.path(address), buffer)
+
+    with (
+        _as_input_error(address),
+        _patience(store_name(address)).reading(address) as deadline,
+        io.BufferedReader(_Input(deadline.run(open_it), deadline), buffer) as file,
+    ):
         yield file
 
 
+@lru_cache(maxsize=1024)
+def _patience(store: str) -> Patience:
+    """This process's patience with a store, by its name."""
+    return Patience()
+
+
+class _Input(io.RawIOBase):
+    """A file whose reads have a deadline."""
+
+    def __init__(self, file: BinaryIO, deadline: Deadline) -> None:
+        self._file, self._deadline = file, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._deadline.run(lambda: self._file.read(len(buffer)), len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        here = self.tell()
+        try:
+            size = self.seek(0, io.SEEK_END) - here
+        except io.UnsupportedOperation:  # the server does not send the size
+            return self._read_pieces()
+        self.seek(here)
+        return self._deadline.run(self._file.read, size)
+
+    def _read_pieces(self) -> bytes:
+        data = bytearray()
+        while piece := self._deadline.run(lambda: self._file.read(PIECE), PIECE):
+            data += piece
+            if len(data) > LONGEST_UNSIZED:
+                raise OSError(errno.EFBIG, f"its server sends more than {LONGEST_UNSIZED / 1e9:.0f} GB without an end")
+        return bytes(data)
+
+    def close(self) -> None:
+        if not self.closed and not self._deadline.is_over:  # else a thread may still be reading
+            self._file.close()
+        super().close()
+
+
 @contextmanager
-def _as_input_error(address: str, store: Store, path: str) -> Iterator[None]:
-    """Raise InputError or StorageError in place of OSError."""
+def _as_input_error(address: str) -> Iterator[None]:
+    """Raise InputError in place of OSError, and of the StorageError of a store that cannot be opened."""
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{address}: no such file") from None
+        raise InputError(f"{address}: no such file", unread=address) from None
+    except StorageError as error:
+        raise InputError(f"{address}: {error}", transient=True, unread=address) from None
     except OSError as error:
-        if _is_unreachable(store, path, error):
-            raise StorageError(f"{address}: its storage does not answer: {error.strerror or error}") from None
-        raise InputError(f"{address}: cannot be read: {error.strerror or error}") from None
-
-
-def _is_unreachable(store: Store, path: str, error: OSError) -> bool:
-    """True if `error` means that the store does not answer, not that the file is missing or unreadable.
-
-    If the error leaves that open, a second request to the store decides.
-    """
-    if error.errno is not None or isinstance(store, Disk):
-        return error.errno in UNREACHABLE
-    if is_transient(error):
-        return True
-    try:
-        store.filesystem.get_file_info(path)
-    except PermissionError:
-        return False
-    except OSError as error:
-        return "ACCESS_DENIED" not in str(error)
-    return False
+        transient = is_transient(error)
+        problem = "its storage does not answer" if transient and is_uri(address) else "cannot be read"
+        reason = error.strerror or error
+        raise InputError(f"{address}: {problem}: {reason}", transient=transient, unread=address) from None
 
 
 def list_files(where: str) -> list[str]:
     """List the addresses of all files in `where`, sorted: a folder, a prefix, a glob or a single file.
 
-    Subfolders are included. In a glob, `**` stands for any number of folders. Raises StorageError if the store does not
+    Subfolders are included. In a glob, `**` stands for any number of folders. Names that begin with `.` are left out,
+    as the ones that macOS writes beside each file, unless the glob names one. Raises StorageError if the store does not
     answer, RequestError for a folder on a web server.
     """
     store = _store(where)
@@ -115,23 +218,12 @@ def list_files(where: str) -> list[str]:
         if any(character in path for character in "*?[") and info.type == pafs.FileType.NotFound:
             paths = store.retry(lambda: ArrowFSWrapper(store.filesystem).glob(path))
             where = re.split(r"[*?[]", where)[0].rpartition("/")[0]
+            hidden = "/." in path.removeprefix(store.path(where))
         else:
-            paths = [info.path for info in _files(store, path)]
-    return sorted(_address(store, where, path) for path in paths)
-
-
-def _address(store: Store, folder: str, path: str) -> str:
-    """The address of the file at `path` on the store's filesystem, which lies in `folder`."""
-    inside = path.strip("/").removeprefix(store.path(folder).strip("/"))
-    base = folder if is_uri(folder) else os.path.abspath(folder)
-    return f"{base.rstrip('/')}/{inside.strip('/')}"
-
-
-def _files(store: Store, path: str) -> list[pafs.FileInfo]:
-    """All files in the folder `path` and its subfolders."""
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    infos = store.retry(lambda: store.filesystem.get_file_info(selector))
-    return [info for info in infos if info.type == pafs.FileType.File]
+            hidden, paths = False, [info.path for info in store.retry(lambda: Store.list(store, path))]
+    base = where if is_uri(where) else os.path.abspath(where)
+    inside = (path.strip("/").removeprefix(store.path(where).strip("/")).strip("/") for path in paths)
+    return sorted(f"{base.rstrip('/')}/{name}" for name in inside if hidden or "/." not in f"/{name}")
 
 
 def check_writable(address: str) -> None:
@@ -173,26 +265,57 @@ class Folder:
 
     def path(self, relative: str) -> str:
         """The path on `filesystem` of the file at `relative`."""
-        return str(PurePosixPath(self.root) / relative)
+        return posixpath.join(self.root, relative)
 
     def relative(self, path: str) -> str:
         """The path relative to this folder of the file at `path` on `filesystem`."""
-        return str(PurePosixPath(path).relative_to(self.root))
+        return posixpath.relpath(path, self.root)
+
+    def open(self, path: str, buffer: int) -> BinaryIO:
+        """Open the file at `path` on `filesystem` for reading and seeking; it is fetched `buffer` bytes at a time."""
+        return self._store.open(path, buffer)
 
     def write(self, relative: str, data: bytes, before: Callable[[], None] = lambda: None) -> None:
         """Write `data` to `relative`, completely or not at all; it is on disk when this returns.
 
-        `before` is called before each attempt; if it raises, there is no further attempt. Raises StorageError.
+        `before` is called before each attempt, as late as possible; if it raises, nothing is written and there is no
+        further attempt. Raises StorageError.
         """
-        path, temporary = self.path(relative), self.path(f"{self.TEMPORARY}/{uuid.uuid4().hex}")
-        self._check_links(relative)
-
-        def put() -> None:
-            before()
-            self._store.put(path, data, temporary)
-
+        path = self._checked(relative)
         with _as_storage_error(path, "written"):
-            self._store.retry(put)
+            self._store.retry(lambda: self._store.put(path, data, self._temporary(), before))
+
+    def create(self, relative: str, data: bytes) -> bool:
+        """Write `data` to `relative` if there is no such file; returns False if there is one. Raises StorageError.
+
+        After StorageError the file may be there or not: the answer may have been lost.
+        """
+        path = self._checked(relative)
+        with _as_storage_error(path, "written"):
+            try:
+                self._store.create(path, data, self._temporary())
+            except FileExistsError:
+                return False
+        return True
+
+    def version(self, relative: str) -> str | None:
+        """The version of the file at `relative`, for `replace`; None if there is no such file. Raises StorageError."""
+        path = self._checked(relative)
+        with _as_storage_error(path, "read"):
+            return self._store.retry(lambda: self._store.version(path))
+
+    def replace(self, relative: str, data: bytes, version: str | None, before: Callable[[], None]) -> bool:
+        """Write `data` to `relative` if the file there still has `version`; returns False if it has another one.
+
+        Only stores with conditional writes compare versions. `before` as in `write`. Raises StorageError.
+        """
+        path = self._checked(relative)
+        with _as_storage_error(path, "written"):
+            try:
+                self._store.retry(lambda: self._store.replace(path, data, self._temporary(), version, before))
+            except FileExistsError:
+                return False
+        return True
 
     def read(self, relative: str) -> bytes | None:
         """Read the whole file at `relative`; None if there is no such file. Raises StorageError."""
@@ -201,49 +324,78 @@ class Folder:
             return self._store.read(path, may_change=not self.local)
         return None
 
+    def exists(self, relative: str) -> bool:
+        """True if there is a file or folder at `relative`; raises StorageError."""
+        path = self._checked(relative)
+        with _as_storage_error(path, "read"):
+            return self._store.retry(lambda: self._store.exists(path))
+
     def move(self, source: str, target: str) -> None:
         """Move the file at `source` to `target`; do nothing if there is no file at `source`.
 
         The move is on disk when this returns. Raises StorageError.
         """
-        old_path, new_path = self.path(source), self.path(target)
-        self._check_links(target)
+        old_path, new_path = self._checked(source), self._checked(target)
 
         def move() -> None:
-            if self.filesystem.get_file_info(old_path).type != pafs.FileType.NotFound:
+            if self._store.exists(old_path):
                 self._store.move(old_path, new_path)
 
-        with _as_storage_error(new_path, "written"):
+        with _as_storage_error(new_path, "written"), suppress(FileNotFoundError):
             self._store.retry(move)
 
     def remove(self, relative: str) -> None:
         """Remove the file at `relative` if it exists; raises StorageError."""
-        path = self.path(relative)
+        path = self._checked(relative)
         with _as_storage_error(path, "removed"), suppress(FileNotFoundError):
-            self._store.retry(lambda: self.filesystem.delete_file(path))
+            self._store.retry(lambda: self._store.delete(path))
 
     def files(self, relative: str, prefix: str = "", ending: str = "") -> list[pafs.FileInfo]:
         """Files in the subfolder `relative` whose names begin with `prefix` and end with `ending`.
 
-        Deeper subfolders are included; the files are sorted by their path on `filesystem`. Raises StorageError.
+        Deeper subfolders are included, links are not followed; the files are sorted by their path on `filesystem`.
+        Raises StorageError.
         """
-        path = self.path(relative)
+        path = self._checked(relative)
+        if self.local and os.path.islink(path):
+            raise StorageError(_link_problem(path))
         with _as_storage_error(path, "listed"):
-            files = _files(self._store, path)
+            files = self._store.retry(lambda: self._store.list(path))
         matching = (info for info in files if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
         return sorted(matching, key=lambda info: str(info.path))
 
-    def _check_links(self, relative: str) -> None:
-        """Raise StorageError if a link would lead a write to `relative` out of this folder."""
-        subfolders = PurePosixPath(relative).parents[:-1] if self.local else ()
-        for path in (self.path(str(folder)) for folder in subfolders):
-            if os.path.islink(path):
-                raise StorageError(f"{path}: is a link; expected a real folder (only OUT itself may be a link)")
+    def _temporary(self) -> str:
+        """A path on `filesystem` for an unfinished file."""
+        return self._checked(f"{self.TEMPORARY}/{uuid.uuid4().hex}")
+
+    def _checked(self, relative: str) -> str:
+        """The path on `filesystem` of the file at `relative`.
+
+        Raises StorageError if `relative` leads out of this folder, by `..`, as an absolute path or through a link.
+        """
+        if relative.startswith("/") or ".." in relative.split("/"):
+            raise StorageError(f"{relative}: leads out of {self.address}; nothing was changed")
+        for folder in PurePosixPath(relative).parents[:-1] if self.local else ():
+            if os.path.islink(path := self.path(str(folder))):
+                raise StorageError(_link_problem(path))
+        return self.path(relative)
 
     def clear_temporary(self) -> None:
         """Remove unfinished files, left by processes that died."""
         for info in self.files(self.TEMPORARY):
             self.remove(self.relative(info.path))
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], streams: int) -> list[Result]:
+    """The results of `function` for each of `items`, of which up to `streams` are worked on at the same time."""
+    if streams == 1:
+        return list(map(function, items))
+    with ThreadPoolExecutor(streams) as pool:
+        return list(pool.map(function, items))
+
+
+def _link_problem(path: str) -> str:
+    return f"{path}: is a link; expected a real folder (only OUT itself may be a link)"
 
 
 def _store(address: str) -> Store:
@@ -267,4 +419,5 @@ def _as_storage_error(path: str, action: str) -> Iterator[None]:
         reason = error.strerror or str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "; make room and run the same command again" if full else ""
-        raise StorageError(f"{path}: cannot be {action}: {reason}{advice}") from None
+        kind = UnwritableName if error.errno in _REFUSED_NAMES else StorageError
+        raise kind(f"{path}: cannot be {action}: {reason}{advice}") from None

@@ -1,14 +1,20 @@
-"""Retries for storage errors that may go away by themselves."""
+"""Retries for storage errors that may go away by themselves, and how long a store of inputs is waited for."""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import pyarrow as pa
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from batchnst.storage.threads import start
 
 RETRY_SECONDS = 60.0
 """Seconds after which no new attempt is made. The stores' own clients retry a few times within each attempt."""
@@ -16,22 +22,59 @@ RETRY_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 5.0
 """Longest wait between two attempts, in seconds: short, so that a store that is back is noticed soon."""
 
+INPUT_SHARE = 0.5
+"""Share of RETRY_SECONDS for which a process waits for a store of inputs: planning waits, and then painting."""
+
+REST_SECONDS = 600.0
+"""Seconds after which a process waits for a store of inputs again, although it gave up waiting for it before."""
+
+LEAST_ATTEMPTS = 3
+"""Attempts at an input in any case: short failures are frequent in stores that are busy."""
+
+QUICK_SECONDS = 10.0
+"""Time to read an input in, from a store that has just let a read run out of time."""
+
+MOST_SILENT = 3
+"""Files of a store whose reads may run out of time, with none read meanwhile, before the next reads fail at once."""
+
+PAUSE_SECONDS = 5.0
+"""Seconds after which one of these is tried again."""
+
+SLOWEST = 1 << 15
+"""Bytes a second below which reading an input counts as hanging."""
+
 UNREACHABLE = {
     getattr(errno, name)
     for name in [
         "EIO",
+        "EREMOTEIO",
         "ESTALE",
         "ENODEV",
+        "ENXIO",
         "ENOTCONN",
+        "ENOLINK",
         "ETIMEDOUT",
+        "ETIME",
+        "ECONNABORTED",
         "ECONNREFUSED",
         "ECONNRESET",
         "EHOSTDOWN",
         "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETRESET",
         "ENETUNREACH",
+        "EPIPE",
+        "EAGAIN",
+        "EBUSY",
+        "EINTR",
+        "EMFILE",
+        "ENFILE",
+        "ENOBUFS",
+        "ENOMEM",
     ]
+    if hasattr(errno, name)
 }
-"""Error numbers of a disk or server that is gone, as opposed to a missing or unreadable file."""
+"""Error numbers of a disk, server or machine in trouble, as opposed to a missing or unreadable file."""
 
 _TRANSIENT = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|INTERNAL_FAILURE)"
@@ -44,20 +87,138 @@ _TRANSIENT = re.compile(
 T = TypeVar("T")
 
 
+class Unwilling(ConnectionError):
+    """A host has no address or a bad certificate: this may pass, but not within a minute."""
+
+
 def retry(action: Callable[[], T]) -> T:
     """Call `action` until it succeeds, and return its result; transient errors are retried for RETRY_SECONDS.
 
-    The waits between attempts grow. `action` may take effect twice: an answer can be lost after the store has acted.
-    Raises the last error of `action`; errors of the stores' clients are raised as OSError.
+    For an input it is the store's Patience that ends the retries. The waits between attempts grow. `action`
+    may take effect twice: an answer can be lost after the store has acted. Raises the last error of `action`; errors of
+    the stores' clients are raised as OSError.
     """
+    patience = _PATIENCE.get()
     retrying = Retrying(
-        stop=stop_after_delay(RETRY_SECONDS),
+        stop=patience.is_over if patience else stop_after_delay(RETRY_SECONDS),
         wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS),
-        retry=retry_if_exception(is_transient),
+        retry=retry_if_exception(lambda error: is_transient(error) and not isinstance(error, Unwilling)),
         reraise=True,
     )
     result: T = retrying(_call, action)
+    if patience and retrying.statistics["attempt_number"] > 1:
+        patience.renew()
     return result
+
+
+class Patience:
+    """How long this process waits for one store of inputs, such as a bucket, a web host or a mounted disk.
+
+    A store that fails is waited for INPUT_SHARE of RETRY_SECONDS, by all reads together; from then on a read has
+    LEAST_ATTEMPTS. Patience is renewed when an attempt succeeds after others failed, or after REST_SECONDS. A file that
+    alone fails does not renew it, so a web host with many bad addresses does not take a minute for each.
+
+    After reads of MOST_SILENT files ran out of time, further reads fail at once, but for a try every PAUSE_SECONDS,
+    until one succeeds.
+
+    Processes do not share what they know: they wait at the same time, so that takes no longer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = -REST_SECONDS
+        self._silent: dict[str, str] = {}  # error messages by address, since the last success
+        self._last_silent = self._last_success = 0.0
+
+    @contextmanager
+    def reading(self, address: str) -> Iterator[Deadline]:
+        """Read the file at `address` in this block, within the time that is yielded.
+
+        Raises TimeoutError at once if the store keeps letting reads run out of time.
+        """
+        if problem := self._problem():
+            raise problem
+        began, deadline = time.monotonic(), Deadline(self, self._seconds())
+        try:
+            yield deadline
+        except TimeoutError as error:
+            self._note_silence(address, str(error), began)
+            raise
+        else:
+            self._last_success = time.monotonic()
+            self._silent.clear()
+
+    def is_over(self, state: RetryCallState) -> bool:
+        """True if the attempt that has just failed is the last one."""
+        now = time.monotonic()
+        with self._lock:
+            if now > self._began + REST_SECONDS:
+                self._began = now
+            end = self._began + INPUT_SHARE * RETRY_SECONDS
+            return state.attempt_number >= LEAST_ATTEMPTS and now + state.upcoming_sleep > end
+
+    def renew(self) -> None:
+        """Wait as long as at first the next time."""
+        self._began = -REST_SECONDS
+
+    def _seconds(self) -> float:
+        """Time for the next read, without that for its bytes."""
+        full = INPUT_SHARE * RETRY_SECONDS + QUICK_SECONDS / 2  # longer than the retries
+        return min(full, QUICK_SECONDS) if self._silent else full
+
+    def _problem(self) -> TimeoutError | None:
+        """The error to raise without an attempt; None if the store may be asked."""
+        with self._lock:
+            if len(self._silent) < MOST_SILENT or time.monotonic() > self._last_silent + PAUSE_SECONDS:
+                return None
+            return TimeoutError(next(reversed(self._silent.values())))
+
+    def _note_silence(self, address: str, message: str, began: float) -> None:
+        """Note that a read that began at the time `began` ran out of time; not if others have succeeded since."""
+        with self._lock:
+            if self._last_success < began:
+                self._silent[address] = message
+                self._last_silent = time.monotonic()
+
+
+class Deadline:
+    """The time that reading one input may take: some seconds, and more for each byte.
+
+    used: seconds spent in calls of `run`; only these count.
+    """
+
+    def __init__(self, patience: Patience, seconds: float) -> None:
+        self._patience, self._allowed, self.used = patience, seconds, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """True if a call ran out of time; it may still go on."""
+        return self.used >= self._allowed
+
+    def run(self, action: Callable[[], T], size: int = 0) -> T:
+        """Call `action`, which fetches `size` bytes, in a thread, which is left behind if it takes too long.
+
+        Raises TimeoutError if the time is over.
+        """
+        self._allowed += size / SLOWEST
+        began = time.monotonic()
+
+        def patiently() -> T:
+            _PATIENCE.set(self._patience)  # in this thread only
+            return action()
+
+        try:
+            return start(patiently).result(self._allowed - self.used)
+        except TimeoutError:
+            if time.monotonic() - began < self._allowed - self.used:  # an error of `action` itself
+                raise
+            raise TimeoutError(f"no answer within {self._allowed:.0f} s") from None
+        finally:
+            self.used += time.monotonic() - began
+
+
+_PATIENCE: ContextVar[Patience | None] = ContextVar("patience", default=None)
+"""The patience with the store that this thread reads an input from; None for OUT."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -87,9 +248,24 @@ def _as_os_error(error: BaseException) -> BaseException:
         cause = _as_os_error(error.__cause__)
         return cause if isinstance(cause, OSError) else error
     if type(error).__module__.startswith("aiohttp"):
-        status = getattr(error, "status", None)
-        return _http_error(status, str(error)) if status else ConnectionError(f"{error or type(error).__name__}")
+        return _web_error(error)
+    if isinstance(error, TimeoutError) and not str(error):
+        return TimeoutError("no answer in time")
     return OSError(str(error)) if isinstance(error, pa.ArrowException) else error
+
+
+def _web_error(error: BaseException) -> OSError:
+    """The OSError that fits an `error` of aiohttp."""
+    from aiohttp import ClientConnectorDNSError, ClientSSLError
+
+    text, status = str(error) or type(error).__name__, getattr(error, "status", None)
+    if isinstance(error, ClientSSLError | ClientConnectorDNSError):
+        return Unwilling(text)
+    if isinstance(error, ValueError):
+        return OSError(errno.EINVAL, f"not a web address: {text}")
+    if isinstance(error, TimeoutError):
+        return TimeoutError(text)
+    return _http_error(status, text) if status else ConnectionError(text)
 
 
 def _http_error(status: int, text: str) -> OSError:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batchnst.storage.retries import is_transient, retry
 
+PIECE = 1 << 20
+"""Bytes that are read at once from a file of unknown size."""
+
 T = TypeVar("T")
+
+
+class ConditionalClient(Protocol):
+    """Writes that depend on what is there, decided by the store itself; paths are those on the store's filesystem."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file; raises FileExistsError if there is one."""
+
+    def version(self, path: str) -> str | None:
+        """The version of a file, which every write changes; None if there is no file."""
+
+    def replace(self, path: str, data: bytes, version: str | None) -> None:
+        """Write a file if it still has `version`, or if `version` is None and there is none; else FileExistsError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +43,7 @@ class Store:
     atomic_bytes: files up to this many bytes are written directly, because they appear completely or not at all; larger
     ones are written to a temporary file, then moved.
     writable: False if the store can be neither written nor listed.
+    conditional: client for conditional writes; None if the store has none.
     """
 
     filesystem: pafs.FileSystem
@@ -32,6 +51,7 @@ class Store:
     root: str
     atomic_bytes: int = 0
     writable: bool = True
+    conditional: ConditionalClient | None = None
 
     def path(self, address: str) -> str:
         """The path of `address` on the filesystem."""
@@ -58,14 +78,62 @@ class Store:
 
         return self.retry(read_all)
 
-    def put(self, path: str, data: bytes, temporary: str) -> None:
-        """Write `data` to `path`, completely or not at all; large files are first written to `temporary`."""
+    def list(self, path: str) -> list[pafs.FileInfo]:
+        """All files in the folder `path` and its subfolders; on disk, links are followed."""
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        return [info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+
+    def exists(self, path: str) -> bool:
+        """True if there is a file or a folder at `path`."""
+        return bool(self.filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+    def delete(self, path: str) -> None:
+        """Delete a file; raises FileNotFoundError if there is none."""
+        self.filesystem.delete_file(path)
+
+    def create(self, path: str, data: bytes, temporary: str) -> None:
+        """Write `data` to `path`; raises FileExistsError if there is a file.
+
+        Without `conditional` two processes that create the same file at the same moment may both succeed.
+        """
+        if self.conditional:
+            self.conditional.create(path, data)
+        elif self.exists(path):
+            raise FileExistsError(path)
+        else:
+            self.put(path, data, temporary)
+
+    def version(self, path: str) -> str | None:
+        """The version of a file for `replace`; None if there is no file, empty if the store has no versions."""
+        if self.conditional:
+            return self.conditional.version(path)
+        return "" if self.exists(path) else None
+
+    def replace(self, path: str, data: bytes, temporary: str, version: str | None, before: Callable[[], None]) -> None:
+        """Write `data` to `path` if its file still has `version`; raises FileExistsError if it has another one.
+
+        A store without versions writes in any case. `before` is called as late as possible; if it raises, nothing is
+        written.
+        """
+        if self.conditional:
+            before()
+            self.conditional.replace(path, data, version)
+        else:
+            self.put(path, data, temporary, before)
+
+    def put(self, path: str, data: bytes, temporary: str, before: Callable[[], None] = lambda: None) -> None:
+        """Write `data` to `path`, completely or not at all; large files are first written to `temporary`.
+
+        `before` is called as late as possible; if it raises, nothing is written.
+        """
         if len(data) <= self.atomic_bytes:
+            before()
             self._send(path, data)
         else:
             self._make_folder(temporary)
             try:
                 self._send(temporary, data)
+                before()
                 self.move(temporary, path)
             except BaseException:
                 with suppress(OSError):
@@ -122,19 +190,50 @@ class Disk(Store):
         return action()
 
     def open(self, path: str, buffer: int) -> BinaryIO:
-        """Open a file for reading and seeking, with a buffer of `buffer` bytes."""
-        return open(path, "rb", buffering=buffer)
+        """Open a file for reading and seeking, with a buffer of `buffer` bytes.
 
-    def put(self, path: str, data: bytes, temporary: str) -> None:
-        """Write `data` to `temporary`, sync it to disk and rename it to `path`."""
+        Raises OSError for anything but a regular file: a pipe would keep its reader waiting.
+        """
+        return open(path, "rb", buffering=buffer, opener=_open_regular)
+
+    def list(self, path: str) -> list[pafs.FileInfo]:
+        """All files in the folder `path` and its subfolders; links are not followed, and not listed."""
+        infos = []
+        for folder, subfolders, names in os.walk(path, onerror=_raise_unless_missing):
+            subfolders[:] = [name for name in subfolders if not os.path.islink(os.path.join(folder, name))]
+            for name in names:
+                with suppress(FileNotFoundError):
+                    status = os.lstat(file := os.path.join(folder, name))
+                    if stat.S_ISREG(status.st_mode):
+                        infos.append(pafs.FileInfo(file, pafs.FileType.File, size=status.st_size))
+        return infos
+
+    def create(self, path: str, data: bytes, temporary: str) -> None:
+        """Write `data` to `path`; raises FileExistsError if there is a file.
+
+        The file appears complete, by a hard link; on a file system without links it is opened exclusively and then
+        written.
+        """
         target, unfinished = Path(path), Path(temporary)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
+        _write_synced(unfinished, data)
         try:
-            with unfinished.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            os.link(unfinished, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _write_synced(target, data)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def put(self, path: str, data: bytes, temporary: str, before: Callable[[], None] = lambda: None) -> None:
+        """Write `data` to `temporary`, sync it to disk, call `before`, and rename the file to `path`."""
+        target, unfinished = Path(path), Path(temporary)
+        try:
+            _write_synced(unfinished, data)
+            before()
+            _make_folder(target.parent)
             unfinished.replace(target)
         except BaseException:
             unfinished.unlink(missing_ok=True)
@@ -143,21 +242,74 @@ class Disk(Store):
 
     def move(self, source: str, target: str) -> None:
         """Move a file, replacing `target`; raises FileNotFoundError if there is no file at `source`."""
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(target).parent)
         Path(source).replace(target)
         _sync_folder(Path(target).parent)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; raises OSError for a folder, pipe, socket or device."""
+    _check_regular(os.stat(path))
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # should it become a pipe meanwhile
+    try:
+        _check_regular(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory; this is not a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
 
 
 DISK = Disk(pafs.LocalFileSystem(), "", "/")
 """The store of all local paths."""
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""Errors of file systems that have no hard links."""
+
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR}
+"""Errors of file systems that cannot sync a folder."""
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those around it, if missing; raises NotADirectoryError if a file is in the way."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    """Create a file and sync it to disk; raises FileExistsError if there is one."""
+    _make_folder(path.parent)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder to disk, on file systems that can: some network file systems do it by themselves."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def open_reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20) -> BinaryIO:
@@ -172,9 +324,13 @@ class _Remote(io.RawIOBase):
     """A file in a store; a read that returns too few bytes is retried."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        self._filesystem, self._path = filesystem, path
         self._file = retry(lambda: filesystem.open_input_file(path))
-        self._size: int = self._file.size()
         self._position = 0
+        try:
+            self._size: int | None = self._file.size()
+        except io.UnsupportedOperation:
+            self._size = None  # the web server does not send it
 
     def readable(self) -> bool:
         return True
@@ -186,7 +342,10 @@ class _Remote(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        if whence == io.SEEK_END and self._size is None:
+            raise io.UnsupportedOperation("the server does not send the size of this file")
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size or 0}[whence]
+        self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -195,7 +354,9 @@ class _Remote(io.RawIOBase):
         return len(data)
 
     def readall(self) -> bytes:
-        return self._fetch(self._size)
+        if self._size is not None:
+            return self._fetch(self._size)
+        return b"".join(iter(lambda: self._fetch(PIECE), b""))
 
     def close(self) -> None:
         if not self.closed:
@@ -204,19 +365,19 @@ class _Remote(io.RawIOBase):
 
     def _fetch(self, limit: int) -> bytes:
         """Read the next bytes, at most `limit`."""
-        count = max(0, min(limit, self._size - self._position))
+        count = limit if self._size is None else max(0, min(limit, self._size - self._position))
         try:
             data = self._part(self._position, count) if count else b""
         except ValueError:  # the web server does not support range requests
-            self._file = pa.BufferReader(self._part(0, self._size))
+            self._file = retry(lambda: self._filesystem.handler.open_stream(self._path))
             return self._fetch(limit)
-        self._position += count
+        self._position += len(data)
         return data
 
     def _part(self, start: int, count: int) -> bytes:
         def read_part() -> bytes:
             data: bytes = self._file.read_at(count, start)
-            if len(data) != count:
+            if len(data) != count and self._size is not None:
                 raise ConnectionError(f"received {len(data)} of {count} bytes")
             return data
 
@@ -244,6 +405,59 @@ class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
         if isinstance(file, io.BytesIO):  # fsspec's memory store returns one file object to all threads
             return pa.BufferReader(file.getvalue())
         if getattr(file, "size", 0) is None:  # the web server does not send the size
-            with file:
-                return pa.BufferReader(file.read())
+            return self.open_stream(path, file)
         return pa.PythonFile(file, mode="r")
+
+    def open_stream(self, path: str, file: Any = None) -> pa.NativeFile:
+        """Open a file of a web server that sends it from its beginning only; `file` is it, if it is open already."""
+        return pa.PythonFile(_Streamed(lambda: self.fs.open(path, "rb", block_size=0), file), mode="r")
+
+
+class _Streamed(io.RawIOBase):
+    """A file that arrives from its beginning only; what has arrived is kept, so that it can be read again.
+
+    After an error `open_file` opens it anew.
+    """
+
+    def __init__(self, open_file: Callable[[], BinaryIO], file: BinaryIO | None) -> None:
+        self._open, self._file = open_file, file
+        self._arrived, self._position = bytearray(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the size of this file is not known")
+        self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
+
+    def read(self, count: int = -1) -> bytes:
+        """Read `count` bytes, or fewer at the end of the file."""
+        end = self._position + count
+        while len(self._arrived) < end and (piece := self._next(min(PIECE, end - len(self._arrived)))):
+            self._arrived += piece
+        data = bytes(self._arrived[self._position : end])
+        self._position += len(data)
+        return data
+
+    def _next(self, count: int) -> bytes:
+        if self._file is None:
+            self._file = self._open()
+        try:
+            return self._file.read(count)
+        except BaseException:
+            self._file = None
+            self._arrived.clear()
+            raise
+
+    def close(self) -> None:
+        if not self.closed and self._file is not None:
+            self._file.close()
+        super().close()

@@ -11,9 +11,10 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 CGROUPS, PROCESS_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 """Folder of all control groups; list of the groups that this process is in."""
+
+
+PROCESS_STATUS = Path("/proc/self/status")
+"""File that says how much address space this process has."""
+
+PROCESS_BYTES = 850e6
+"""Memory of a process before it paints, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,11 @@ def best_device() -> torch.device:
 def tune_process() -> None:
     """Change settings of the whole process; call it only in a process that does nothing but paint.
 
-    On a GPU, fp32 means TF32, and cuDNN searches the fastest convolution for each shape, which pays because shapes
-    repeat. On a CPU, freed memory stays with the process: the next step needs the same sizes again, and touching new
-    pages takes up to a fifth of a step.
+    It uses no more threads than this process may use CPUs. On a GPU, fp32 means TF32, and cuDNN searches the fastest
+    convolution for each shape, which pays because shapes repeat. On a CPU, freed memory stays with the process: the
+    next step needs the same sizes again, and touching new pages takes up to a fifth of a step.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -97,30 +106,71 @@ def free_memory(device: torch.device, share: float = 1.0) -> float:
     """Return the bytes that painting may use on `device`, or on a `share` (0..1) of a GPU, less a reserve."""
     if device.type == "cuda":
         return 0.8 * share * torch.cuda.mem_get_info(device)[0]
-    return 0.9 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _cgroup_limit())
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0.9 * min(installed, _cgroup_limit(), _process_limit())
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use, at least 1.
+
+    `taskset` and batch systems allow only some of the machine's CPUs, containers only a share of their time.
+    """
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(min(allowed, _cgroup_cpus()))))
 
 
 def _cgroup_limit() -> float:
-    """Return the memory limit in bytes that a container or a batch system sets for this process; inf if none.
+    """Return the memory limit in bytes that a container or a batch system sets for this process; inf if none."""
+    files = {True: "memory.limit_in_bytes", False: "memory.max"}
+    return min([math.inf, *(_read_limit(group / files[old]) for group, old in _control_groups("memory"))])
 
-    It is the least limit of the process's control groups and of the groups around them.
-    """
+
+def _cgroup_cpus() -> float:
+    """Return the number of CPUs whose time a container grants to this process; inf if there is no such limit."""
     limits = [math.inf]
+    for group, old in _control_groups("cpu"):
+        if old:
+            limits.append(_read_limit(group / "cpu.cfs_quota_us") / _read_limit(group / "cpu.cfs_period_us"))
+        else:
+            limits.append(_read_limit(group / "cpu.max") / _read_limit(group / "cpu.max", 1))
+    return min(limit for limit in limits if limit > 0)
+
+
+def _control_groups(kind: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of the control groups that limit `kind` for this process, the groups around them included.
+
+    True comes with groups of version 1. Limits of all groups hold, so that the least one counts.
+    """
     with suppress(OSError):
         for line in PROCESS_CGROUP.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
-            if kinds in ("", "memory"):
-                name = "memory.limit_in_bytes" if kinds else "memory.max"
+            if not kinds or kind in kinds.split(","):
                 folder = CGROUPS / kinds / path.lstrip("/")
-                limits += [_read_limit(group / name) for group in (folder, *folder.parents)]
+                yield from ((group, bool(kinds)) for group in (folder, *folder.parents))
+
+
+@lru_cache(maxsize=1)
+def _process_limit() -> float:
+    """Return the memory in bytes that the limits of this process (`ulimit -v`, `ulimit -d`) leave; inf if none.
+
+    They count addresses, also those of libraries and of reserves that are never touched. What the process has of these
+    before it paints is no part of an estimate, which is why this is measured once, before the first picture.
+    """
+    limits = [math.inf]
+    with suppress(OSError):
+        status = dict(line.split(":", 1) for line in PROCESS_STATUS.read_text().splitlines())
+        for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            limit, _ = resource.getrlimit(kind)
+            if limit != resource.RLIM_INFINITY:
+                limits.append(max(0.0, limit - 1024 * float(status[name].split()[0]) + PROCESS_BYTES))
     return min(limits)
 
 
-def _read_limit(file: Path) -> float:
-    """Return the limit in bytes that `file` holds; inf if it cannot be read or sets none."""
+def _read_limit(file: Path, position: int = 0) -> float:
+    """Return the number at `position` in the line that `file` holds; inf if it cannot be read or is no number."""
     try:
-        text = file.read_text().strip()
-    except OSError:
+        text = file.read_text().split()[position]
+    except (OSError, IndexError):
         return math.inf
     return float(text) if text.isdecimal() else math.inf
 

@@ -11,11 +11,9 @@ import torch
 
 from batchnst.backbones import cut, strides
 from batchnst.recipe import Recipe
+from batchnst.transfer.device import PROCESS_BYTES
 from batchnst.transfer.optimizers import HISTORY
 from batchnst.transfer.tiling import margins
-
-PROCESS_BYTES = 850e6
-"""Memory of a process before it paints, in bytes."""
 
 ACTIVATIONS = 2.5
 """Bytes of the network in a step, as a multiple of the bytes that its convolutions output (measured on a CPU)."""

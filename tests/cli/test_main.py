@@ -39,11 +39,16 @@ def test_a_run_paints_and_a_second_one_finds_nothing_to_do(manifest: Path, tmp_p
     assert first.exit_code == 0, first.output
     assert f"{out}: 2 of 2 pairs done (2 now, in " in first.stdout
     assert first.stdout.count("\n") == 1
-    files = sorted(path for path in out.rglob("*") if path.is_file())
+    files = results(out)
     second = batchnst("run", manifest, "--out", out, *QUICK)
     assert second.exit_code == 0
     assert "2 of 2 pairs are done already; 0 left" in second.stderr
-    assert files == sorted(path for path in out.rglob("*") if path.is_file())
+    assert files == results(out)
+
+
+def results(out: Path) -> list[Path]:
+    """The files of OUT, but for those by which runs keep out of each other's way."""
+    return sorted(path for path in out.rglob("*") if path.is_file() and ".batchnst" not in path.parts)
 
 
 def test_a_changed_row_is_done_again(manifest: Path, tmp_path: Path) -> None:
@@ -187,6 +192,34 @@ def test_more_than_the_memory_is_refused_in_one_line(images: Path, tmp_path: Pat
     assert result.stderr.startswith("batchnst: 4000×2667 pixels take ")
     assert result.stderr.endswith(" GB at the least, more than the 1 GB available; lower size\n")
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_pair_that_can_never_fit_fails_alone_wherever_it_stands(images: Path, tmp_path: Path, position: int) -> None:
+    manifest, out = tmp_path / "m.csv", tmp_path / "out"
+    rows = [f"{images}/coffee.png,{images}/swirls.png,{name}," for name in "ab"]
+    rows.insert(position, f"{images}/coffee.png,{images}/swirls.png,large,4000")
+    manifest.write_text("\n".join(["content,style,id,size", *rows]) + "\n")
+    told = batchnst("plan", manifest, "--memory", 1, "--size", 48, "--steps", 4).stdout
+    assert "4000×2667  1 pair in 1 · does not fit: needs " in told
+    assert "1 pair does not fit into 1.0 GB and will fail; lower size" in told
+    result = batchnst("run", manifest, "--out", out, "--memory", 1, *QUICK)
+    assert result.exit_code == 1, result.output
+    assert "failed: large: 4000×2667 pixels take " in result.stderr
+    found = {row["pair_id"]: row for row in read_ledger(str(out), "pairs").to_table().to_pylist()}
+    assert {name: row["error_type"] for name, row in found.items()} == {"a": None, "b": None, "large": "OutOfMemory"}
+    assert found["large"]["error_kind"] == "permanent"
+
+
+def test_a_run_of_which_no_pair_fits_is_refused_and_plan_says_so(images: Path, tmp_path: Path) -> None:
+    manifest, out = tmp_path / "m.csv", tmp_path / "out"
+    manifest.write_text(f"content,style,id\n{images}/coffee.png,{images}/swirls.png,large\n")
+    told = batchnst("plan", manifest, "--memory", 1, "--size", 4000)
+    assert "none fits into 1.0 GB: `run` would refuse; lower size" in told.stdout
+    result = batchnst("run", manifest, "--out", out, "--memory", 1, "--engine", "inline", "--size", 4000)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("batchnst: large: 4000×2667 pixels take ")
+    assert not (out / "ledger").exists()
 
 
 def test_stylize_writes_one_picture_and_no_ledger(images: Path, tmp_path: Path) -> None:

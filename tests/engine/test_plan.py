@@ -6,18 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from batchnst.engine.plan import Job, Plan, make_batches, make_plan
-from batchnst.engine.run import Engine, make_chunks
+from batchnst.engine.run import UNKNOWN, Engine, make_chunks
 from batchnst.ledger.out import Outcomes
+from batchnst.ledger.schema import to_table
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe
-from tests.helpers import pair
+from tests.helpers import pair, row
 
 NETWORKS = {("vgg19", "bundled"): "w"}
 ROW = {"content": "/a.jpg", "style": "/s.png", "id": "a"}
@@ -37,9 +37,17 @@ def asked(tmp_path: Path) -> Asked:
     return make
 
 
-def outcomes(pair: Pair, status: str = "ok", attempt: int = 1) -> Outcomes:
-    row = {"pair_id": pair.id, "status": status, "fingerprint": fingerprint(pair, "w"), "attempt": attempt}
-    return Outcomes(pa.Table.from_pylist([{**row, "finished_at": 1}]))
+def outcomes(pair: Pair, status: str = "ok", attempt: int = 1, error_kind: str | None = None) -> Outcomes:
+    newest = row(
+        pair.id,
+        run_number=1,
+        attempt=attempt,
+        status=status,
+        error_kind=error_kind,
+        fingerprint=fingerprint(pair, "w"),
+        output=pair.output,
+    )
+    return Outcomes(to_table([newest], "pairs"))
 
 
 def plan(manifest: Manifest, known: Outcomes, **options: Any) -> Plan:
@@ -71,6 +79,18 @@ def test_a_failed_pair_is_left_alone_until_asked_for(asked: Asked) -> None:
     again = plan(asked(ROW), known, retry_failed=True)
     assert again.jobs()[0].attempt == 3
     assert len(plan(asked({**ROW, "content": "/elsewhere.jpg"}), known)) == 1
+
+
+def test_a_pair_that_failed_for_a_passing_reason_is_tried_again_unasked(asked: Asked) -> None:
+    manifest = asked({**ROW, "id": "b"}, ROW)
+    known = outcomes(manifest[1], "failed", attempt=2, error_kind="transient")
+    found = plan(manifest, known)
+    assert (found.failed, found.again, found.left) == (0, 1, 2)
+    assert [(job.pair.id, job.attempt) for job in found.jobs()] == [("b", 1), ("a", 3)]
+    lasting = outcomes(manifest[1], "failed", attempt=2, error_kind="permanent")
+    assert (plan(manifest, lasting).failed, plan(manifest, lasting).again) == (1, 0)
+    assert [(job.pair.id, job.attempt) for job in found.once_more(known, {"a", "b"}).jobs()] == [("a", 3)]
+    assert len(found.once_more(known, {"b"})) == len(found.once_more(lasting, {"a", "b"})) == 0
 
 
 def test_limit_counts_what_is_left(asked: Asked) -> None:
@@ -111,6 +131,15 @@ def test_automatic_batches_fill_the_device_but_leave_no_worker_idle(jobs: list[J
     assert [len(b.jobs) for b in make_batches(wide, None, workers=2, largest=lambda _: 10**9)] == [3, 2]
     assert [len(b.jobs) for b in make_batches(wide, None, workers=99, largest=lambda _: 10**9)] == [1] * 5
     assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=lambda _: 1)] == [1] * 5
+
+
+def test_pictures_of_unknown_size_are_painted_one_by_one_with_all_the_memory_that_there_is(tmp_path: Path) -> None:
+    jobs = [Job(pair(str(i), tmp_path / f"{i}.png"), "f", 1) for i in range(3 * UNKNOWN)]
+    batches = make_batches(jobs, None, workers=1, largest=lambda _: 10**9)
+    assert len(batches) == len(jobs)
+    assert {(batch.size, len(batch.jobs), batch.memory_needed(5e9)) for batch in batches} == {(None, 1, 5e9)}
+    chunks = list(make_chunks([(batches, True)], engine(1), (1e9).__mul__))
+    assert [len(chunk.batches) for chunk in chunks] == [UNKNOWN] * 3
 
 
 def engine(workers: int) -> Engine:

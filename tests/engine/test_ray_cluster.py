@@ -53,19 +53,25 @@ def manifest(images: Path, tmp_path: Path) -> Path:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray cluster for several runs: one node with two CPUs.
 
-    An encoder crashes there: a worker dies when it writes the picture of a pair whose id begins with `poison`.
+    A library crashes there: a worker dies when it reads a file called `poison.png`. A file system hangs there: the
+    first worker that writes a picture called `hang.png` never comes back.
     """
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "sitecustomize.py").write_text(
-        "import os\nfrom PIL import Image\nreal = Image.Image.save\n"
-        "def save(image, file, *args, **options):\n"
-        "    if 'exif' in options and b'poison' in options['exif'].tobytes(): os.abort()\n"
-        "    return real(image, file, *args, **options)\n"
-        "Image.Image.save = save\n"
+        "import os, time\nreal_open, real_replace, hung = os.open, os.replace, __file__ + '.hung'\n"
+        "def open(path, *args, **options):\n"
+        "    if os.fspath(path).endswith('/poison.png'): os.abort()\n"
+        "    return real_open(path, *args, **options)\n"
+        "def replace(source, target):\n"
+        "    if os.fspath(target).endswith('/hang.png') and not os.path.exists(hung):\n"
+        "        os.close(real_open(hung, os.O_CREAT))\n"
+        "        while True: time.sleep(60)\n"
+        "    return real_replace(source, target)\n"
+        "os.open, os.replace = open, replace\n"
     )
     head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         raylets = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield raylets.address
@@ -200,12 +206,56 @@ def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
     assert {row["attempt"] for row in found.values()} == {3}
 
 
+def impatient(manifest: Path, out: Path, *more: str) -> list[str]:
+    """A run that waits a few seconds where others wait for minutes."""
+    script = (
+        "from batchnst.engine import patience, ray_cluster\n"
+        "patience.SILENCE_SECONDS, patience.PAIR_SECONDS, ray_cluster.NODE_SECONDS = 20, 0, 5\n"
+        "from batchnst.__main__ import main\nmain()"
+    )
+    return [sys.executable, "-c", script, *command(manifest, out, *more)[1:]]
+
+
+def test_a_task_that_hangs_is_killed_and_its_pairs_are_tried_again(images: Path, cluster: str, tmp_path: Path) -> None:
+    rows = [f"{images}/coffee.png,{images}/swirls.png,{name}" for name in ("good", "hang")]
+    (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
+    out = tmp_path / "out"
+    run = finish(impatient(tmp_path / "m.csv", out, "--address", cluster, "--steps", "4"))
+    assert run.returncode == 0, run.stderr
+    assert "a worker was lost; 1 of its pairs are tried again: nothing came from it for 0:00:2" in run.stderr
+    found = {row["pair_id"]: row for row in read_ledger(str(out), "pairs").to_table().to_pylist()}
+    assert {name: (row["status"], row["attempt"]) for name, row in found.items()} == {
+        "good": ("ok", 1),
+        "hang": ("ok", 2),
+    }
+    assert not task_pids(os.getpid()), "the process that hung is still there"
+
+
+def test_a_run_without_nodes_says_so_and_ends(manifest: Path, tmp_path: Path) -> None:
+    raylets = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = raylets.add_node(num_cpus=1, object_store_memory=STORE)
+        out, log = tmp_path / "out", tmp_path / "log"
+        driver = start(impatient(manifest, out, "--address", raylets.address), log)
+        wait_for(lambda: finished_rows(out) >= 1)
+        raylets.remove_node(node, allow_graceful=False)
+        assert driver.wait(120) == 1
+    finally:
+        raylets.shutdown()
+    lines = log.read_text().splitlines()
+    assert any(line.startswith("no node can run a task; waiting for the cluster to start a node") for line in lines)
+    assert lines[-1].startswith(
+        "batchnst: no node could run a task for 0:00:05; start nodes; what was finished is kept."
+    )
+    assert 1 <= finished_rows(out) < PAIRS
+
+
 def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # Its pictures take hours: it is there as long as the second one looks.
     endless = ("--steps", "1000000", "--set", "tolerance=0")
     driver = start(command(manifest, out, "--address", cluster, *endless), tmp_path / "log")
-    wait_for((out / ".batchnst" / "claim").exists)
+    wait_for((out / ".batchnst" / "state").exists)
     second = finish(command(manifest, out, "--address", cluster))
     assert second.returncode == 2
     assert "looking for a sign of life" in second.stderr
@@ -247,7 +297,7 @@ def check_ended(processes: list[int]) -> None:
     wait_for(lambda: not any(map(is_running, processes)))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     manifest: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -255,7 +305,8 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     driver = start(command(manifest, out), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
     processes = descendants(driver.pid)
-    os.kill(driver.pid, how)
+    send = os.killpg if how == signal.SIGHUP else os.kill  # a closed terminal tells the processes of Ray too
+    send(driver.pid, how)
     assert driver.wait(60) == 130
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert "what was finished is kept. Go on with: batchnst run" in last
@@ -305,10 +356,10 @@ def test_pairs_that_a_lost_task_committed_without_a_report_are_told_with_their_r
     no_cluster = cast(ray_cluster.Cluster, SimpleNamespace(max_attempts=3))
     out = Out(str(tmp_path / "out"))
     with out.claim("r1") as claim:
-        lease = Lease("r1", 7)
-        out.append(lease, [ledger_row("a")], [])
+        lease = Lease("r1", 1, 7)
+        out.commit(lease, {}, [ledger_row("a")], [])
         failed = ledger_row("b", status="failed", error_type="InputError", error_message="b.jpg: no such file")
-        out.append(lease, [failed, ledger_row("c")], [])
+        out.commit(lease, {}, [failed, ledger_row("c")], [])
         window = ray_cluster._Window(no_cluster, iter(()), {}, claim, tasks=1)
         events = list(window._try_again(ray_cluster._Task(chunk, 7, finished={"a"}), WorkerCrashedError()))
         with pytest.raises(Superseded):

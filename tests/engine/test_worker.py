@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +23,10 @@ from batchnst.errors import StorageError, Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.painting import painter, tensors
-from batchnst.pictures.encode import encode_picture
+from batchnst.pictures import isolated
 from batchnst.progress import Work
 from batchnst.recipe import Recipe
+from batchnst.storage.files import Folder
 from batchnst.transfer.device import Hardware
 from batchnst.transfer.stylize import Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
@@ -42,7 +45,7 @@ def job(images: Path, name: str, content: str = "astronaut.png", style: str = "s
 def paint(jobs: list[Job], weights: Weights, out: Path) -> list[Any]:
     chunk = Chunk((Batch(tuple(jobs), (48, 48)),))
     with Out(str(out)).claim("r1"):
-        return list(paint_chunk(chunk, weights, str(out), Lease("r1"), CPU))
+        return list(paint_chunk(chunk, weights, str(out), Lease("r1", 1), CPU))
 
 
 def rows(out: Path, table: str = "pairs") -> dict[str, dict[str, Any]]:
@@ -153,10 +156,10 @@ def test_a_picture_without_a_finite_loss_is_a_failed_row_and_its_neighbour_is_pa
 def test_a_store_that_cannot_be_written_stops_the_worker(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Out, output: str, data: bytes) -> None:
+    def full(self: Folder, path: str, *rest: object, **more: object) -> bool:
         raise StorageError("disk full")
 
-    monkeypatch.setattr(Out, "write_picture", full)
+    monkeypatch.setattr(Folder, "replace", full)
     with pytest.raises(StorageError, match="disk full"):
         paint([job(images, "a")], weights, tmp_path)
     assert rows(tmp_path) == {}
@@ -166,10 +169,10 @@ def test_a_worker_whose_run_was_superseded_stops(images: Path, weights: Weights,
     chunk = Chunk((Batch((job(images, "a"),), (48, 48)),))
     with Out(str(tmp_path)).claim("r2") as claim:
         with pytest.raises(Superseded, match="another run"):
-            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
+            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1", 1), CPU))
         claim.revoke(7)
         with pytest.raises(Superseded, match="this task was given up as lost"):
-            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r2", 7), CPU))
+            list(paint_chunk(chunk, weights, str(tmp_path), Lease("r2", 1, 7), CPU))
     assert rows(tmp_path) == {}
     assert not (tmp_path / "images").exists()
 
@@ -187,35 +190,36 @@ def test_a_batch_is_committed_while_the_next_is_painted(
             second_begun.set()
         return stylize(*arguments)
 
-    def append(self: Out, *arguments: Any) -> None:
+    def commit(self: Out, *arguments: Any) -> None:
         assert second_begun.wait(60), "the commit was not left to a thread of its own"
-        real_append(self, *arguments)
+        real_commit(self, *arguments)
 
-    real_append = Out.append
+    real_commit = Out.commit
     monkeypatch.setattr(painter, "stylize", counted)
-    monkeypatch.setattr(Out, "append", append)
+    monkeypatch.setattr(Out, "commit", commit)
     chunk = Chunk(tuple(Batch((job(images, name),), (48, 48)) for name in "abc"))
     with Out(str(tmp_path)).claim("r1"):
-        events = list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
+        events = list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1", 1), CPU))
     assert [event.pair_id for event in events if isinstance(event, Finished)] == ["a", "b", "c"]
     assert all(event.seconds > 0 for event in events if isinstance(event, Work))
     assert sorted(rows(tmp_path)) == ["a", "b", "c"]
 
 
-def test_a_batch_that_cannot_be_committed_ends_in_failed_rows_and_the_next_goes_on(
+def test_a_picture_that_cannot_be_encoded_fails_alone_and_the_next_batch_goes_on(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encode(pixels: Any, name: str, finish: Any) -> bytes:
         if name == "a.png":
             raise RuntimeError("no such encoder")
-        return encode_picture(pixels, name, finish)
+        return real_encode(pixels, name, finish)
 
-    monkeypatch.setattr(painter, "encode_picture", encode)
+    real_encode = isolated.encode
+    monkeypatch.setattr(isolated, "encode", encode)
     chunk = Chunk((Batch((job(images, "a"), job(images, "b")), (48, 48)), Batch((job(images, "c"),), (48, 48))))
     with Out(str(tmp_path)).claim("r1"):
-        list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1"), CPU))
+        list(paint_chunk(chunk, weights, str(tmp_path), Lease("r1", 1), CPU))
     found = {name: (row["status"], row["error_message"]) for name, row in rows(tmp_path).items()}
-    assert found == {"a": ("failed", "no such encoder"), "b": ("failed", "no such encoder"), "c": ("ok", None)}
+    assert found == {"a": ("failed", "no such encoder"), "b": ("ok", None), "c": ("ok", None)}
 
 
 def test_a_pair_for_which_memory_is_short_is_painted_in_less(
@@ -234,8 +238,47 @@ def test_a_pair_for_which_memory_is_short_is_painted_in_less(
     wide = replace(job(images, "a"), pair=replace(job(images, "a").pair, recipe=recipe))
     with Out(str(tmp_path)).claim("r1"):
         hardware = replace(CPU, memory=2.4e9)
-        list(paint_chunk(Chunk((Batch((wide,), (480, 480)),)), weights, str(tmp_path), Lease("r1"), hardware))
+        list(paint_chunk(Chunk((Batch((wide,), (480, 480)),)), weights, str(tmp_path), Lease("r1", 1), hardware))
     row = rows(tmp_path)["a"]
     assert (row["status"], row["error_message"]) == ("ok", None)
     assert json.loads(row["recipe"])["tile"] == 256
     assert [fitting.tile for fitting in tried] == [math.inf, 256]
+
+
+def test_a_name_that_the_file_system_refuses_fails_its_pair_alone(
+    images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"long": "l" * 200 + ".png", "folder": "folder.png", "file": "file.png/a.png", "good": "good.png"}
+    (tmp_path / "images" / "folder.png").mkdir(parents=True)
+    (tmp_path / "images" / "file.png").write_bytes(b"")
+    replace_file = Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        """Take names of at most 143 bytes, as an encrypted home folder does."""
+        if len(Path(target).name) > 143:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return replace_file(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    jobs = [job(images, name) for name in names]
+    jobs = [replace(one, pair=replace(one.pair, output=names[one.pair.id])) for one in jobs]
+    events = paint(jobs, weights, tmp_path)
+    told = {event.pair_id: event.error for event in events if isinstance(event, Finished)}
+    for name, reason in {"long": "File name too long", "folder": "Is a directory", "file": "Not a directory"}.items():
+        assert str(told[name]).endswith(f"{names[name]}: cannot be written: {reason}"), told[name]
+    assert told["good"] is None
+    found = rows(tmp_path)
+    assert {name: row["error_type"] for name, row in found.items()} == {
+        **dict.fromkeys(["long", "folder", "file"], "OutputError"),
+        "good": None,
+    }
+    assert found["good"]["batch_size"] == 4
+    assert size_of(tmp_path / "images" / "good.png") == (48, 48)
+
+
+def test_a_file_in_place_of_the_folder_of_pictures_stops_the_run(
+    images: Path, weights: Weights, tmp_path: Path
+) -> None:
+    (tmp_path / "images").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
+        paint([job(images, "a")], weights, tmp_path)

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
-import json
-import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from batchnst.errors import Occupied, Superseded
 from batchnst.ledger import claim as claims
-from batchnst.ledger.claim import CLAIM, Claim, Lease, check
+from batchnst.ledger.claim import Claim, Lease, check
+from batchnst.ledger.out import Out
+from batchnst.ledger.process import Process
 from batchnst.storage.files import Folder
+from tests.helpers import row, take_over
 
 
 @pytest.fixture
@@ -24,10 +27,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     return Folder(str(tmp_path / "out"))
 
 
-def left_by(folder: Folder, host: str, pid: int) -> None:
-    """A claim and a sign of life, as a run that was killed leaves them."""
-    folder.write(CLAIM, json.dumps({"run_id": "old", "host": host, "pid": pid, "revoked": []}).encode())
-    folder.write(".batchnst/alive-old", b"1")
+ELSEWHERE = Process("elsewhere", 1, "another boot", "another namespace", "1")
+
+
+def left_by(folder: Folder, process: Process) -> None:
+    """A claim and a heartbeat, as a run that was killed leaves them."""
+    take_over(folder, "old", process, beat=b"1 1")
 
 
 def test_a_second_run_is_refused_as_long_as_the_first_shows_life(folder: Folder) -> None:
@@ -44,12 +49,12 @@ def test_a_second_run_is_refused_as_long_as_the_first_shows_life(folder: Folder)
     assert second.rival() == f"run first on {socket.gethostname()} (process {holder.pid})"
     with pytest.raises(Occupied, match=r"run first on .* is painting into this folder; wait for it or stop it"), second:
         pass
-    check(folder, Lease("first"))
+    check(folder, Lease("first", 1))
     holder.communicate("")
     assert second.rival() is None
     with second:
-        check(folder, Lease("second"))
-    assert [info.base_name for info in folder.files(".batchnst")] == ["claim"]
+        check(folder, Lease("second", 2))
+    assert {info.base_name for info in folder.files(".batchnst")} == {f"{number:012d}.json" for number in range(1, 5)}
 
 
 def test_a_run_that_was_killed_on_this_host_does_not_block_at_all(
@@ -57,18 +62,28 @@ def test_a_run_that_was_killed_on_this_host_does_not_block_at_all(
 ) -> None:
     monkeypatch.setattr(claims, "SILENCE_SECONDS", 60.0)
     dead = subprocess.Popen([sys.executable, "-c", ""])
+    process = replace(Process.here(), pid=dead.pid)
     dead.wait()
-    left_by(folder, socket.gethostname(), dead.pid)
+    left_by(folder, process)
     started = time.monotonic()
     with Claim(folder, "new"):
         assert time.monotonic() - started < 30
         with pytest.raises(Superseded):
-            check(folder, Lease("old"))
+            check(folder, Lease("old", 1))
 
 
-@pytest.mark.parametrize(("host", "pid"), [("elsewhere", 1), (socket.gethostname(), os.getppid())])
-def test_a_run_that_may_be_alive_blocks_until_it_has_been_silent(folder: Folder, host: str, pid: int) -> None:
-    left_by(folder, host, pid)
+@pytest.mark.parametrize(
+    "process",
+    [
+        ELSEWHERE,
+        Process.here(),
+        replace(Process.here(), pid=2**22, namespace="pid:[1]"),  # in a container of this machine
+        replace(Process.here(), pid=2**22, boot="another"),  # on another machine of the same name
+        Process(Process.here().host, 2**22),  # where the system does not tell
+    ],
+)
+def test_a_run_that_may_be_alive_blocks_until_it_has_been_silent(folder: Folder, process: Process) -> None:
+    left_by(folder, process)
     started = time.monotonic()
     with Claim(folder, "new"):
         assert 1.0 <= time.monotonic() - started < 30
@@ -78,10 +93,10 @@ def test_a_run_that_may_be_alive_blocks_until_it_has_been_silent(folder: Folder,
 def test_a_task_taken_for_lost_may_not_write_the_others_may(folder: Folder) -> None:
     with Claim(folder, "run") as claim:
         claim.revoke(3)
-        check(folder, Lease("run", 2))
+        check(folder, Lease("run", 1, 2))
         with pytest.raises(Superseded, match="painted elsewhere"):
-            check(folder, Lease("run", 3))
-        left_by(folder, "elsewhere", 1)
+            check(folder, Lease("run", 1, 3))
+        left_by(folder, ELSEWHERE)
         with pytest.raises(Superseded, match="another run"):
             claim.revoke(4)
 
@@ -93,5 +108,15 @@ def test_a_run_that_ends_clears_what_is_unfinished_unless_another_has_taken_over
     with Claim(folder, "run"):
         folder.write(f"{Folder.TEMPORARY}/unfinished", b"half")
         if taken_over:
-            left_by(folder, "elsewhere", 1)
+            left_by(folder, ELSEWHERE)
     assert len(folder.files(Folder.TEMPORARY)) == taken_over
+
+
+def test_the_number_of_a_run_grows_even_if_somebody_deletes_the_state(tmp_path: Path) -> None:
+    out = Out(str(tmp_path / "out"))
+    for number in (1, 2):
+        with out.claim(f"r{number}") as claim:
+            out.commit(claim.lease(), {}, [row("a", run_number=claim.run_number)], [])
+    shutil.rmtree(tmp_path / "out" / ".batchnst")
+    with out.claim("r3") as claim:
+        assert claim.run_number == 3

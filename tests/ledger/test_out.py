@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import timedelta
@@ -13,9 +14,9 @@ import pytest
 from batchnst import read_ledger
 from batchnst.errors import LedgerError, Superseded
 from batchnst.ledger.claim import Lease
-from batchnst.ledger.out import Out
+from batchnst.ledger.out import INTENTS, Out
 from batchnst.ledger.schema import SCHEMAS, PairRow
-from tests.helpers import NOON, loss, row
+from tests.helpers import NOON, loss, row, take_over
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_schemas_are_those_of_the_dataclasses() -> None:
 
 
 def test_what_is_written_can_be_read_here_and_by_duckdb(out: Out) -> None:
-    out.append(Lease("r1"), [row(total_loss=3.0)], [loss(0), loss(1)])
+    out.commit(Lease("r1", 1), {}, [row(total_loss=3.0)], [loss(0), loss(1)])
     (read,) = read_ledger(out.address, "pairs").to_table().to_pylist()
     assert (read["pair_id"], read["total_loss"], read["started_at"]) == ("a", 3.0, NOON)
     assert read["versions"]["batchnst"] == "0"
@@ -55,9 +56,9 @@ def test_an_empty_ledger_has_its_columns(out: Out) -> None:
 
 def test_the_newest_row_of_a_pair_counts(out: Out) -> None:
     later = NOON + timedelta(seconds=5)
-    out.append(Lease("r1"), [row("a", status="failed", attempt=2, finished_at=later), row("b")], [])
-    out.append(Lease("r1"), [row("a")], [])
-    out.append(Lease("r1", 3), [row("c")], [])
+    out.commit(Lease("r1", 1), {}, [row("a", status="failed", attempt=2, finished_at=later), row("b")], [])
+    out.commit(Lease("r1", 1), {}, [row("a")], [])
+    out.commit(Lease("r1", 1, 3), {}, [row("c")], [])
     places, outcomes = out.newest().find(["b", "none", "a"])
     assert places.tolist() == [0, 2]
     assert [(outcome.ok, outcome.attempt) for outcome in outcomes] == [(True, 1), (False, 2)]
@@ -65,22 +66,22 @@ def test_the_newest_row_of_a_pair_counts(out: Out) -> None:
 
 
 def test_what_a_task_committed_is_known_with_its_errors(out: Out) -> None:
-    out.append(Lease("r1", 2), [row("a")], [])
-    out.append(Lease("r1", 3), [row("b", status="failed", error_type="InputError", error_message="torn")], [])
-    out.append(Lease("r1", 3), [row("c")], [])
-    assert out.committed(Lease("r1", 3)) == {"b": "torn", "c": None}
+    out.commit(Lease("r1", 1, 2), {}, [row("a")], [])
+    out.commit(Lease("r1", 1, 3), {}, [row("b", status="failed", error_type="InputError", error_message="torn")], [])
+    out.commit(Lease("r1", 1, 3), {}, [row("c")], [])
+    assert out.committed(Lease("r1", 1, 3)) == {"b": "torn", "c": None}
 
 
 def test_a_worker_of_a_run_that_lost_out_cannot_add_rows(out: Out) -> None:
-    out.append(Lease("r1"), [row("a")], [])
-    (Path(out.address) / ".batchnst" / "claim").write_text('{"run_id": "r2", "revoked": []}')
+    out.commit(Lease("r1", 1), {}, [row("a")], [])
+    take_over(out.folder)
     with pytest.raises(Superseded, match="another run has taken this folder over"):
-        out.append(Lease("r1"), [row("b")], [])
+        out.commit(Lease("r1", 1), {}, [row("b")], [])
     assert len(out.newest()) == 1
 
 
 def test_files_of_a_newer_version_and_foreign_files_are_refused(out: Out) -> None:
-    out.append(Lease("r1"), [row("a")], [])
+    out.commit(Lease("r1", 1), {}, [row("a")], [])
     folder = Path(out.address) / "ledger" / "pairs"
     newer = SCHEMAS["pairs"].with_metadata({b"batchnst.schema": b"99"})
     pq.write_table(pa.Table.from_pylist([], schema=newer), folder / "newer.parquet")
@@ -95,3 +96,32 @@ def test_files_of_a_newer_version_and_foreign_files_are_refused(out: Out) -> Non
     (folder / "foreign.parquet").write_bytes(b"torn")
     with pytest.raises(LedgerError, match=r"foreign\.parquet: not a readable Parquet file"):
         out.newest()
+
+
+def test_a_pair_is_not_done_while_its_picture_may_be_replaced_by_a_later_attempt(out: Out) -> None:
+    """Found by the simulator: a row that lands late, after the next attempt has announced to replace its picture."""
+    lease = Lease("r1", 1, 1)
+    out.commit(lease, {"a.png": b"first"}, [row("a", run_number=1, attempt=1, output="a.png")], [])
+    assert [outcome.done for outcome in out.newest().find(["a"])[1]] == [True]
+    begun = json.dumps({"run_number": 1, "attempts": {"a.png": 2}}).encode()
+    out.folder.write(f"{INTENTS}/r1-2-x.json", begun)
+    assert [(outcome.ok, outcome.done) for outcome in out.newest().find(["a"])[1]] == [(True, False)]
+    out.commit(Lease("r1", 1, 2), {"a.png": b"second"}, [row("a", run_number=1, attempt=2, output="a.png")], [])
+    assert [outcome.done for outcome in out.newest().find(["a"])[1]] == [True]
+
+
+def test_a_pair_is_not_done_once_another_has_written_its_output(out: Out) -> None:
+    rows = [row(name, run_number=number, output="a.png") for name, number in (("a", 1), ("b", 2))]
+    for own in rows:
+        out.commit(Lease("r1", 1), {}, [own], [])
+    done = {name: [outcome.done for outcome in out.newest().find([name])[1]] for name in ("a", "b")}
+    assert done == {"a": [False], "b": [True]}
+    out.commit(Lease("r1", 1), {}, [row("a", run_number=3, attempt=2, output="a.png")], [])
+    done = {name: [outcome.done for outcome in out.newest().find([name])[1]] for name in ("a", "b")}
+    assert done == {"a": [True], "b": [False]}
+
+
+def test_the_later_run_is_newer_whatever_its_clock_says(out: Out) -> None:
+    ahead = row("a", run_number=1, finished_at=NOON + timedelta(minutes=10), status="failed")
+    out.commit(Lease("r1", 1), {}, [row("a", run_number=2, attempt=2), ahead], [])
+    assert [(outcome.ok, outcome.attempt) for outcome in out.newest().find(["a"])[1]] == [(True, 2)]

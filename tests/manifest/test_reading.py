@@ -239,3 +239,41 @@ def test_names_of_every_kind_come_through(tmp_path: Path) -> None:
     pairs = list(read_manifest(str(tmp_path / "m.csv"), {}))
     assert [pair.content for pair in pairs] == [f"{tmp_path}/{name}" for name in names]
     assert len({pair.id for pair in pairs}) == len(names)
+
+
+def lines(folder: Path, *rows: dict[str, str]) -> str:
+    """A manifest of these rows, each with a content, a style and an id."""
+    full = ({"content": "a", "style": "s", "id": f"id{number}", **row} for number, row in enumerate(rows))
+    return write(folder, "".join(json.dumps(row) + "\n" for row in full), "m.jsonl")
+
+
+def test_an_output_longer_than_a_file_system_takes_is_told_with_its_line(tmp_path: Path) -> None:
+    names = ["a" * 251 + ".png", "a" * 252 + ".png", "é" * 126 + ".png", "é" * 125 + ".png", "b" * 256 + "/c.png"]
+    assert problems(lines(tmp_path, *({"output": name} for name in names))) == [
+        f"line 2, output: '{'a' * 40}'… has a name of 256 bytes; expected at most 255",
+        f"line 3, output: '{'é' * 40}'… has a name of 256 bytes; expected at most 255",
+        f"line 5, output: '{'b' * 40}'… has a name of 256 bytes; expected at most 255",
+    ]
+
+
+@pytest.mark.parametrize(("out", "longest"), [("/o", 4095 - 10), ("file:///o", 4095 - 10), ("s3://b/o", 1024 - 9)])
+def test_an_output_that_makes_a_path_too_long_depends_on_out(tmp_path: Path, out: str, longest: int) -> None:
+    fits = "/".join(["a" * 99] * (longest // 100)) + "/" + "b" * (longest % 100 - 4) + ".png"
+    assert len(fits) == longest
+    assert len(read_manifest(lines(tmp_path, {"output": fits}), {}, out)) == 1
+    with pytest.raises(ManifestError, match=f"is {longest + 1} bytes long; expected at most {longest}, so"):
+        read_manifest(lines(tmp_path, {"output": f"b{fits}"}), {}, out)
+
+
+def test_an_output_may_not_be_a_folder_of_another(tmp_path: Path) -> None:
+    names = ["x/a.png/deep/b.png", "c.png", "x/A.png", "d.png", "D.PNG/e.png", "x/a.pngs.png"]
+    assert problems(lines(tmp_path, *({"output": name} for name in names))) == [
+        "line 3, output: 'x/A.png' is a folder of the output of line 1; expected a file of its own",
+        "line 4, output: 'd.png' is a folder of the output of line 5; expected a file of its own",
+    ]
+
+
+def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
+    text = '{"content": "a", "style": "s", "output": "%s.png"}\n'
+    path = write(tmp_path, text % "\\ud83d\\ude00" + text % "\\ud83d", "m.jsonl")
+    assert problems(path) == ["line 2: has half of a character, \\ud83d; expected both halves"]

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageCms
 from batchnst.errors import InputError
 from batchnst.pictures import decode as im
 from batchnst.pictures import encode as out
-from tests.helpers import as_bytes, photo_exif, scene
+from tests.helpers import as_bytes, decode_rgb, photo_exif, scene
 from tests.pictures.profiles import adobe_to_srgb, rgb_profile
 
 ENDINGS = ["png", "jpg", "jpeg", "webp", "avif", "tif", "tiff"]
@@ -20,7 +20,7 @@ ENDINGS = ["png", "jpg", "jpeg", "webp", "avif", "tif", "tiff"]
 @pytest.mark.parametrize("name", ["x.png", "x.JPG", "x.jpeg", "x.webp", "x.avif", "x.tif"])
 def test_what_is_encoded_can_be_read_back(images: Path, name: str) -> None:
     pixels = im.at_size(Image.open(images / "chelsea.png").convert("RGB"), 64, "lanczos")
-    back = np.asarray(im.decode_rgb(out.encode_picture(pixels, name), name))
+    back = np.asarray(decode_rgb(out.encode_picture(pixels, name), name))
     assert back.shape == pixels.shape
     assert np.abs(back.astype(int) - pixels).mean() < (0.001 if name == "x.png" else 6)
 
@@ -31,7 +31,7 @@ def test_a_picture_says_where_it_comes_from(name: str) -> None:
     pixels = np.full((8, 9, 3), 77, np.uint8)
     data = out.encode_picture(pixels, name, out.Finish(provenance=said))
     assert out.read_provenance(data, name) == said
-    assert (np.asarray(im.decode_rgb(data, name)) == im.decode_rgb(out.encode_picture(pixels, name), name)).all()
+    assert (np.asarray(decode_rgb(data, name)) == decode_rgb(out.encode_picture(pixels, name), name)).all()
     with Image.open(io.BytesIO(data)) as image:
         assert image.getexif()[ExifTags.Base.Software] == "batchnst 0.1.0"
 
@@ -93,7 +93,7 @@ def test_camera_date_and_place_are_kept_and_the_picture_stays_upright(ending: st
         assert exif[ExifTags.Base.Make] == "Camera Works"
         assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] == "2026:11:20 21:04:00"
         assert exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] == (48.0, 31.0, 12.0)
-    assert im.decode_rgb(data, "x").size == (40, 60)
+    assert decode_rgb(data, "x").size == (40, 60)
     assert out.read_provenance(data, "x") == said
 
 
@@ -105,4 +105,4 @@ def test_a_photos_colours_are_kept_where_it_has_a_profile() -> None:
         stored = np.asarray(image)
     assert np.abs(adobe_to_srgb(stored) - pixels).mean() < 1
     assert np.abs(stored.astype(int) - pixels).mean() > 5
-    assert np.abs(np.asarray(im.decode_rgb(data, "x")).astype(int) - pixels).mean() < 1
+    assert np.abs(np.asarray(decode_rgb(data, "x")).astype(int) - pixels).mean() < 1

@@ -127,6 +127,34 @@ def test_what_is_worth_knowing_is_in_the_row(folder: Path) -> None:
     ]
 
 
+def test_a_photo_whose_exif_is_broken_is_painted_with_its_batch(folder: Path) -> None:
+    broken = as_bytes(scene(48, 32), "JPEG", exif=b"Exif\0\0nonsense")
+    (folder / "broken.jpg").write_bytes(broken)
+    rows: list[dict[str, Any]] = [{"content": name, "metadata": "keep"} for name in ("photo.jpg", "broken.jpg")]
+    assert run(folder, *rows).exit_code == 0
+    assert ledger(folder)["n0"]["notes"] == []
+    assert ledger(folder)["n1"]["notes"] == ["content: its EXIF is broken and was left out"]
+
+
+def test_pictures_are_opened_in_processes_apart_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a picture was opened in this process")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert run(folder, {"content": "photo.jpg", "metadata": "keep"}, {"content": "clear.png"}).exit_code == 0
+    out = folder / "out"
+    commands = [
+        ("plan", folder / "m.jsonl"),
+        ("audit", out, "--deep"),
+        ("audit", "--picture", out / "images" / "n0.png"),
+        ("replay", out, "n0"),
+        ("report", out),
+        ("manifest", folder / "clear.png", folder / "style.png", "--out", folder / "pairs.csv"),
+    ]
+    assert {command[0]: result.output for command in commands if (result := batchnst(*command)).exit_code} == {}
+    assert "cannot be read" not in (out / "report.html").read_text()
+
+
 def test_a_limit_refuses_and_can_be_raised_without_painting_anything_twice(folder: Path) -> None:
     rows: list[dict[str, Any]] = [{"content": "photo.jpg"}, {"content": "clear.png"}]
     assert run(folder, *rows).exit_code == 0

@@ -21,8 +21,7 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from batchnst import read_ledger
-from batchnst.errors import LedgerError, StorageError
-from batchnst.ledger.claim import Lease
+from batchnst.errors import InputError, LedgerError
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.report import build as report
@@ -58,8 +57,8 @@ class Night:
 def night(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Night:
     folder = tmp_path_factory.mktemp("night")
     out = made_up.make(folder, PAIRS)
-    with out.claim("hostile"):
-        out.append(Lease("hostile"), hostile_rows(out, folder), [])
+    with out.claim("hostile") as claim:
+        out.commit(claim.lease(), {}, hostile_rows(out, folder), [])
     page = Path(out.address) / "report.html"
     page.write_bytes(report.build(out))
     html = page.read_text()
@@ -207,8 +206,8 @@ def test_pictures_that_are_gone_changed_or_torn_are_said_to_be(tmp_path: Path) -
     Image.new("RGB", (8, 6)).save(tmp_path / "there.png")
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
     pictures = {"content": str(tmp_path / "torn.png"), "styles": [str(tmp_path / "there.png"), "nowhere://a/b.png"]}
-    with out.claim("r1"):
-        out.append(Lease("r1"), [row("a", **pictures, style_sha256=["0" * 64, "0" * 64])], [])
+    with out.claim("r1") as claim:
+        out.commit(claim.lease(), {}, [row("a", **pictures, style_sha256=["0" * 64, "0" * 64])], [])
     found = data_of(report.build(out).decode())["pictures"]
     assert found["problem"] == ["cannot be read", "changed since the run", "cannot be read", "missing"]
     assert [length > 0 for length in found["text"]] == [False, True, False, False]
@@ -222,7 +221,7 @@ def test_a_store_that_does_not_answer_is_not_asked_for_every_picture(
 
     def read(address: str) -> bytes:
         asked.append(address)
-        raise StorageError("gone")
+        raise InputError("gone", transient=True)
 
     monkeypatch.setattr(files, "read", read)
     album = previews.Album(Out(str(tmp_path)))
@@ -257,8 +256,8 @@ def test_where_there_are_too_many_pairs_failures_stay_and_all_losses(
     out = Out(str(tmp_path / "out"))
     rows = [row(f"p{i}", total_loss=float(100 + i)) for i in range(40)]
     failed = [row(f"f{i}", status="failed", error_type="E", error_message=f"no {i}") for i in range(2)]
-    with out.claim("r1"):
-        out.append(Lease("r1"), rows + failed, [])
+    with out.claim("r1") as claim:
+        out.commit(claim.lease(), {}, rows + failed, [])
     html = report.build(out).decode()
     data = data_of(html)
     losses = sorted(loss for loss in data["pairs"]["loss"] if loss is not None)
@@ -273,9 +272,9 @@ def test_what_is_left_is_what_the_newest_run_has_not_come_to(tmp_path: Path) -> 
     out = Out(str(tmp_path / "out"))
     run = RunRow(run_id="r1", started_at=NOON - timedelta(seconds=60), manifest="m.csv", settings='{"size": 64}',
                  pairs=9, done=3, given_up=1, to_paint=5, engine="inline", host="h", pid=1)  # fmt: skip
-    with out.claim("r1"):
+    with out.claim("r1") as claim:
         out.begin(run)
-        out.append(Lease("r1"), [row("a"), row("b", status="failed", error_type="E", error_message="no")], [])
+        out.commit(claim.lease(), {}, [row("a"), row("b", status="failed", error_type="E", error_message="no")], [])
     html = report.build(out).decode()
     heading = re.sub(r"<[^>]+>", "", html[html.index("<h1>") : html.index("</h1>")])
     assert heading == "1 picture painted, 1 failed, 3 left"

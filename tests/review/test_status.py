@@ -13,7 +13,7 @@ from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.status import Status, Watch, describe
-from tests.helpers import NOON, batchnst, row
+from tests.helpers import NOON, batchnst, row, take_over
 
 RUN = RunRow(
     run_id="r2",
@@ -39,15 +39,16 @@ def out(tmp_path: Path) -> Out:
     out.begin(replace(RUN, run_id="r1", started_at=early, pairs=4, done=0, given_up=0, to_paint=4))
     with out.claim("r1"):
         rows = [row(name, finished_at=early) for name in "abc"]
-        out.append(Lease("r1"), [*rows, row("d", status="failed", error_type="InputError", finished_at=early)], [])
+        out.commit(
+            Lease("r1", 1), {}, [*rows, row("d", status="failed", error_type="InputError", finished_at=early)], []
+        )
     out.begin(replace(RUN, started_at=began))
     return out
 
 
 def hold(out: Out, silent: float = 0) -> None:
     """As a run on another machine does."""
-    out.folder.write(".batchnst/claim", b'{"run_id": "r2", "host": "far", "pid": 5, "revoked": []}')
-    out.folder.write(".batchnst/alive-r2", str(time.time_ns() - round(silent * 1e9)).encode())
+    take_over(out.folder, "r2", beat=f"{time.time_ns() - round(silent * 1e9)} 1".encode())
 
 
 def paint(out: Out) -> None:
@@ -57,9 +58,9 @@ def paint(out: Out) -> None:
         return row(name, run_id="r2", finished_at=began + timedelta(minutes=minutes), **more)
 
     began = out.runs()[-1]["started_at"]
-    out.append(Lease("r2", 1), [finished("e", 2, seconds=9.0, batch_size=4), finished("f", 25, pid=2)], [])
+    out.commit(Lease("r2", 2, 1), {}, [finished("e", 2, seconds=9.0, batch_size=4), finished("f", 25, pid=2)], [])
     failed = finished("g", 26, status="failed", error_type="OutOfMemory", host="other")
-    out.append(Lease("r2", 2), [failed, finished("h", 27, host="other", seconds=70.0)], [])
+    out.commit(Lease("r2", 2, 2), {}, [failed, finished("h", 27, host="other", seconds=70.0)], [])
 
 
 def look(out: Out) -> Status:
@@ -116,7 +117,7 @@ def test_a_run_that_has_just_begun(out: Out) -> None:
 def test_a_ledger_without_runs_tells_what_it_can(tmp_path: Path) -> None:
     out = Out(str(tmp_path / "out"))
     with out.claim("r1"):
-        out.append(Lease("r1"), [row("a")], [])
+        out.commit(Lease("r1", 1), {}, [row("a")], [])
     status = look(out)
     assert (status.pairs, status.done, status.left) == (None, 1, None)
     assert describe(status).startswith("pairs    1 done, 0 failed\n")
@@ -125,7 +126,7 @@ def test_a_ledger_without_runs_tells_what_it_can(tmp_path: Path) -> None:
 def test_files_are_read_once_and_a_compaction_changes_nothing(out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(out)
     assert watch.look().done == 3
-    with out.claim("r2"):
+    with out.claim("r2") as claim:
         paint(out)
         read: list[int] = []
         real = Out.rows_of
@@ -137,7 +138,7 @@ def test_files_are_read_once_and_a_compaction_changes_nothing(out: Out, monkeypa
         monkeypatch.setattr(Out, "rows_of", rows_of)
         assert watch.look().done == 6
         assert read[0] == 2
-        out.compact()
+        out.compact(claim)
         assert watch.look().done == 6
 
 

@@ -1,4 +1,4 @@
-"""Real S3 servers for tests, and a proxy before them that loses, cuts and delays what passes."""
+"""Real S3 servers for tests, a proxy before them that loses, cuts and delays what passes, and a bad web server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 INSTALLED = Path(__file__).parents[2] / ".venv" / "servers"
 """Where tests/tools/servers.sh puts them."""
@@ -268,3 +274,87 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
+
+
+class Web(ThreadingHTTPServer):
+    """A web server that has the same file everywhere, in threads of this process, and misbehaves for some paths.
+
+    faults: what happens to a path: a status, `hang` (no answer) or `drip` (a byte a second). requests: how often each
+    path was asked for.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, data: bytes, certificate: Path | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _WebHandler)
+        self.data, self.faults, self.requests = data, dict[str, int | str](), Counter[str]()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.ended = threading.Event()
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
+
+    def __enter__(self) -> Web:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are part of the test."""
+
+
+class _WebHandler(BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        self.server.requests[self.path] += 1
+        fault = self.server.faults.get(self.path)
+        if fault == "hang":
+            self.server.ended.wait()
+        elif isinstance(fault, int):
+            self.send_error(fault)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self._send(1 if fault == "drip" else len(self.server.data))
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _send(self, part: int) -> None:
+        for start in range(0, len(self.server.data), part):
+            self.wfile.write(self.server.data[start : start + part])
+            if part == 1 and self.server.ended.wait(1):
+                return
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+def expired_certificate(folder: Path) -> Path:
+    """A file with a key and a certificate for 127.0.0.1 that expired long ago; it signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2020, 1, 1))
+        .not_valid_after(datetime(2021, 1, 1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "expired.pem"
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(key.private_bytes(*plain) + certificate.public_bytes(serialization.Encoding.PEM))
+    return path

@@ -76,15 +76,16 @@ def test_an_object_store_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert folder.read("a/none") is None
 
 
-def test_a_store_that_does_not_answer_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_a_passing_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(addresses, "S3_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with pytest.raises(StorageError, match=r"^s3://nowhere/a.png: its storage does not answer: .*NETWORK_CONNECTION"):
+    with pytest.raises(InputError, match=r"^s3://nowhere/a.png: its storage does not answer: .*NETWORK_CON") as caught:
         files.read("s3://nowhere/a.png")
+    assert caught.value.transient
     with pytest.raises(StorageError, match="out/x: cannot be read: "):
         files.Folder("s3://nowhere/out").read("x")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS, PairRow, RunRow, Versions
 from batchnst.recipe import Recipe
@@ -248,11 +247,11 @@ def write_run(night: Night, out: Out, rows: list[PairRow], before: list[PairRow]
         host="head",
         pid=811,
     )
-    with out.claim(first.run_id):
-        out.begin(run)
+    with out.claim(first.run_id) as claim:
+        out.begin(replace(run, run_number=claim.run_number))
         for task, start in enumerate(range(0, len(rows), PAIRS_A_FILE), 1):
-            own = rows[start : start + PAIRS_A_FILE]
-            out.append(Lease(first.run_id, task), own, [])
+            own = [replace(row, run_number=claim.run_number) for row in rows[start : start + PAIRS_A_FILE]]
+            out.commit(claim.lease(task), {}, own, [])
             write_losses(out, f"{first.run_id}-{task}.parquet", [row for row in own if row.status == "ok"])
 
 

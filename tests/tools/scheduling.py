@@ -10,7 +10,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,15 @@ def _sleep_task(batches: list[tuple[list[str], int]], interval: float) -> Iterat
 
 
 class SleepingWindow(ray_cluster._Window):
-    def _submit(self, chunk: Any, lease: Any) -> Any:
-        batches = [([job.pair.id for job in batch.jobs], batch.work) for batch in chunk.batches]
+    def _submit(self, task: Any) -> Any:
+        batches = [([job.pair.id for job in batch.jobs], batch.work) for batch in task.chunk.batches]
         interval = max(REPORT_EVERY, self.cluster.workers / ray_cluster.MAX_REPORTS_PER_SECOND)
-        return _sleep_task.options(**self.cluster.resources(chunk, self.tasks)).remote(batches, interval)
+        return _sleep_task.options(**task.resources).remote(batches, interval)
 
 
 class Sleepers(ray_cluster.Cluster):
-    def paint(self, chunks: Any, weights: Any, claim: Any, tasks: int) -> Iterator[Event]:
-        return SleepingWindow(self, chunks, weights, claim, tasks).events()
+    def paint(self, chunks: Any, weights: Any, claim: Any, tasks: int) -> Generator[Event, None, None]:
+        yield from SleepingWindow(self, chunks, weights, claim, tasks).events()
 
 
 def main() -> None:

@@ -132,8 +132,8 @@ def measure(pairs: int, steps: int) -> None:
         print(f"{pairs} pairs of {steps} steps, as the workers leave them")
         describe(out, pair)
         before = peak_memory()
-        with timed("compaction"):
-            out.compact()
+        with timed("compaction"), out.claim("compaction") as claim:
+            out.compact(claim)
         print(f"peak memory {before:.1f} GB before it, {peak_memory():.1f} GB after")
         describe(out, pair)
 

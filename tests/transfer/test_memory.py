@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,56 @@ def test_what_a_control_group_grants(
     monkeypatch.setattr(device, "CGROUPS", tmp_path)
     assert device._cgroup_limit() == limit
     assert device.free_memory(torch.device("cpu")) <= 0.9 * limit
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cpus"),
+    [
+        ("0::/", {}, math.inf),
+        ("0::/job", {"job/cpu.max": "150000 100000", "cpu.max": "max 100000"}, 1.5),
+        ("0::/pod/step", {"pod/step/cpu.max": "max 100000", "pod/cpu.max": "50000 100000"}, 0.5),
+        ("5:cpu,acct:/", {"cpu,acct/cpu.cfs_quota_us": "-1", "cpu,acct/cpu.cfs_period_us": "100000"}, math.inf),
+        ("5:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_the_cpus_that_a_control_group_grants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str], cpus: float
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "cgroup").write_text(own + "\n")
+    monkeypatch.setattr(device, "PROCESS_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(device, "CGROUPS", tmp_path)
+    assert device._cgroup_cpus() == cpus
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert device.usable_cpus() == (8 if cpus == math.inf else math.ceil(cpus))
+
+
+def test_the_cpus_that_taskset_leaves_count() -> None:
+    script = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+    script += "from batchnst.transfer.device import tune_process, usable_cpus\n"
+    script += "import torch; torch.set_num_threads(4); tune_process(); print(usable_cpus(), torch.get_num_threads())"
+    assert subprocess.run([sys.executable, "-c", script], stdout=-1, text=True, check=True).stdout == "1 1\n"
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_the_memory_that_ulimit_leaves_counts_and_its_end_is_out_of_memory(kind: str) -> None:
+    script = (
+        f"import resource; resource.setrlimit(resource.{kind}, (6_000_000_000,) * 2)\n"
+        + """
+import numpy, torch
+from batchnst.painting.painter import as_pair_error
+from batchnst.transfer.device import Hardware
+print(Hardware.here().memory)
+for allocate in (torch.empty, numpy.empty, bytes):
+    try:
+        allocate(7_000_000_000)
+    except Exception as error:
+        print(type(as_pair_error(error)).__name__)
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=-1, text=True, check=True)
+    memory, *errors = done.stdout.splitlines()
+    assert 1e9 < float(memory) < 6e9
+    assert errors == ["OutOfMemory"] * 3

@@ -11,15 +11,15 @@ from batchnst.ledger.schema import ATTEMPT, SCHEMAS
 from batchnst.progress import Progress, silent
 from batchnst.review.audit import pairs as checks
 from batchnst.review.audit.findings import Audit
-from batchnst.review.audit.hashes import inputs, pictures
+from batchnst.review.audit.hashes import INPUTS, inputs, pictures
 from batchnst.review.audit.ledger_files import tables
 from batchnst.review.audit.steps import losses
 
 _PAIRS = (
     *ATTEMPT,
-    *("status", "error_type", "error_message", "content", "styles", "output"),
-    *("content_sha256", "style_sha256", "output_sha256", "width", "height", "fingerprint", "recipe"),
-    *("weights_sha256", "steps", "stopped", "initial_total", "finished_at", "versions"),
+    *("status", "error_type", "error_message", "output", "output_sha256", "width", "height", "fingerprint"),
+    *INPUTS,
+    *("weights_sha256", "steps", "stopped", "initial_total", "run_number", "finished_at", "versions"),
     *("total_loss", "content_loss", "style_loss", "tv_loss"),
 )
 
@@ -27,8 +27,8 @@ _PAIRS = (
 def audit(out: Out, expected: pa.Table | None = None, *, deep: bool = False, progress: Progress = silent) -> Audit:
     """Run all checks on OUT and return the counts and findings.
 
-    expected: table of `pair_id` and `fingerprint` of every pair that the manifest asks for. deep: also read contents
-    and styles, and compare their hashes.
+    expected: table of `pair_id` and `fingerprint` of every pair that the manifest asks for. deep: also read all inputs,
+    and compare their hashes.
     """
     result = Audit()
     rows = pa.concat_tables([parquet.empty("pairs", _PAIRS), *tables(out, "pairs", _PAIRS, result)])

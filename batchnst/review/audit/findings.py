@@ -29,8 +29,8 @@ KINDS = {
     "other-weights": "a row made with other weights than most rows that name the same backbone and weights",
     "other-recipe": "a row made with another recipe than most",
     "other-versions": "a row made with other software versions than most",
-    "input-missing": "a content or style that can no longer be read",
-    "input-changed": "a content or style whose hash is not its row's",
+    "input-missing": "a content, style, mask or start picture that can no longer be read",
+    "input-changed": "a content, style, mask or start picture whose hash is not its row's",
 }
 """Kinds of findings and their meanings."""
 

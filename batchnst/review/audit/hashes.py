@@ -1,9 +1,9 @@
-"""Compares pictures, contents and styles with the hashes in their rows."""
+"""Compares pictures and inputs with the hashes in their rows."""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +14,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
-from batchnst.errors import BatchNSTError
+from batchnst.errors import BatchNSTError, InputError
+from batchnst.ledger.compaction import is_counted
 from batchnst.ledger.out import Out, attempt_filter
-from batchnst.pictures.decode import formats
-from batchnst.pictures.encode import FORMATS, Provenance, read_provenance
+from batchnst.pictures import isolated
+from batchnst.pictures.decode import DecodeOptions
+from batchnst.pictures.encode import FORMATS, Provenance
 from batchnst.progress import Progress
 from batchnst.review.audit.findings import Audit, Finding
 from batchnst.storage import files
+
+INPUTS = (
+    *("content", "content_sha256", "styles", "style_sha256"),
+    *("content_masks", "style_masks", "mask_sha256", "recipe", "start_sha256"),
+)
+"""Columns of `pairs` that name the files of a pair and their hashes."""
 
 AT_ONCE = 64
 """Files checked by the threads in one block."""
@@ -37,7 +44,8 @@ def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Pr
         partial(_picture, out, existing), ok.select(columns).sort_by("pair_id"), "pictures", out, progress
     )
     painted = pc.unique(rows["output"].filter(pc.equal(rows["status"], "ok"))).to_pylist()
-    for name in sorted(existing - {f"images/{output}" for output in painted}):
+    unknown = existing - {f"images/{output}" for output in painted}
+    for name in sorted(filter(is_counted, unknown)):
         yield Finding("picture-unknown", None, f"{name}: no row says that it was painted")
 
 
@@ -48,11 +56,9 @@ def _picture(out: Out, existing: set[str], row: dict[str, Any]) -> Finding | Non
         return Finding("picture-missing", pair_id, f"{name} is not there")
     data = out.folder.read(name) or b""
     try:
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
-            image.load()
-            kind, size = image.format, image.size
-    except Exception as error:  # decoders raise many kinds of errors for damaged files
-        return Finding("picture-damaged", pair_id, f"{name} cannot be decoded: {error}")
+        kind, size = isolated.examine(data, name, (row["width"], row["height"]))
+    except InputError as error:
+        return Finding("picture-damaged", pair_id, str(error))
     expected = FORMATS[PurePosixPath(name).suffix.lower()]
     if kind != expected:
         return Finding("picture-format", pair_id, f"{name} is {kind}, not {expected}")
@@ -71,8 +77,8 @@ def trace(file: str, out: Out | None = None) -> tuple[Provenance, Finding | None
 
     Without `out` there is no finding. Raises InputError if the file cannot be read or has no provenance.
     """
-    data = files.read(file)
-    origin = read_provenance(data, file)
+    data = files.read_at_most(file, DecodeOptions().max_file_bytes, "a painted picture has at most")
+    origin = isolated.read_provenance(data, file)
     if out is None:
         return origin, None
     rows = out.rows("pairs", ["output_sha256"], matching=attempt_filter(asdict(origin)))
@@ -86,12 +92,10 @@ def trace(file: str, out: Out | None = None) -> tuple[Provenance, Finding | None
 
 
 def inputs(ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
-    """Findings on contents and styles that have changed, one for each file and its first pair; sets `result.inputs`."""
+    """Findings on inputs that have changed, one for each file and its first pair; sets `result.inputs`."""
     uses: dict[tuple[str, str], list[str]] = defaultdict(list)
-    columns = ["pair_id", "content", "content_sha256", "styles", "style_sha256"]
-    for row in ok.select(columns).sort_by("pair_id").to_pylist():
-        inputs = [(row["content"], row["content_sha256"]), *zip(row["styles"], row["style_sha256"], strict=True)]
-        for source in dict.fromkeys(inputs):
+    for row in ok.select(["pair_id", *INPUTS]).sort_by("pair_id").to_pylist():
+        for source in dict.fromkeys(_inputs(row)):
             uses[source].append(row["pair_id"])
     result.inputs = len(uses)
     table = pa.Table.from_pylist(
@@ -100,12 +104,22 @@ def inputs(ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]
     yield from _in_threads(_input, table, "inputs", None, progress)
 
 
+def _inputs(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The address and hash of each file that a pair was painted from."""
+    masks = [*row["content_masks"], *row["style_masks"]]
+    yield row["content"], row["content_sha256"]
+    yield from zip(row["styles"], row["style_sha256"], strict=True)
+    yield from zip(masks, row["mask_sha256"] or [], strict=False)  # batchnst 0.1.0 had no hashes of masks
+    if row["start_sha256"]:
+        yield json.loads(row["recipe"])["init"], row["start_sha256"]
+
+
 def _input(row: dict[str, Any]) -> Finding | None:
     """A finding if the input at `address` is missing or has another `sha256`; `pairs` are the ids that use it."""
     first, others = row["pairs"][0], len(row["pairs"]) - 1
     also = f" (and of {others} more {'pair' if others == 1 else 'pairs'})" if others else ""
     try:
-        sha256 = hashlib.sha256(files.read(row["address"])).hexdigest()
+        sha256 = files.sha256_of(row["address"])
     except BatchNSTError as error:
         return Finding("input-missing", first, f"{error}{also}")
     if sha256 != row["sha256"]:

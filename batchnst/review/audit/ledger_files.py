@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from batchnst.errors import LedgerError
 from batchnst.ledger import parquet
-from batchnst.ledger.compaction import current_files
+from batchnst.ledger.compaction import current_files, is_counted
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import VERSION
 from batchnst.progress import Progress, silent
@@ -25,12 +25,12 @@ def tables(
     out: Out, table: str, columns: Sequence[str], result: Audit, progress: Progress = silent
 ) -> Iterator[pa.Table]:
     """The rows of each file of a table, reduced to `columns`; add a finding to `result` for each unreadable file."""
-    listed = out.folder.files(f"ledger/{table}")
-    for info in listed:
-        if not info.path.endswith(".parquet"):
-            text = f"{out.folder.relative(info.path)}: not a file of a batchnst ledger; move it out of OUT/ledger"
+    for info in out.folder.files(f"ledger/{table}"):
+        name = out.folder.relative(info.path)
+        if is_counted(name) and not name.endswith(".parquet"):
+            text = f"{name}: not a file of a batchnst ledger; move it out of OUT/ledger"
             result.findings.append(Finding("foreign", None, text))
-    files = current_files(out.folder, table, [info for info in listed if info.path.endswith(".parquet")])
+    files = current_files(out.folder, table)
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
             progress(f"ledger, {table} {start}/{len(files)}", start, len(files))
@@ -46,7 +46,7 @@ def _read(out: Out, table: str, columns: Sequence[str], info: pafs.FileInfo) -> 
     name = out.folder.relative(info.path)
     schema = parquet.empty(table, columns).schema
     try:
-        rows = parquet.read(out.folder.filesystem, info)
+        rows = parquet.read(out.folder, info)
         # A file of an earlier version may lack columns; they become null.
         missing = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
         rows = pa.concat_tables([rows, pa.schema(missing).empty_table()], promote_options="default")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.ledger.out import ORDERED_BY, sort_rows
 from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.audit.findings import Finding
 
@@ -50,14 +51,19 @@ def _failure(row: dict[str, Any]) -> Finding:
 
 
 def doubled(rows: pa.Table) -> Iterator[Finding]:
-    """Pairs with two consecutive ok rows of the same fingerprint: they were painted again although they were done."""
-    rows = rows.select(["pair_id", "status", "fingerprint", "run_id", "finished_at"])
-    rows = rows.sort_by([("pair_id", "ascending"), ("finished_at", "ascending")])
-    if len(rows) < 2:
+    """Pairs with two consecutive ok rows of the same fingerprint: they were painted again although they were done.
+
+    Consecutive among the rows of one output: after another pair has used it, painting a pair again is right.
+    """
+    columns = ["pair_id", "output", "fingerprint", "run_id", *ORDERED_BY]
+    ok = sort_rows(rows.filter(pc.equal(rows["status"], "ok")).select(columns))
+    ok = ok.append_column("order", pa.array(np.arange(len(ok))))
+    ok = ok.sort_by([("output", "ascending"), ("order", "ascending")])
+    if len(ok) < 2:
         return
-    earlier, later = rows.slice(0, len(rows) - 1), rows.slice(1)
-    same = [pc.equal(earlier[name], later[name]) for name in ("pair_id", "status", "fingerprint")]
-    repeated = pc.and_(pc.and_(*same[:2]), pc.and_(same[2], pc.equal(later["status"], "ok")))
+    earlier, later = ok.slice(0, len(ok) - 1), ok.slice(1)
+    same = [pc.equal(earlier[name], later[name]) for name in ("pair_id", "output", "fingerprint")]
+    repeated = pc.and_(same[0], pc.and_(same[1], same[2]))
     runs = zip(earlier["run_id"].filter(repeated).to_pylist(), later.filter(repeated).to_pylist(), strict=True)
     for first, row in runs:
         yield Finding("doubled", row["pair_id"], f"painted by run {first}, and again by run {row['run_id']}")

@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 from plotly.offline import get_plotlyjs
 
 from batchnst.errors import LedgerError
-from batchnst.ledger.out import Out, newest_rows, retry_vanished
+from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
+from batchnst.ledger.schema import row_without_secrets, without_secrets
 from batchnst.pages import templates
 from batchnst.progress import Progress, silent
 from batchnst.review.report import curves, figures
@@ -48,7 +49,17 @@ PICTURE_BLOCK, PAIR_BLOCK = 400_000, 32
 
 _DETAILS = [
     *("run_id", "attempt", "error_message", "style_weights", "content_masks", "style_masks", "loss_definition"),
-    *("content_sha256", "style_sha256", "output_sha256", "width", "height", "fingerprint", "weights_sha256"),
+    *(
+        "content_sha256",
+        "style_sha256",
+        "mask_sha256",
+        "start_sha256",
+        "output_sha256",
+        "width",
+        "height",
+        "fingerprint",
+        "weights_sha256",
+    ),
     *("seed", "device", "precision", "batch_size", "host", "pid", "steps", "stopped", "initial_total"),
     *("content_loss", "style_loss", "tv_loss", "total_loss", "started_at", "finished_at", "seconds"),
     *("peak_memory_bytes", "versions", "extra"),
@@ -68,11 +79,11 @@ def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes
 
 
 def _build(out: Out, to: str | None, progress: Progress) -> bytes:
-    attempts = out.rows("pairs", figures.COLUMNS)
+    attempts = without_secrets(out.rows("pairs", figures.COLUMNS))
     if not attempts.num_rows:
         raise LedgerError(f"{out.address}: nothing to report: no attempt at a pair has ended there yet")
     current = newest_rows(attempts)
-    summary = figures.summarize(attempts, current, out.runs())
+    summary = figures.summarize(attempts, current, list(map(row_without_secrets, out.runs())))
     failures = figures.failures(current)
     cards = _cards(out, current, failures)
     curves_by_key = curves.read(out, {card.key for card in cards}, progress)
@@ -155,7 +166,7 @@ def _choose(current: pa.Table) -> list[str]:
 
 def _attempts(out: Out, pair_ids: list[str]) -> dict[str, list[Row]]:
     """All rows of these pairs by id, newest last."""
-    rows = out.rows("pairs", matching=pc.field("pair_id").isin(pair_ids)).sort_by("finished_at")
+    rows = sort_rows(without_secrets(out.rows("pairs", matching=pc.field("pair_id").isin(pair_ids))))
     attempts: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows.to_pylist():
         attempts[row["pair_id"]].append(row)

@@ -20,7 +20,7 @@ from batchnst.ledger.schema import Versions
 COLUMNS = [
     *("run_id", "pair_id", "attempt", "status", "error_type", "error_message", "content", "styles", "recipe"),
     *("loss_definition", "weights_sha256", "device", "precision", "host", "pid", "steps", "stopped", "total_loss"),
-    *("started_at", "finished_at", "versions"),
+    *("run_number", "started_at", "finished_at", "versions"),
 ]
 """Columns of `pairs` that the statistics need."""
 
@@ -105,7 +105,7 @@ def summarize(attempts: pa.Table, current: pa.Table, runs: list[dict[str, Any]])
     run_rows = _runs(attempts, runs)
     wall = sum(run["seconds"] for run in run_rows)
     workers = _workers(attempts)
-    last = max(runs, key=lambda run: run["started_at"], default=None)
+    last = runs[-1] if runs else None
     return {
         "pairs": len(current),
         "failed": failed,

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from PIL import Image, ImageOps
-
-from batchnst.errors import StorageError
+from batchnst.errors import InputError, StorageError
 from batchnst.ledger.out import Out
-from batchnst.pictures import decode
+from batchnst.pictures import isolated
+from batchnst.pictures.decode import DecodeOptions
 from batchnst.progress import Progress
 from batchnst.storage import files
+from batchnst.storage.addresses import store_name
 
 SIDES = (768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 96)
 """Possible longest sides of previews, in pixels."""
-
-QUALITY = 78
-"""WebP quality of previews."""
 
 SAMPLES = 48
 """Pictures that are scaled down to estimate the size of all previews."""
@@ -31,6 +28,9 @@ SAMPLES = 48
 BYTES, BYTES_A_PAIR = 18_000_000, 5_500
 """Largest size of all previews together, in bytes: a constant plus a part for each pair. Base64 adds a third."""
 
+
+MAX_FAILURES = 3
+"""Pictures of a store that may be out of reach in a row before the others are left out."""
 
 CHANGED = "changed since the run"
 """Problem of a picture whose hash is not that of its row."""
@@ -62,7 +62,7 @@ class Album:
     def __init__(self, out: Out) -> None:
         self.out = out
         self._numbers: dict[Source, int] = {}
-        self._unreachable: set[str] = set()
+        self._failures = Counter[str]()  # in a row, by store
 
     def number(self, source: Source) -> int:
         """Add a picture to the page, unless it was added before; return its number."""
@@ -94,37 +94,29 @@ class Album:
             data = self._read(source)
             if data is None:
                 return Preview(problem="missing")
-            return _shrink(data, side // source.reduction, "" if _matches(data, source.sha256) else CHANGED)
+            small = isolated.preview(data, source.address, side // source.reduction)
+            problem = "" if _matches(data, source.sha256) else CHANGED
+            return Preview(base64.b64encode(small.data).decode(), small.width, small.height, problem)
         except Exception:
             # `run` and `audit` report pictures that are gone, damaged or out of reach; the page shows the rest.
             return Preview(problem="cannot be read")
 
     def _read(self, source: Source) -> bytes | None:
-        """The bytes of a picture; None if OUT has none. A store is not tried again once it did not answer."""
+        """The bytes of a picture; None if OUT has none. A store that keeps failing is not asked again."""
         if source.in_out:
             return self.out.folder.read(source.address)
-        store = "/".join(source.address.split("/")[:3]) if files.is_uri(source.address) else None
-        if store in self._unreachable:
+        store = store_name(source.address)
+        if self._failures[store] >= MAX_FAILURES:  # waiting for it ten thousand times would take hours
             raise StorageError(f"{store}: does not answer")
         try:
-            return files.read(source.address)
-        except StorageError:
-            if store:
-                self._unreachable.add(store)  # waiting for it ten thousand times would take hours
+            data = files.read_at_most(source.address, DecodeOptions().max_file_bytes, "a preview is made of")
+        except InputError as error:
+            self._failures[store] += error.transient
             raise
+        self._failures[store] = 0
+        return data
 
 
 def _matches(data: bytes, sha256: str | None) -> bool:
     """True if `data` has this hash, or if the hash is unknown."""
     return sha256 is None or hashlib.sha256(data).hexdigest() == sha256
-
-
-def _shrink(data: bytes, side: int, problem: str) -> Preview:
-    """The picture in `data`, upright, scaled down to a longest side of at most `side` pixels."""
-    with Image.open(io.BytesIO(data), formats=decode.formats()) as image:
-        image.draft("RGB", (2 * side, 2 * side))  # decode a JPEG at a reduced size
-        picture = decode.to_rgb(ImageOps.exif_transpose(image))
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=QUALITY, method=2)
-    return Preview(base64.b64encode(buffer.getvalue()).decode(), *picture.size, problem)

@@ -106,6 +106,8 @@ function requestFacts(i, { row, recipe }) {
     ["seed", row.seed],
     ["SHA-256 of content", row.content_sha256],
     ["SHA-256 of styles", lines(row.style_sha256)],
+    ["SHA-256 of masks", lines(row.mask_sha256)],
+    ["SHA-256 of init", row.start_sha256],
     ["SHA-256 of output", row.output_sha256],
     ["SHA-256 of weights", row.weights_sha256],
     ["fingerprint", row.fingerprint],

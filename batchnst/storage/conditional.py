@@ -1,0 +1,109 @@
+"""Conditional writes in object stores, by obstore: it sends If-None-Match and If-Match, which pyarrow does not."""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import ObjectStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config  # exists for type checkers only
+
+RETRIES = 2
+"""Retries of the client within each of our own."""
+
+
+class ObjectStoreClient:
+    """Conditional writes in a bucket; `paths` are `bucket/key`, as on the store's filesystem."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file; raises FileExistsError if there is one."""
+        if self.version(path) is not None:  # a store that ignores conditions would replace it
+            raise FileExistsError(path)
+        with _as_os_error(path):
+            obstore.put(self._store, _key(path), data, mode="create", use_multipart=False)
+
+    def version(self, path: str) -> str | None:
+        """The ETag of a file; None if there is no file."""
+        try:
+            with _as_os_error(path):
+                return str(obstore.head(self._store, _key(path))["e_tag"])
+        except FileNotFoundError:
+            return None
+
+    def replace(self, path: str, data: bytes, version: str | None) -> None:
+        """Write a file if it still has `version`, or if `version` is None and there is none; else FileExistsError."""
+        if version is None:
+            self.create(path, data)
+            return
+        with _as_os_error(path):
+            obstore.put(self._store, _key(path), data, mode={"e_tag": version}, use_multipart=False)
+
+
+def s3_client(bucket: str, endpoint: str | None, seconds: float) -> ObjectStoreClient | None:
+    """A client for a bucket of S3; None if its credentials are in a profile that obstore cannot read.
+
+    `seconds` without an answer are a failure.
+    """
+    credentials = _s3_credentials()
+    if credentials is None:
+        return None
+    timeout = f"{seconds:.0f}s"
+    store = S3Store(
+        bucket,
+        endpoint=endpoint,
+        client_options={
+            "allow_http": bool(endpoint and endpoint.startswith("http://")),
+            "connect_timeout": timeout,
+            "timeout": timeout,
+        },
+        retry_config={"max_retries": RETRIES},
+        config=credentials,
+    )
+    return ObjectStoreClient(store)
+
+
+def _s3_credentials() -> S3Config | None:
+    """Keys from the AWS profile, if one is used; empty if obstore finds them: in the environment, or on the machine."""
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", Path.home() / ".aws" / "credentials"))
+    if os.environ.get("AWS_ACCESS_KEY_ID") or not (os.environ.get("AWS_PROFILE") or file.exists()):
+        return {}
+    profiles = configparser.ConfigParser()
+    profiles.read(file)
+    profile = os.environ.get("AWS_PROFILE", "default")
+    names = {
+        "aws_access_key_id": "access_key_id",
+        "aws_secret_access_key": "secret_access_key",
+        "aws_session_token": "session_token",
+    }
+    keys = {name: profiles.get(profile, key, fallback="") for key, name in names.items()}
+    found: S3Config = {name: value for name, value in keys.items() if value}  # type: ignore[assignment]
+    return found if {"access_key_id", "secret_access_key"} <= found.keys() else None
+
+
+def _key(path: str) -> str:
+    return path.partition("/")[2]
+
+
+@contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    """Raise FileExistsError if a condition does not hold, ConnectionError if the store gives no answer to act on."""
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError):
+        raise FileExistsError(path) from None
+    except BaseError as error:
+        reason = str(error).partition("\n")[0]
+        if "after" in reason and "retries" in reason:
+            raise ConnectionError(reason) from None
+        raise OSError(reason) from None

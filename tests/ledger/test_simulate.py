@@ -1,0 +1,19 @@
+"""A small part of `make simulate`: some schedules of all that writes to OUT, and the first round's faults put back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tools.simulate import BREAKS, attempt
+
+
+def test_no_schedule_violates_an_invariant() -> None:
+    outcomes = [attempt(seed) for seed in range(60)]
+    assert [violated for *_, violated in outcomes if violated] == []
+    faults = [vars(faults) for _, faults, _, _ in outcomes]
+    assert all(sum(fault[kind] for fault in faults) for kind in ("suspended", "crashed", "late", "twice", "unreported"))
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=[function.__name__ for function in BREAKS.values()])
+def test_a_fault_put_back_is_found(broken: int) -> None:
+    assert any(attempt(seed, broken)[3] for seed in range(120))
