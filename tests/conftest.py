@@ -20,6 +20,9 @@ from tests.helpers import CPU, IMAGES
 ALL = "BATCHNST_TEST_ALL"
 """`make test` sets this variable: then missing pictures fail the tests that need them, instead of skipping them."""
 
+LONGEST = ("test_ray_cluster.py", "test_stylize.py", "test_tiling.py", "test_report.py", "test_main.py")
+"""Files whose tests take longest. They begin first, so that in the end no process is alone with one of them."""
+
 hypothesis.settings.register_profile("batchnst", deadline=None)  # other tests may run at the same time
 hypothesis.settings.load_profile("batchnst")
 
@@ -32,6 +35,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Ray's workers would otherwise wait for the tests that run beside theirs.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

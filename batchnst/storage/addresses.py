@@ -27,7 +27,8 @@ import pyarrow.fs as pafs
 
 from batchnst.errors import RequestError, StorageError
 from batchnst.redaction import has_credentials, public
-from batchnst.storage.conditional import s3_client
+from batchnst.storage.azure import AzureAccount
+from batchnst.storage.conditional import azure_client, gs_client, s3_client
 from batchnst.storage.retries import is_transient, retry
 from batchnst.storage.stores import Disk, Store, from_fsspec
 
@@ -150,9 +151,12 @@ def _s3(prefix: str, bucket: str) -> Store:
     )
 
 
-def _gs(prefix: str, bucket: str) -> Store:
+def _gs(prefix: str, name: str) -> Store:
     filesystem, root = pafs.FileSystem.from_uri(f"{prefix}?retry_limit_seconds={GS_RETRY_SECONDS}")
-    return Store(filesystem, prefix, root, atomic_bytes=REQUEST_BYTES)
+    emulator = os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT")  # the variable of Google's own clients
+    read_only = name.startswith("anonymous@")
+    client = None if read_only else gs_client(root, emulator, TIMEOUT_SECONDS)
+    return Store(filesystem, prefix, root, atomic_bytes=REQUEST_BYTES, conditional=client)
 
 
 def _az(prefix: str, name: str) -> Store:
@@ -161,35 +165,9 @@ def _az(prefix: str, name: str) -> Store:
     In `az://container/…` the account is the environment's; `abfs://container@account.dfs.core.windows.net/…` names it.
     """
     container, _, host = name.partition("@")
-    return Store(pafs.AzureFileSystem(**_az_account(host.partition(".")[0])), prefix, container)
-
-
-def _az_account(name: str) -> dict[str, str]:
-    """Arguments of AzureFileSystem for the account `name`, or for the environment's account if `name` is empty."""
-    parts = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
-    connection = dict(part.split("=", 1) for part in parts if "=" in part)
-    account = name or connection.get("AccountName") or _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
-    if not account:
-        raise ValueError("set AZURE_STORAGE_ACCOUNT_NAME or AZURE_STORAGE_CONNECTION_STRING")
-    key = connection.get("AccountKey") or _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
-    sas = connection.get("SharedAccessSignature") or _first("AZURE_STORAGE_SAS_TOKEN")
-    scheme, _, rest = connection.get("BlobEndpoint", "").partition("://")
-    authority = rest.partition("/")[0]
-    options = {
-        "account_name": account,
-        "account_key": key,
-        "sas_token": "" if key else sas,
-        "blob_storage_scheme": scheme,
-        "blob_storage_authority": authority,
-        "dfs_storage_scheme": scheme,
-        "dfs_storage_authority": authority.replace(".blob.", ".dfs."),
-    }
-    return {option: value for option, value in options.items() if value}
-
-
-def _first(*names: str) -> str:
-    """The first of these environment variables that is set and not empty, or an empty text."""
-    return next(filter(None, map(os.environ.get, names)), "")
+    account = AzureAccount.of(host.partition(".")[0])
+    client = azure_client(container, account.for_obstore(), TIMEOUT_SECONDS)
+    return Store(pafs.AzureFileSystem(**account.for_pyarrow()), prefix, container, conditional=client)
 
 
 def _hdfs(prefix: str, name: str) -> Store:

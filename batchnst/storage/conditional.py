@@ -1,4 +1,7 @@
-"""Conditional writes in object stores, by obstore: it sends If-None-Match and If-Match, which pyarrow does not."""
+"""Conditional writes in the stores of Amazon, Google and Microsoft, by obstore: pyarrow sends no conditions.
+
+S3 and Azure compare ETags (If-Match, If-None-Match), Google compares generations (x-goog-if-generation-match).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,28 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import ObjectStore, S3Store
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
-if TYPE_CHECKING:
-    from obstore.store import S3Config  # exists for type checkers only
+if TYPE_CHECKING:  # these exist for type checkers only
+    from obstore.store import AzureConfig, ClientConfig, GCSConfig, S3Config
 
 RETRIES = 2
 """Retries of the client within each of our own."""
 
 
 class ObjectStoreClient:
-    """Conditional writes in a bucket; `paths` are `bucket/key`, as on the store's filesystem."""
+    """Conditional writes in a bucket; paths are `bucket/key`, as on the store's filesystem.
 
-    def __init__(self, store: ObjectStore) -> None:
+    `identity` is the property that changes with every write of a file.
+    """
+
+    def __init__(self, store: ObjectStore, identity: Literal["e_tag", "version"] = "e_tag") -> None:
         self._store = store
+        self._identity = identity
 
     def create(self, path: str, data: bytes) -> None:
         """Write a file; raises FileExistsError if there is one."""
@@ -34,10 +41,10 @@ class ObjectStoreClient:
             obstore.put(self._store, _key(path), data, mode="create", use_multipart=False)
 
     def version(self, path: str) -> str | None:
-        """The ETag of a file; None if there is no file."""
+        """The ETag or generation of a file; None if there is no file."""
         try:
             with _as_os_error(path):
-                return str(obstore.head(self._store, _key(path))["e_tag"])
+                return str(obstore.head(self._store, _key(path))[self._identity])
         except FileNotFoundError:
             return None
 
@@ -47,7 +54,8 @@ class ObjectStoreClient:
             self.create(path, data)
             return
         with _as_os_error(path):
-            obstore.put(self._store, _key(path), data, mode={"e_tag": version}, use_multipart=False)
+            mode: obstore.UpdateVersion = {self._identity: version}  # type: ignore[misc]
+            obstore.put(self._store, _key(path), data, mode=mode, use_multipart=False)
 
 
 def s3_client(bucket: str, endpoint: str | None, seconds: float) -> ObjectStoreClient | None:
@@ -58,19 +66,49 @@ def s3_client(bucket: str, endpoint: str | None, seconds: float) -> ObjectStoreC
     credentials = _s3_credentials()
     if credentials is None:
         return None
-    timeout = f"{seconds:.0f}s"
     store = S3Store(
         bucket,
         endpoint=endpoint,
-        client_options={
-            "allow_http": bool(endpoint and endpoint.startswith("http://")),
-            "connect_timeout": timeout,
-            "timeout": timeout,
-        },
+        client_options=_options(endpoint, seconds),
         retry_config={"max_retries": RETRIES},
         config=credentials,
     )
     return ObjectStoreClient(store)
+
+
+def gs_client(bucket: str, emulator: str | None, seconds: float) -> ObjectStoreClient | None:
+    """A client for a bucket of Google's; None if its credentials are of a kind that obstore does not know.
+
+    `emulator` is the address of a server to use in place of Google's; it takes any token. `seconds` without an answer
+    are a failure.
+    """
+    config: GCSConfig = {"base_url": emulator, "bearer_token": "any"} if emulator else {}
+    options = _options(emulator, seconds)
+    try:
+        store = GCSStore(bucket, config=config, client_options=options, retry_config={"max_retries": RETRIES})
+    except BaseError:  # credentials of another cloud, exchanged for Google's
+        return None
+    return ObjectStoreClient(store, "version")
+
+
+def azure_client(container: str, config: AzureConfig, seconds: float) -> ObjectStoreClient:
+    """A client for a container of Azure; `seconds` without an answer are a failure.
+
+    `config` has the account and its key or signature; without these, obstore looks for credentials where Azure's own
+    clients do: in the environment, on the machine, and where `az login` has left them.
+    """
+    if not (config.get("account_key") or config.get("sas_key")):
+        config = {**config, "use_azure_cli": (Path.home() / ".azure").exists()}
+    options = _options(config.get("endpoint"), seconds)
+    with _as_os_error(container):
+        store = AzureStore(container, config=config, client_options=options, retry_config={"max_retries": RETRIES})
+    return ObjectStoreClient(store)
+
+
+def _options(endpoint: str | None, seconds: float) -> ClientConfig:
+    timeout = f"{seconds:.0f}s"
+    allow_http = bool(endpoint and endpoint.startswith("http://"))
+    return {"allow_http": allow_http, "connect_timeout": timeout, "timeout": timeout}
 
 
 def _s3_credentials() -> S3Config | None:

@@ -125,7 +125,7 @@ def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.
 def test_bench_prints_what_it_measured_and_writes_it_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "STEPS", 10)
     out = tmp_path / "bench"
-    result = batchnst("bench", "--size", 32, "--steps", 12, "--against", "textbook", "--out", out)
+    result = batchnst("bench", "--size", 32, "--steps", 4, "--against", "textbook", "--out", out)
     assert result.exit_code == 0, result.output
     starts = [line.split("  ")[0].strip() for line in result.stdout.splitlines()]
     for wanted in ("machine", "ceiling", "a step", "workers", "a run", "textbook", "batchnst", "ratio"):

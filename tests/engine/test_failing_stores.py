@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from PIL import Image
 
 from batchnst import read_ledger
 from batchnst.engine import failing_stores, run
@@ -36,7 +38,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def web(images: Path) -> Iterator[Web]:
-    with Web((images / "coffee.png").read_bytes()) as server:
+    small = io.BytesIO()  # a file may take a second more for each 32 kB
+    with Image.open(images / "coffee.png") as picture:
+        picture.resize((60, 40)).save(small, "png")
+    with Web(small.getvalue()) as server:
         yield server
 
 

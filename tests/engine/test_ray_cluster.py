@@ -32,7 +32,7 @@ from batchnst.ledger.out import Out
 from tests.helpers import pair, size_of
 from tests.helpers import row as ledger_row
 from tests.processes import descendants, is_running, task_pids
-from tests.tools.chaos import STORE, weather
+from tests.tools.chaos import KILLS, STORE, weather
 
 BATCHNST = Path(sys.executable).with_name("batchnst")
 PAIRS = 10
@@ -146,9 +146,9 @@ def check_complete(out: Path) -> Counter[str]:
     return Counter(row["pair_id"] for row in rows)
 
 
-def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    driver = start(command(manifest, out), tmp_path / "log")
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, cluster: str, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", command(manifest, tmp_path / "out", "--address", cluster)
+    driver = start(run, tmp_path / "log")
     try:
         wait_for(lambda: finished_rows(out) >= 2)
     finally:
@@ -156,7 +156,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
         driver.wait()
     before = finished_rows(out)
     assert before < PAIRS, "the run was over before it could be killed"
-    again = finish(command(manifest, out))
+    again = finish(run)
     assert again.returncode == 0, again.stderr
     assert f"of {PAIRS} pairs are done already" in again.stderr
     assert f"{PAIRS} of {PAIRS} pairs done" in again.stdout
@@ -165,7 +165,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, tmp_p
 
 def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    driver = start(command(manifest, out, "--address", cluster, "--steps", "60"), tmp_path / "log")
+    driver = start(command(manifest, out, "--address", cluster, "--steps", "40"), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
 
     def is_lost() -> bool:
@@ -210,7 +210,7 @@ def impatient(manifest: Path, out: Path, *more: str) -> list[str]:
     """A run that waits a few seconds where others wait for minutes."""
     script = (
         "from batchnst.engine import patience, ray_cluster\n"
-        "patience.SILENCE_SECONDS, patience.PAIR_SECONDS, ray_cluster.NODE_SECONDS = 20, 0, 5\n"
+        "patience.SILENCE_SECONDS, patience.PAIR_SECONDS, ray_cluster.NODE_SECONDS = 10, 0, 5\n"
         "from batchnst.__main__ import main\nmain()"
     )
     return [sys.executable, "-c", script, *command(manifest, out, *more)[1:]]
@@ -222,7 +222,7 @@ def test_a_task_that_hangs_is_killed_and_its_pairs_are_tried_again(images: Path,
     out = tmp_path / "out"
     run = finish(impatient(tmp_path / "m.csv", out, "--address", cluster, "--steps", "4"))
     assert run.returncode == 0, run.stderr
-    assert "a worker was lost; 1 of its pairs are tried again: nothing came from it for 0:00:2" in run.stderr
+    assert "a worker was lost; 1 of its pairs are tried again: nothing came from it for 0:00:1" in run.stderr
     found = {row["pair_id"]: row for row in read_ledger(str(out), "pairs").to_table().to_pylist()}
     assert {name: (row["status"], row["attempt"]) for name, row in found.items()} == {
         "good": ("ok", 1),
@@ -231,6 +231,7 @@ def test_a_task_that_hangs_is_killed_and_its_pairs_are_tried_again(images: Path,
     assert not task_pids(os.getpid()), "the process that hung is still there"
 
 
+@pytest.mark.slow
 def test_a_run_without_nodes_says_so_and_ends(manifest: Path, tmp_path: Path) -> None:
     raylets = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -265,9 +266,10 @@ def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, cluster: s
     assert driver.wait(60) == 130
 
 
+@pytest.mark.slow
 def test_a_small_storm_on_real_raylets_loses_nothing(images: Path, tmp_path: Path) -> None:
-    outcome = weather(images, tmp_path, pairs=24, kills=4, seed=0)
-    assert outcome.kills == {"worker": 1, "node": 1, "driver": 1, "term": 1}
+    outcome = weather(images, tmp_path, pairs=24, kinds=list(KILLS), seed=0)
+    assert set(outcome.events) == set(KILLS)
     assert outcome.clean, str(outcome)
 
 
@@ -297,12 +299,19 @@ def check_ended(processes: list[int]) -> None:
     wait_for(lambda: not any(map(is_running, processes)))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     manifest: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    driver = start(command(manifest, out), tmp_path / "log")
+    driver = start(command(manifest, out, "--steps", "200"), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
     processes = descendants(driver.pid)
     send = os.killpg if how == signal.SIGHUP else os.kill  # a closed terminal tells the processes of Ray too
@@ -315,9 +324,10 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     check_ended(processes)
 
 
+@pytest.mark.slow
 def test_the_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    driver = start(command(manifest, out), tmp_path / "log")
+    driver = start(command(manifest, out, "--steps", "200"), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
     wait_for(lambda: task_pids(driver.pid))
     tasks = task_pids(driver.pid)
@@ -336,7 +346,7 @@ def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(
     manifest: Path, cluster: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    no_gpu = finish([*command(manifest, out), "--gpus-per-task", "1000"])
+    no_gpu = finish([*command(manifest, out, "--address", cluster), "--gpus-per-task", "1000"])
     assert no_gpu.returncode == 2
     assert "no node has 1000 GPU for a task" in no_gpu.stderr
     no_room = finish(command(manifest, out, "--address", cluster, "--size", "60000"))

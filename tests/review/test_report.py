@@ -219,17 +219,17 @@ def test_a_store_that_does_not_answer_is_not_asked_for_every_picture(
 ) -> None:
     asked = []
 
-    def read(address: str) -> bytes:
+    def read(address: str, *_: object) -> bytes:
         asked.append(address)
         raise InputError("gone", transient=True)
 
-    monkeypatch.setattr(files, "read", read)
+    monkeypatch.setattr(files, "read_at_most", read)
     album = previews.Album(Out(str(tmp_path)))
     for i in range(200):
         album.number(previews.Source(f"s3://gone/{i}.png"))
     found = album.previews(200, lambda *_: None)
     assert {preview.problem for preview in found} == {"cannot be read"}
-    assert len(asked) < 20
+    assert 0 < len(asked) < 20
 
 
 def test_previews_are_upright_and_no_larger_than_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,6 +276,60 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Generations(ThreadingHTTPServer):
+    """Objects with the conditions of Google's XML API, as its documentation describes them: no server of Google's own,
+    nor an emulator that knows them, can be installed here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _GenerationsHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.objects: dict[str, tuple[int, bytes]] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Generations:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _GenerationsHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Generations
+
+    def do_HEAD(self) -> None:
+        if self.path in self.server.objects:
+            self._answer(200, *self.server.objects[self.path])
+        else:
+            self._answer(404)
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        wanted = self.headers.get("x-goog-if-generation-match")
+        with self.server.lock:
+            generation, _ = self.server.objects.get(self.path, (0, b""))
+            if wanted is not None and int(wanted) != generation:
+                self._answer(412)
+                return
+            self.server.objects[self.path] = generation + 1, body
+        self._answer(200, generation + 1)
+
+    def _answer(self, status: int, generation: int = 0, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if generation:
+            self.send_header("x-goog-generation", str(generation))
+            self.send_header("ETag", f'"{generation}"')
+            self.send_header("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
 class Web(ThreadingHTTPServer):
     """A web server that has the same file everywhere, in threads of this process, and misbehaves for some paths.
 

@@ -24,6 +24,8 @@ from batchnst import read_ledger
 from batchnst.errors import InputError, RequestError, StorageError, Superseded
 from batchnst.pictures.isolated import probe
 from batchnst.storage import addresses, files, retries, stores
+from batchnst.storage.azure import AzureAccount
+from batchnst.storage.conditional import ObjectStoreClient, gs_client
 from batchnst.storage.stores import Store
 from tests.helpers import batchnst
 from tests.storage.servers import (
@@ -33,6 +35,7 @@ from tests.storage.servers import (
     ENVIRONMENT,
     PASSING,
     Fault,
+    Generations,
     Proxy,
     azurite,
     moto,
@@ -103,13 +106,17 @@ def test_a_bucket_is_a_folder(folder: files.Folder) -> None:
 
 
 def test_of_two_that_create_a_file_one_succeeds_and_nobody_replaces_what_changed(folder: files.Folder) -> None:
+    check_conditions(folder)
+
+
+def check_conditions(folder: files.Folder) -> None:
     assert folder.version("state/1.json") is None
     assert folder.create("state/1.json", b"first")
     assert not folder.create("state/1.json", b"second")
     assert folder.read("state/1.json") == b"first"
     version = folder.version("state/1.json")
     assert folder.replace("state/1.json", b"third", version, lambda: None)
-    if folder.address.startswith("s3://") and not ignores_conditions(folder):
+    if not ignores_conditions(folder):
         assert not folder.replace("state/1.json", b"by a run that was suspended", version, lambda: None)
         assert not folder.replace("state/1.json", b"by another one", None, lambda: None)
     assert folder.read("state/1.json") == b"third"
@@ -391,6 +398,36 @@ def test_a_container_of_azure_is_a_folder(azure: Proxy) -> None:
         use(files.Folder(f"{scheme}://{BUCKET}/{scheme}"))
 
 
+def test_of_two_that_replace_a_blob_of_azure_one_succeeds(azure: Proxy) -> None:
+    check_conditions(files.Folder(f"az://{BUCKET}/conditions"))
+
+
+def test_of_two_that_replace_an_object_of_googles_one_succeeds() -> None:
+    with Generations() as server:
+        client = gs_client(BUCKET, server.url, seconds=10)
+        assert client
+        path = f"{BUCKET}/state/ü 1.json"
+        assert client.version(path) is None
+        client.create(path, b"first")
+        version = client.version(path)
+        client.replace(path, b"second", version)
+        for late in (version, None):
+            with pytest.raises(FileExistsError):
+                client.replace(path, b"by a run that was suspended", late)
+        with pytest.raises(FileExistsError):
+            client.create(path, b"by another one")
+        assert [body for _, body in server.objects.values()] == [b"second"]
+        racing = ThreadPoolExecutor(8).map(lambda i: created(client, f"{BUCKET}/race", b"%d" % i), range(8))
+        assert sorted(racing) == [False] * 7 + [True]
+
+
+def created(client: ObjectStoreClient, path: str, data: bytes) -> bool:
+    with suppress(FileExistsError):
+        client.create(path, data)
+        return True
+    return False
+
+
 @pytest.mark.slow  # its client waits for seconds
 @pytest.mark.parametrize("fault", PASSING, ids=[fault.name for fault in PASSING])
 def test_azure_is_waited_for(azure: Proxy, fault: Fault) -> None:
@@ -421,18 +458,42 @@ def test_the_environments_account_of_azure_is_found(monkeypatch: pytest.MonkeyPa
         files.read("az://pictures/x")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "ours")
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1")
-    assert addresses._az_account("") == {"account_name": "ours", "sas_token": "sv=1"}
-    assert addresses._az_account("theirs")["account_name"] == "theirs"
-    at = "https://a.blob.core.windows.net"
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=a;AccountKey=x==;BlobEndpoint={at}/")
-    assert addresses._az_account("") == {
-        "account_name": "a",
-        "account_key": "x==",
-        "blob_storage_scheme": "https",
-        "blob_storage_authority": "a.blob.core.windows.net",
-        "dfs_storage_scheme": "https",
-        "dfs_storage_authority": "a.dfs.core.windows.net",
-    }
+    assert AzureAccount.of("").for_pyarrow() == {"account_name": "ours", "sas_token": "sv=1"}
+    assert AzureAccount.of("").for_obstore() == {"account_name": "ours", "sas_key": "sv=1"}
+    assert AzureAccount.of("theirs").name == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("connection", "host", "endpoint"),
+    [
+        ("AccountName=a;AccountKey=x==", "", None),
+        (
+            "BlobEndpoint=https://a.blob.core.windows.net/;SharedAccessSignature=sv=1",
+            ".blob.core.windows.net",
+            "https://a.blob.core.windows.net",
+        ),
+        (
+            "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=x==;EndpointSuffix=core.chinacloudapi.cn",
+            ".blob.core.chinacloudapi.cn",
+            "https://a.blob.core.chinacloudapi.cn",
+        ),
+        (
+            "AccountName=a;AccountKey=x==;BlobEndpoint=http://127.0.0.1:10000/a;",
+            "127.0.0.1:10000",
+            "http://127.0.0.1:10000/a",
+        ),
+    ],
+)
+def test_a_connection_string_of_azure_is_understood(
+    monkeypatch: pytest.MonkeyPatch, connection: str, host: str, endpoint: str | None
+) -> None:
+    for name in ("ACCOUNT", "ACCOUNT_NAME", "ACCOUNT_KEY", "KEY", "SAS_TOKEN"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    account = AzureAccount.of("")
+    assert (account.name, account.host, account.for_obstore().get("endpoint")) == ("a", host, endpoint)
+    assert bool(account.key) != bool(account.signature)
+    assert account.for_pyarrow().get("dfs_storage_authority", "") == host.replace("blob", "dfs")
 
 
 def make_request(where: str, images: Path) -> list[str]:

@@ -1,6 +1,7 @@
-"""A run on real raylets in which processes die at random, and the proof that nothing is lost, doubled, torn or wrong.
+"""A run on real raylets in which processes are killed and suspended, clocks are wrong and a web server fails.
 
-`make chaos` runs it at length; tests/engine/test_ray_cluster.py a small one.
+Afterwards it is proven that nothing is lost, doubled, torn or wrong. `make chaos` runs it at length;
+tests/engine/test_ray_cluster.py a small one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,11 +32,12 @@ from PIL import Image
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from batchnst.ledger.schema import SCHEMAS
+from batchnst import read_ledger
+from batchnst.ledger.out import Out
+from batchnst.ledger.schema import ATTEMPT, SCHEMAS
 from tests.helpers import IMAGES
-from tests.processes import task_pids
+from tests.processes import descendants, is_running, task_pids
 
-BATCHNST = Path(sys.executable).with_name("batchnst")
 NODES = 3
 STORE = 1 << 30
 """Bytes of each raylet's object store: Ray leaves some behind there of every driver that is killed."""
@@ -38,17 +45,39 @@ STORE = 1 << 30
 RECIPE = ["--size", "64", "--set", "min_size=64", "--steps", "20", "--optimizer", "adam", "--precision", "fp32"]
 """Tiny, and of an optimiser that keeps rounding small: what is painted in another batch differs by a level or two."""
 
-KINDS = ("worker", "node", "driver", "term")
+SILENCE_SECONDS = 8.0
+"""Seconds without a heartbeat after which a run counts as dead here, in place of 60."""
+
+BATCHNST = [
+    sys.executable,
+    "-c",
+    "import batchnst.ledger.claim as claim; "
+    f"claim.BEAT_SECONDS, claim.SILENCE_SECONDS = {SILENCE_SECONDS / 6}, {SILENCE_SECONDS}; "
+    "from batchnst.cli.main import main; main()",
+]
+"""The command, with less patience."""
+
+KILLS = ("worker", "node", "driver", "term")
 """What is killed: a worker process, a raylet (and a new one joins), the driver, the driver by SIGTERM."""
+
+PAUSES = ("paused worker", "paused driver", "paused compaction")
+"""What is suspended, replaced by another process as if it were dead, and wakes up again later."""
+
+WORKER_SECONDS = 10.0
+"""Seconds in which a worker that wakes up may do harm: it ends by itself, or is killed then."""
+
+MOST_DRIVERS = 100
+"""Drivers after which a storm is given up."""
 
 
 @dataclass
 class Outcome:
     """What a storm has done, and what was found afterwards."""
 
-    kills: Counter[str]
+    events: Counter[str]
     seconds: float
-    attempts: int
+    drivers: int
+    web_failures: int
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
@@ -59,35 +88,98 @@ class Outcome:
         return not (self.lost or self.doubled or self.torn or self.wrong)
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.events.items()))
         return (
-            f"kills {self.kills.total()} ({kinds}) in {self.seconds:.0f} s, {self.attempts} drivers\n"
+            f"{self.events.total()} events ({kinds}) in {self.seconds:.0f} s, {self.drivers} drivers, "
+            f"{self.web_failures} failures of the web server\n"
             f"lost {len(self.lost)}, doubled {len(self.doubled)}, torn {len(self.torn)}, wrong {len(self.wrong)}"
         )
 
 
 class Raylets:
-    """A head without CPUs and some nodes with one each: real raylets, all on this machine."""
+    """A head without CPUs and some nodes with one each: real raylets, all on this machine.
 
-    def __init__(self) -> None:
+    `clocks` has for each node the environment that sets its clock.
+    """
+
+    def __init__(self, clocks: list[dict[str, str]]) -> None:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self._new() for _ in range(NODES)]
+        self.clocks = clocks
+        self.nodes = [self._new(clock) for clock in clocks]
 
-    def _new(self) -> Node:
-        node: Node = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    def _new(self, clock: dict[str, str]) -> Node:
+        node: Node = self.cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars=clock)
         return node
 
-    def replace_one(self, chance: random.Random) -> None:
-        self.cluster.remove_node(self.nodes.pop(chance.randrange(NODES)), allow_graceful=False)
-        self.nodes.append(self._new())
+    def replace(self, index: int) -> None:
+        """Kill a raylet, and start another one in its place."""
+        self.cluster.remove_node(self.nodes[index], allow_graceful=False)
+        self.nodes[index] = self._new(self.clocks[index])
+
+    def node_of(self, pid: int) -> int | None:
+        """The index of the node on which a process runs; None if its raylet is gone."""
+        for index, node in enumerate(self.nodes):
+            raylets = node.all_processes["raylet"]
+            if any(pid in descendants(raylet.process.pid) for raylet in raylets):
+                return index
+        return None
 
     def close(self) -> None:
         self.cluster.shutdown()
 
 
-def make_manifest(photos: Path, folder: Path, pairs: int) -> Path:
-    """Patches of photographs, each to be painted in two styles."""
+class FailingServer(ThreadingHTTPServer):
+    """A web server on `folder` that answers a share of all requests with an error."""
+
+    def __init__(self, folder: Path, share: float) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+        self.share, self.failures = share, 0
+        self.chance = random.Random(0)
+
+    def recover(self) -> None:
+        """Fail no more."""
+        self.share = 0
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{self.server_port}"
+        finally:
+            self.shutdown()
+            self.server_close()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    server: FailingServer
+
+    def send_head(self) -> Any:
+        if self.server.chance.random() < self.server.share:
+            self.server.failures += 1
+            self.send_error(500)
+            return None
+        return super().send_head()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+def clocks() -> list[dict[str, str]]:
+    """For each node, and for the drivers in turn, the environment that sets its clock wrong.
+
+    By libfaketime; all clocks are right if it is not installed.
+    """
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
+        print("no libfaketime here: all clocks are right", file=sys.stderr)
+        return [{}] * NODES
+    fake = {"LD_PRELOAD": str(libraries[0]), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+    return [{**fake, "FAKETIME": "+600s"}, {}, {**fake, "FAKETIME": "-600s"}]
+
+
+def make_manifest(photos: Path, folder: Path, pairs: int, web: str) -> Path:
+    """Patches of photographs, each to be painted in two styles; every third comes from the web server `web`."""
     chance = np.random.default_rng(0)
     names = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
     sources = [np.asarray(Image.open(photos / name).convert("RGB")) for name in names]
@@ -96,68 +188,154 @@ def make_manifest(photos: Path, folder: Path, pairs: int) -> Path:
         source = sources[i % len(sources)]
         y, x = chance.integers(0, source.shape[0] - 128), chance.integers(0, source.shape[1] - 128)
         Image.fromarray(source[y : y + 128, x : x + 128]).save(folder / f"{i}.png")
-        lines += [f"{i}.png,{photos / style}.png,{i}-{style}" for style in ("swirls", "woodcut")]
+        content = f"{web}/{i}.png" if i % 3 == 0 else f"{i}.png"
+        lines += [f"{content},{photos / style}.png,{i}-{style}" for style in ("swirls", "woodcut")]
     (folder / "m.csv").write_text("\n".join(lines) + "\n")
     return folder / "m.csv"
 
 
 def command(manifest: Path, out: Path, address: str) -> list[str]:
-    run = [str(BATCHNST), "run", str(manifest), "--out", str(out), "--address", address]
+    run = [*BATCHNST, "run", str(manifest), "--out", str(out), "--address", address]
     return [*run, *RECIPE, "--batch-size", "2", "--max-attempts", "10"]
 
 
-def storm(raylets: Raylets, manifest: Path, out: Path, kills: int, chance: random.Random, log: Path) -> Outcome:
-    """Run until all is done, and meanwhile kill something `kills` times, after equal numbers of finished batches."""
-    address = raylets.cluster.address
-    pairs = len(manifest.read_text().splitlines()) - 1
-    killed: Counter[str] = Counter()
-    plan = [kind for kind, _ in zip(KINDS * kills, range(kills), strict=False)]
-    chance.shuffle(plan)
-    marks = [pairs // 2 * (i + 1) // (kills + 1) for i in range(kills)]  # in files of two rows
-    started, drivers = time.monotonic(), 1
-    with log.open("w") as sink:
+@dataclass
+class Sleeper:
+    """A suspended process, what it did, and how many pairs are done when it wakes up."""
 
-        def drive() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(command(manifest, out, address), stdout=sink, stderr=sink)
+    kind: str
+    pid: int
+    until: int
+    process: subprocess.Popen[bytes] | None = None
 
-        driver = drive()
+
+class Storm:
+    """Runs until all is done, and meanwhile lets things happen, after equal numbers of pairs."""
+
+    def __init__(self, raylets: Raylets, manifest: Path, out: Path, chance: random.Random, log: IO[str]) -> None:
+        self._raylets, self._out, self._chance, self._log = raylets, out, chance, log
+        self._command = command(manifest, out, raylets.cluster.address)
+        self._pairs = len(manifest.read_text().splitlines()) - 1
+        self._sleepers: list[Sleeper] = []
+        self._done: set[tuple[Any, ...]] = set()
+        self.drivers = 0
+        self.events: Counter[str] = Counter()
+        self.vanished: set[tuple[Any, ...]] = set()
+        self.intruders: list[str] = []  # suspended processes that did not stop when they woke up
+
+    def rage(self, kinds: list[str], after_last: Callable[[], None]) -> None:
+        """Let events of `kinds` happen, in this order; call `after_last` after the last one."""
+        marks = [self._pairs * (i + 1) // (len(kinds) + 1) for i in range(len(kinds))]
+        self._driver = self._drive()
         try:
-            while driver.poll() != 0:
-                if driver.poll() is not None:
-                    assert driver.returncode in (-signal.SIGKILL, 130), log.read_text()
-                    driver, drivers = drive(), drivers + 1
-                if plan and _finished(out) >= marks[len(marks) - len(plan)]:
-                    time.sleep(chance.uniform(0, 0.5))
-                    kind = plan.pop()
-                    if _kill(kind, raylets, driver, chance):
-                        killed[kind] += 1
-                    else:
-                        plan.append(kind)
-                time.sleep(0.05)
+            while self._driver.poll() != 0:
+                if self._driver.returncode is not None:
+                    # 1: pairs failed whose pictures the web server did not send
+                    assert self._driver.returncode in (-signal.SIGKILL, 130, 1), self._driver.returncode
+                    self._driver = self._drive()
+                done = self._look()
+                if kinds and done >= marks[-len(kinds)]:
+                    time.sleep(self._chance.uniform(0, 0.5))
+                    if self._do(kinds[0], done):
+                        self.events[kinds.pop(0)] += 1
+                if not kinds:
+                    after_last()
+                for sleeper in [one for one in self._sleepers if done >= one.until and self._is_replaced(one)]:
+                    self._wake(sleeper)
+                time.sleep(0.1)
         finally:
-            driver.kill()
-            driver.wait()
-    assert not plan, f"all was done before {plan} could be killed"
-    return Outcome(killed, time.monotonic() - started, drivers)
+            for sleeper in list(self._sleepers):
+                self._wake(sleeper)
+            self._driver.kill()
+            self._driver.wait()
+        assert not kinds, f"all was done before {kinds} could happen"
+        self._look()
 
+    def _start(self, arguments: list[str], clock: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(arguments, stdout=self._log, stderr=self._log, env={**os.environ, **clock})
 
-def _kill(kind: str, raylets: Raylets, driver: subprocess.Popen[bytes], chance: random.Random) -> bool:
-    """Kill something of that kind, if there is one."""
-    if kind == "worker":
-        pids = task_pids(os.getpid())
-        if pids:
-            os.kill(chance.choice(pids), signal.SIGKILL)
-        return bool(pids)
-    if kind == "node":
-        raylets.replace_one(chance)
+    def _drive(self) -> subprocess.Popen[bytes]:
+        self.drivers += 1
+        assert self.drivers <= MOST_DRIVERS
+        return self._start(self._command, self._raylets.clocks[self.drivers % NODES])
+
+    def _look(self) -> int:
+        """The number of pairs that are done. Rows that were there must still be there."""
+        if not (self._out / "ledger" / "pairs").is_dir():
+            return 0
+        rows = read_ledger(str(self._out), "pairs").to_table(["status", *ATTEMPT]).to_pylist()
+        keys = {tuple(row[name] for name in ATTEMPT) for row in rows}
+        self.vanished |= self._done - keys
+        self._done |= keys
+        return len({row["pair_id"] for row in rows if row["status"] == "ok"})
+
+    def _do(self, kind: str, done: int) -> bool:
+        """Let an event of this kind happen, if it can at this moment."""
+        later = done + self._chance.randint(3, 12)
+        if kind in ("worker", "paused worker"):
+            return self._hit_worker(kind, later)
+        if kind == "node":
+            self._raylets.replace(self._chance.randrange(NODES))
+        elif kind == "paused driver":
+            self._driver.send_signal(signal.SIGSTOP)
+            self._sleepers.append(Sleeper(kind, self._driver.pid, later, self._driver))
+            self._driver = self._drive()
+        elif kind == "paused compaction":
+            self._driver.kill()
+            self._driver.wait()
+            self._sleepers.append(self._compact(later))
+            self._driver = self._drive()
+        else:
+            self._driver.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
+            self._driver.wait(60)
         return True
-    driver.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
-    driver.wait(60)
-    return True
 
+    def _hit_worker(self, kind: str, later: int) -> bool:
+        pids = [pid for pid in task_pids(os.getpid()) if pid not in {one.pid for one in self._sleepers}]
+        if not pids:
+            return False
+        pid = self._chance.choice(pids)
+        if kind == "worker":
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return True
+        node = self._raylets.node_of(pid)
+        if node is None:
+            return False
+        os.kill(pid, signal.SIGSTOP)
+        self._sleepers.append(Sleeper(kind, pid, later))
+        self._raylets.replace(node)  # what takes the worker for lost
+        return True
 
-def _finished(out: Path) -> int:
-    return len(list((out / "ledger" / "pairs").glob("*.parquet")))
+    def _compact(self, later: int) -> Sleeper:
+        """A compaction that is suspended once it has merged something, or a moment later."""
+        process = self._start([*BATCHNST, "ledger", "compact", str(self._out)], {})
+        while process.poll() is None and not list((self._out / ".batchnst" / "merged").rglob("*.parquet")):
+            time.sleep(0.001)
+        time.sleep(self._chance.uniform(0, 0.01))
+        process.send_signal(signal.SIGSTOP)
+        return Sleeper("paused compaction", process.pid, later, process)
+
+    def _is_replaced(self, sleeper: Sleeper) -> bool:
+        """True if another run holds OUT, or the suspended process is a worker, which was given up for lost."""
+        holder = Out(str(self._out)).holder()
+        return sleeper.process is None or (holder is not None and holder.pid == self._driver.pid)
+
+    def _wake(self, sleeper: Sleeper) -> None:
+        """Let a suspended process go on; a driver must see that it was replaced and end."""
+        self._sleepers.remove(sleeper)
+        with suppress(ProcessLookupError):
+            os.kill(sleeper.pid, signal.SIGCONT)
+        if sleeper.process is not None:
+            code = sleeper.process.wait(120)
+            if code != 1 and (sleeper.kind, code) != ("paused compaction", 0):  # 0: it had ended before
+                self.intruders.append(f"{sleeper.kind} ended with {code}")
+            return
+        end = time.monotonic() + WORKER_SECONDS
+        while is_running(sleeper.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.kill(sleeper.pid, signal.SIGKILL)
 
 
 def examine(outcome: Outcome, manifest: Path, out: Path, undisturbed: Path) -> None:
@@ -196,28 +374,43 @@ def _alike(path: Path, other: Path) -> bool:
     return bool(difference.mean() < 0.25 and difference.max() <= 16)
 
 
-def weather(photos: Path, folder: Path, pairs: int, kills: int, seed: int) -> Outcome:
-    """A storm and the same run undisturbed, compared."""
-    manifest = make_manifest(photos, folder, pairs)
-    raylets = Raylets()
+def weather(photos: Path, folder: Path, pairs: int, kinds: list[str], seed: int, failing: float = 0) -> Outcome:
+    """A storm and the same run undisturbed, compared.
+
+    kinds: what happens, in any order. failing: share of the requests that the web server answers with an error. With
+    it, clocks are wrong as well.
+    """
+    chance, server = random.Random(seed), FailingServer(folder, 0)
+    chance.shuffle(kinds)
+    raylets = Raylets(clocks() if failing else [{}] * NODES)
     try:
-        calm = folder / "undisturbed"
-        subprocess.run(command(manifest, calm, raylets.cluster.address), check=True, capture_output=True)
-        outcome = storm(raylets, manifest, folder / "out", kills, random.Random(seed), folder / "log")
+        with server.serving() as web, (folder / "log").open("w") as log:
+            manifest, calm = make_manifest(photos, folder, pairs, web), folder / "undisturbed"
+            subprocess.run(command(manifest, calm, raylets.cluster.address), check=True, stdout=log, stderr=log)
+            server.share = failing
+            started, storm = time.monotonic(), Storm(raylets, manifest, folder / "out", chance, log)
+            storm.rage(kinds, after_last=server.recover)
+            outcome = Outcome(storm.events, time.monotonic() - started, storm.drivers, server.failures)
     finally:
         raylets.close()
     examine(outcome, manifest, folder / "out", calm)
+    outcome.lost += [f"the row {key}" for key in storm.vanished]
+    outcome.wrong += storm.intruders
     return outcome
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--pauses", type=int, default=9)
+    parser.add_argument("--failing", type=float, default=0.2, help="share of the web server's answers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    kinds = [KILLS[i % len(KILLS)] for i in range(options.kills)]
+    kinds += [PAUSES[i % len(PAUSES)] for i in range(options.pauses)]
     folder = Path(tempfile.mkdtemp(prefix="batchnst-chaos-"))
-    outcome = weather(IMAGES, folder, options.pairs, options.kills, options.seed)
+    outcome = weather(IMAGES, folder, options.pairs, kinds, options.seed, options.failing)
     print(f"{options.pairs} pairs on {NODES} raylets: {outcome}")
     if not outcome.clean:
         sys.exit(f"{outcome.lost} {outcome.doubled} {outcome.torn} {outcome.wrong}; see {folder}")

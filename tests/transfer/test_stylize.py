@@ -18,8 +18,8 @@ from tests.helpers import load, paint, whole
 
 
 def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=128, steps=40, min_size=64)
-    contents = torch.cat([load(images / name, recipe)[..., :80, :112] for name in ("coffee.png", "rocket.jpg")])
+    recipe = Recipe(size=64, steps=20, min_size=32)
+    contents = torch.cat([load(images / name, recipe)[..., :40, :56] for name in ("coffee.png", "rocket.jpg")])
     contents = contents.repeat(2, 1, 1, 1)
     styles = [load(images / name, recipe) for name in ("swirls.png", "woodcut.png")]
     guides = [whole(styles[0]), whole(styles[0]), whole(styles[1]), whole(styles[1])]
@@ -29,12 +29,15 @@ def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weigh
         assert abs(together.losses.total[i] / alone.losses.total[0] - 1) < 0.02
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_different_pairs_in_a_batch_with_the_other_optimisers(images: Path, weights: Weights, optimizer: str) -> None:
-    recipe = Recipe(size=64, steps=15, optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "rate"), [("adam", None), ("sgd", 1e-4)])  # sgd explodes at its default rate
+def test_different_pairs_in_a_batch_with_the_other_optimisers(
+    images: Path, weights: Weights, optimizer: str, rate: float | None
+) -> None:
+    recipe = Recipe(size=64, steps=15, optimizer=optimizer, learning_rate=rate)
     contents = torch.cat([load(images / name, recipe)[..., :40, :64] for name in ("coffee.png", "rocket.jpg")])
     guides = [whole(load(images / name, recipe)) for name in ("swirls.png", "woodcut.png")]
     together, _ = paint(contents, guides, recipe, weights)
+    assert together.stopped == ["steps", "steps"]
     for i in range(2):
         alone, _ = paint(contents[i : i + 1], [guides[i]], recipe, weights)
         torch.testing.assert_close(together.losses.total[i : i + 1], alone.losses.total, rtol=0.02, atol=0)
@@ -208,7 +211,7 @@ def test_losses_beyond_all_numbers_end_as_diverged(images: Path, weights: Weight
     assert not result.losses.total.isfinite().any()
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", pytest.param("adam", marks=pytest.mark.slow)])
 def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, optimizer: str) -> None:
     totals = {}
     for precision in ("fp32", "bf16"):
