@@ -122,6 +122,7 @@ def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.
     assert "not with this recipe" in race.describe(out_of_reach)[-1]
 
 
+@pytest.mark.slow
 def test_bench_prints_what_it_measured_and_writes_it_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "STEPS", 10)
     out = tmp_path / "bench"

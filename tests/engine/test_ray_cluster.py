@@ -216,6 +216,7 @@ def impatient(manifest: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", script, *command(manifest, out, *more)[1:]]
 
 
+@pytest.mark.slow
 def test_a_task_that_hangs_is_killed_and_its_pairs_are_tried_again(images: Path, cluster: str, tmp_path: Path) -> None:
     rows = [f"{images}/coffee.png,{images}/swirls.png,{name}" for name in ("good", "hang")]
     (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
@@ -251,6 +252,7 @@ def test_a_run_without_nodes_says_so_and_ends(manifest: Path, tmp_path: Path) ->
     assert 1 <= finished_rows(out) < PAIRS
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_same_folder_is_refused(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # Its pictures take hours: it is there as long as the second one looks.
@@ -311,7 +313,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     manifest: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    driver = start(command(manifest, out, "--steps", "200"), tmp_path / "log")
+    driver = start(command(manifest, out, "--steps", "80"), tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
     processes = descendants(driver.pid)
     send = os.killpg if how == signal.SIGHUP else os.kill  # a closed terminal tells the processes of Ray too
@@ -342,6 +344,7 @@ def test_the_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> N
     check_ended(tasks)  # Ray's own agents take a minute
 
 
+@pytest.mark.slow
 def test_asking_for_more_than_the_cluster_has_is_told_before_anything_is_run(
     manifest: Path, cluster: str, tmp_path: Path
 ) -> None:
