@@ -152,6 +152,8 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
             stack.enter_context(claim)
         except StorageError as error:
             raise RequestError(f"--out {error}") from None
+        if rival:
+            yield Notice(f"{rival} gave none; end that process if it still exists, it may hold CPUs or GPUs")
         out.recover(claim)
         # Planned under the claim: no other run can finish a pair after this.
         plan = plan_run(manifest, out, weights, retry_failed=options.retry_failed, limit=options.limit)

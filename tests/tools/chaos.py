@@ -66,6 +66,9 @@ PAUSES = ("paused worker", "paused driver", "paused compaction")
 WORKER_SECONDS = 10.0
 """Seconds in which a worker that wakes up may do harm: it ends by itself, or is killed then."""
 
+LONGEST_SLEEP = 10.0
+"""Seconds for which a process stays suspended, at most, after another one has taken its place."""
+
 MOST_DRIVERS = 100
 """Drivers after which a storm is given up."""
 
@@ -165,17 +168,44 @@ class _Handler(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def clocks() -> list[dict[str, str]]:
-    """For each node, and for the drivers in turn, the environment that sets its clock wrong.
+WRONG_CLOCK = """
+import builtins, datetime, os, sys, time
 
-    By libfaketime; all clocks are right if it is not installed.
-    """
-    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    if not libraries:
-        print("no libfaketime here: all clocks are right", file=sys.stderr)
-        return [{}] * NODES
-    fake = {"LD_PRELOAD": str(libraries[0]), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
-    return [{**fake, "FAKETIME": "+600s"}, {}, {**fake, "FAKETIME": "-600s"}]
+seconds, real, real_import = float(os.environ.get("CHAOS_CLOCK", 0)), datetime.datetime, builtins.__import__
+real_time, real_time_ns = time.time, time.time_ns
+
+
+class Wrong(real):
+    @classmethod
+    def now(cls, tz=None):
+        return real.now(tz) + datetime.timedelta(seconds=seconds)
+
+
+def import_module(name, *rest, **options):
+    module = real_import(name, *rest, **options)
+    if name.startswith("batchnst"):
+        for own in [own for key, own in sys.modules.items() if key.startswith("batchnst.")]:
+            if getattr(own, "datetime", None) is real:
+                own.datetime = Wrong
+    return module
+
+
+if seconds:
+    time.time = lambda: real_time() + seconds
+    time.time_ns = lambda: real_time_ns() + int(seconds * 1e9)
+    builtins.__import__ = import_module
+"""
+"""Sets the clock that batchnst reads in a process. libfaketime breaks Python's waits; pandas, pyarrow and Ray end with
+errors where `datetime` is another class for them too.
+"""
+
+
+def clocks(folder: Path) -> list[dict[str, str]]:
+    """For each node, and for the drivers in turn, the environment that sets its clock: fast, right, slow."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WRONG_CLOCK)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return [{"PYTHONPATH": path, "CHAOS_CLOCK": seconds} for seconds in ("600", "0", "-600")]
 
 
 def make_manifest(photos: Path, folder: Path, pairs: int, web: str) -> Path:
@@ -201,12 +231,16 @@ def command(manifest: Path, out: Path, address: str) -> list[str]:
 
 @dataclass
 class Sleeper:
-    """A suspended process, what it did, and how many pairs are done when it wakes up."""
+    """A suspended process, and when it wakes up: once `until` pairs are done, or after LONGEST_SLEEP.
+
+    A suspended driver keeps the CPUs that Ray has lent it, so that perhaps nothing is done any more.
+    """
 
     kind: str
     pid: int
     until: int
     process: subprocess.Popen[bytes] | None = None
+    replaced: float | None = None  # when another process had taken its place
 
 
 class Storm:
@@ -240,7 +274,7 @@ class Storm:
                         self.events[kinds.pop(0)] += 1
                 if not kinds:
                     after_last()
-                for sleeper in [one for one in self._sleepers if done >= one.until and self._is_replaced(one)]:
+                for sleeper in [one for one in self._sleepers if self._is_due(one, done)]:
                     self._wake(sleeper)
                 time.sleep(0.1)
         finally:
@@ -316,10 +350,14 @@ class Storm:
         process.send_signal(signal.SIGSTOP)
         return Sleeper("paused compaction", process.pid, later, process)
 
-    def _is_replaced(self, sleeper: Sleeper) -> bool:
-        """True if another run holds OUT, or the suspended process is a worker, which was given up for lost."""
-        holder = Out(str(self._out)).holder()
-        return sleeper.process is None or (holder is not None and holder.pid == self._driver.pid)
+    def _is_due(self, sleeper: Sleeper, done: int) -> bool:
+        """True if a suspended process is to wake up; a driver only once another run holds OUT."""
+        if sleeper.replaced is None:
+            holder = Out(str(self._out)).holder()
+            if sleeper.process is None or (holder and holder.pid == self._driver.pid):
+                sleeper.replaced = time.monotonic()
+            return False
+        return done >= sleeper.until or time.monotonic() > sleeper.replaced + LONGEST_SLEEP
 
     def _wake(self, sleeper: Sleeper) -> None:
         """Let a suspended process go on; a driver must see that it was replaced and end."""
@@ -382,7 +420,7 @@ def weather(photos: Path, folder: Path, pairs: int, kinds: list[str], seed: int,
     """
     chance, server = random.Random(seed), FailingServer(folder, 0)
     chance.shuffle(kinds)
-    raylets = Raylets(clocks() if failing else [{}] * NODES)
+    raylets = Raylets(clocks(folder / "clock") if failing else [{}] * NODES)
     try:
         with server.serving() as web, (folder / "log").open("w") as log:
             manifest, calm = make_manifest(photos, folder, pairs, web), folder / "undisturbed"
