@@ -12,6 +12,7 @@ The tree of classes:
     ├── StorageError        OUT, or a whole store of inputs, does not answer: the run stops, no file is left incomplete
     │   ├── Superseded      another run has claimed OUT, or the task counts as lost
     │   └── UnwritableName  the file system refuses this one name
+    ├── DeviceFailed        a GPU failed or cannot be used: its process must end, another one goes on
     └── PairError           one pair cannot be painted: it gets a `failed` row, all other pairs go on
         ├── InputError      a picture is missing, unreadable or too small
         ├── OutputError     the file system refuses the name of its picture
@@ -77,6 +78,10 @@ class Superseded(StorageError):
 
 class UnwritableName(StorageError):
     """The file system refuses the name of a file: it is too long, or a folder or a file is in its way."""
+
+
+class DeviceFailed(BatchNSTError):
+    """A GPU has failed, or this process cannot use it. CUDA refuses everything else in the process from then on."""
 
 
 class PairError(BatchNSTError):

@@ -16,7 +16,7 @@ def descendants(pid: int) -> list[int]:
     return family[1:]
 
 
-def task_pids(ancestor: int, task: str = "_paint_task") -> list[int]:
+def task_pids(ancestor: int, task: str = "_Worker.paint") -> list[int]:
     """The descendants of `ancestor` in which Ray runs `task` at this moment."""
     return [pid for pid in descendants(ancestor) if _command_line(pid).startswith(f"ray::{task}".encode())]
 

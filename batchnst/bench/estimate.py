@@ -10,7 +10,7 @@ import torch
 
 from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.newer import describe_newer
-from batchnst.engine.plan import Batch, Plan, expected_dtype, largest_by_recipe, make_batches
+from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
 from batchnst.engine.run import plan_run
 from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
@@ -42,22 +42,22 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
     jobs = plan.sample(SAMPLE)
     pairs_per_job = len(plan) / max(1, len(jobs))
     hardware = Hardware.here(memory)
-    batches = make_batches(jobs, None, workers, largest_by_recipe(hardware.memory, hardware.device.type))
+    batches = make_batches(jobs, None, workers, largest_by_recipe(hardware))
     readable = [batch for batch in batches if batch.size]
     speed, source = _worker_speed(readable[0].recipe, workers) if readable else (0.0, "")
     lines = [
         f"pairs    {plan.pairs} in the manifest · {plan.done} done · {plan.failed} failed and left alone"
         f" · {plan.left} to paint" + (f", {plan.again} of them failed for a passing reason" if plan.again else ""),
-        *_batch_lines(batches, pairs_per_job, hardware.memory, speed),
+        *_batch_lines(batches, pairs_per_job, hardware, speed),
     ]
     if out and (newer := plan.inputs.newer()):
         lines.append(f"inputs   {describe_newer(newer, out)}")
-    if too_large := sum(len(batch.jobs) for batch in readable if batch.memory_problem(hardware.memory)):
+    if too_large := sum(len(batch.jobs) for batch in readable if batch.memory_problem(hardware)):
         lines.append(_too_large_line(round(too_large * pairs_per_job), plan, hardware.memory))
     if pairs_per_job > 1:
         lines.append(f"         (estimated from {len(jobs)} of them, drawn at random)")
     if readable:
-        fittings = [(batch, batch.halved(hardware.memory)) for batch in readable]
+        fittings = [(batch, batch.halved(hardware)) for batch in readable]
         fitted = [(batch, fitting) for batch, fitting in fittings if fitting]
         seconds = sum(_batch_seconds(batch, fitting, speed) for batch, fitting in fitted)
         duration = timedelta(seconds=round(pairs_per_job * seconds / min(workers, max(1, len(fitted)))))
@@ -77,12 +77,12 @@ def _worker_speed(recipe: Recipe, workers: int) -> tuple[float, str]:
     return measure_speed(recipe), "from a short measurement"
 
 
-def _batch_lines(batches: Sequence[Batch], pairs_per_job: float, memory: float, speed: float) -> list[str]:
+def _batch_lines(batches: Sequence[Batch], pairs_per_job: float, hardware: Hardware, speed: float) -> list[str]:
     """One line for all batches with the same size and the same way of painting; the most frequent come first."""
     groups: dict[tuple[str, str], list[Batch]] = {}
     for batch in batches:
         size = f"{batch.size[0]}×{batch.size[1]}" if batch.size else "unreadable, will fail"
-        groups.setdefault((size, _fitting_text(batch, memory, speed)), []).append(batch)
+        groups.setdefault((size, _fitting_text(batch, hardware, speed)), []).append(batch)
     pairs = {key: sum(len(batch.jobs) for batch in group) for key, group in groups.items()}
     lines = []
     for size, fitting in sorted(groups, key=lambda key: -pairs[key])[:MAX_SIZES]:
@@ -94,13 +94,13 @@ def _batch_lines(batches: Sequence[Batch], pairs_per_job: float, memory: float, 
     return lines
 
 
-def _fitting_text(batch: Batch, memory: float, speed: float) -> str:
-    """Text on how a batch fits into `memory` bytes, and on the time for each pair; empty if the size is unknown."""
+def _fitting_text(batch: Batch, hardware: Hardware, speed: float) -> str:
+    """Text on how a batch fits on `hardware`, and on the time for each pair; empty if the size is unknown."""
     if batch.size is None:
         return ""
-    fitting = batch.halved(memory)
+    fitting = batch.halved(hardware)
     if fitting is None:
-        needed = least_memory(batch.recipe, batch.size, expected_dtype(batch.recipe))
+        needed = least_memory(batch.recipe, batch.size, hardware.network_dtype(batch.recipe.precision))
         return f" · does not fit: needs {needed / 1e9:.1f} GB"
     tiled = "fits" if math.isinf(fitting.tile) else f"tiled at {fitting.tile}"
     parts = [tiled, *fitting.notes(batch.recipe), f"{fitting.memory / 1e9:.1f} GB"]

@@ -10,7 +10,6 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from batchnst.engine.newer import DoneInputs
@@ -21,7 +20,7 @@ from batchnst.painting.inputs import StyleFile, style_files
 from batchnst.pictures import isolated
 from batchnst.recipe import Recipe, fit
 from batchnst.storage.threads import in_threads
-from batchnst.transfer.device import best_device, network_dtype
+from batchnst.transfer.device import Hardware
 from batchnst.transfer.memory import Fitting, fit_into, largest_batch, memory_problem
 from batchnst.transfer.pyramid import work
 
@@ -58,36 +57,36 @@ class Batch:
         """Pixel-steps of the whole batch, in proportion to its painting time; 0 if the size is unknown."""
         return len(self.jobs) * work(self.recipe, *self.size) if self.size else 0
 
-    def fitting(self, memory: float, count: int) -> Fitting | None:
-        """The way to paint `count` of its pictures in `memory` bytes; None if there is none or the size is unknown.
+    def fitting(self, hardware: Hardware, count: int) -> Fitting | None:
+        """The way to paint `count` of its pictures on `hardware`; None if there is none or the size is unknown."""
+        if not self.size:
+            return None
+        return fit_into(hardware.memory, self.recipe, self.size, count, hardware.network_dtype(self.recipe.precision))
 
-        Assumes that workers are like this machine.
-        """
-        return fit_into(memory, self.recipe, self.size, count, expected_dtype(self.recipe)) if self.size else None
-
-    def halved(self, memory: float) -> Fitting | None:
-        """The way to paint it in `memory` bytes, in halves if need be; None if not even one picture fits."""
+    def halved(self, hardware: Hardware) -> Fitting | None:
+        """The way to paint it on `hardware`, in halves if need be; None if not even one picture fits."""
         count = len(self.jobs)
-        while count > 1 and not self.fitting(memory, count):
+        while count > 1 and not self.fitting(hardware, count):
             count = math.ceil(count / 2)
-        return self.fitting(memory, count)
+        return self.fitting(hardware, count)
 
-    def memory_problem(self, memory: float) -> str | None:
-        """Explain why not even one of its pictures fits into `memory` bytes; None if one fits or its size is unknown.
+    def memory_problem(self, hardware: Hardware) -> str | None:
+        """Explain why not even one of its pictures fits on `hardware`; None if one fits or its size is unknown.
 
         `plan`, `run` and its workers all ask here.
         """
-        if not self.size or self.fitting(memory, 1):
+        if not self.size or self.fitting(hardware, 1):
             return None
-        return memory_problem(memory, self.recipe, self.size, expected_dtype(self.recipe))
+        dtype = hardware.network_dtype(self.recipe.precision)
+        return memory_problem(hardware.memory, self.recipe, self.size, dtype)
 
-    def memory_needed(self, memory: float) -> float:
-        """Bytes needed, at most `memory`: a batch that needs more is halved until it fits.
+    def memory_needed(self, hardware: Hardware) -> float:
+        """Bytes needed, at most those of `hardware`: a batch that needs more is halved until it fits.
 
-        All of `memory` if the size is unknown: the header may be readable by the time the batch is painted.
+        All of them if the size is unknown: the header may be readable by the time the batch is painted.
         """
-        fitting = self.fitting(memory, len(self.jobs))
-        return fitting.memory if fitting else memory
+        fitting = self.fitting(hardware, len(self.jobs))
+        return fitting.memory if fitting else hardware.memory
 
 
 @dataclass(frozen=True)
@@ -172,14 +171,14 @@ class Plan:
         return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), count, replace=False)))
 
 
-def expected_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype of the network on this machine, and so on workers like it."""
-    return network_dtype(recipe.precision, best_device())
+def largest_by_recipe(hardware: Hardware) -> Callable[[Recipe], int]:
+    """The argument `largest` of `make_batches` for workers with this `hardware`."""
 
+    def largest(recipe: Recipe) -> int:
+        dtype = hardware.network_dtype(recipe.precision)
+        return largest_batch(hardware.memory, recipe, hardware.device.type, dtype)
 
-def largest_by_recipe(memory: float, device_type: str) -> Callable[[Recipe], int]:
-    """The argument `largest` of `make_batches` for workers with `memory` bytes."""
-    return lambda recipe: largest_batch(memory, recipe, device_type, expected_dtype(recipe))
+    return largest
 
 
 def make_plan(

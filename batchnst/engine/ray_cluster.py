@@ -10,11 +10,14 @@ import logging
 import math
 import os
 import signal
+import socket
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,15 @@ import ray
 import torch
 from ray._private.state import state as ray_state
 from ray._private.worker import shutdown as ray_shutdown
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,24 +45,33 @@ from batchnst.engine.patience import Stopwatch, Waiting, longest_silence
 from batchnst.engine.plan import Chunk, Job
 from batchnst.engine.ray_address import LOCAL
 from batchnst.engine.worker import paint_chunk
-from batchnst.errors import EngineError, OutOfMemory, PairError, WorkerLost
+from batchnst.errors import BatchNSTError, DeviceFailed, EngineError, OutOfMemory, PairError, WorkerLost
 from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.out import Out
 from batchnst.painting.inputs import LoadedStyle, StyleCache, StyleFile, load_style
 from batchnst.painting.painter import REPORT_EVERY
 from batchnst.progress import Work
 from batchnst.redaction import redact_logs
-from batchnst.transfer.device import Hardware, free_memory, tune_process, usable_cpus
+from batchnst.transfer.device import Hardware, free_memory, has_native_bf16, tune_process, usable_cpus
 from batchnst.transfer.weights import Weights
 
-LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
+LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 """Errors by which Ray reports that a worker or its node is gone."""
 
 WINDOW = 2
-"""Tasks in flight for each worker: one runs, the next one waits for the worker to get free."""
+"""Tasks of each worker: one paints, the next one loads its first pictures."""
+
+SPACIOUS = 4.0
+"""A worker that holds more than this many times the memory that a task needs makes room for smaller workers."""
+
+MOST_FAILURES = 2
+"""Failures of a device after which it is left out."""
 
 START_SECONDS = 10.0
 """Time in which a cluster that was just started reports its resources, in seconds."""
+
+NEW_SECONDS = 30.0
+"""Time in which a worker starts if there is room for it, in seconds."""
 
 REFRESH_SECONDS = 5.0
 """Seconds between two counts of the workers."""
@@ -79,63 +99,107 @@ MAX_STYLES = 64
 
 
 @dataclass(frozen=True)
-class _Started:
-    """The first report of a task: the node and the process that run it."""
+class _Home:
+    """Where a worker runs: its node, host, process and GPUs. `problem` says why it cannot paint; None if it can."""
 
     node_id: str
+    host: str
     pid: int
+    gpus: tuple[str, ...]
+    problem: str | None
+
+    def __str__(self) -> str:
+        return f"GPU {', '.join(self.gpus)} of {self.host}" if self.gpus else f"a worker of {self.host}"
 
 
-# No retries by Ray, which does not count every crash as a try; Retries counts. Without max_calls, Ray would end the
-# process of a GPU task, with the network in it, after a single task.
-@ray.remote(max_retries=0, max_calls=1000, num_returns="streaming")
-def _paint_task(
-    chunk: Chunk,
-    weights: Weights,
-    out: str,
-    lease: Lease,
-    memory: float | None,
-    share: float,
-    threads: int,
-    interval: float,
-    files: list[StyleFile],
-    *styles: LoadedStyle,
-) -> Iterator[list[Event | _Started]]:
-    """Paint `chunk` in a worker; yields its events in lists, at most one list per `interval` seconds.
+@dataclass(frozen=True)
+class _Begun:
+    """The first report of a task: its worker has finished the task before, and begins to paint."""
 
-    `styles` are the loaded `files`; Ray replaces their references by the objects only in top-level arguments. `memory`
-    is the most to use, in bytes; `share` is the task's share of its GPU.
+
+class _Worker:
+    """A process that paints chunks on its own device for the whole run, and keeps network, graphs and memory.
+
+    Ray tells a process once which GPUs are its own, and CUDA reads it once. Two tasks may run at the same time: one
+    paints while the next one loads its first batch. All painting happens in one thread, because CUDA's libraries keep
+    what they have prepared for each thread.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    redact_logs()
-    torch.set_num_threads(threads)
-    tune_process()
-    yield [_Started(ray.get_runtime_context().get_node_id(), os.getpid())]
-    loaded = dict(zip(files, styles, strict=True))
-    reported, events = time.monotonic(), list[Event | _Started]()
-    for event in paint_chunk(chunk, weights, out, lease, Hardware.here(memory, share), StyleCache(loaded)):
-        events.append(event)
-        if time.monotonic() - reported >= interval:
-            yield events
-            reported, events = time.monotonic(), []
-    yield events
+
+    def __init__(self, memory: float | None, share: float, threads: int, gpus: float) -> None:
+        """`memory` is the most to use, in bytes; `share` is this worker's share of its GPU."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        redact_logs()
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible
+        torch.set_num_threads(threads)
+        tune_process()
+        self._painter = ThreadPoolExecutor(1)
+        self._turn, self._stopped = threading.Lock(), threading.Event()
+        self._problem: str | None = None
+        try:
+            self._hardware = Hardware.here(memory, share, gpus=bool(gpus))
+        except DeviceFailed as error:
+            self._problem = str(error)
+
+    @ray.method(concurrency_group="control")
+    def home(self) -> _Home:
+        """Where this worker runs, and whether it can paint."""
+        context = ray.get_runtime_context()
+        gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
+        return _Home(context.get_node_id(), socket.gethostname(), os.getpid(), gpus, self._problem)
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Make the running tasks drop the batch that they paint, and commit finished pictures."""
+        self._stopped.set()
+
+    @ray.method(num_returns="streaming")
+    def paint(
+        self,
+        chunk: Chunk,
+        weights: Weights,
+        out: str,
+        lease: Lease,
+        interval: float,
+        files: list[StyleFile],
+        *styles: LoadedStyle,
+    ) -> Iterator[list[Event | _Begun]]:
+        """Paint `chunk`; yields its events in lists, at most one list per `interval` seconds.
+
+        `styles` are the loaded `files`; Ray replaces their references by the objects only in top-level arguments.
+        """
+        get_style = StyleCache(dict(zip(files, styles, strict=True)))
+        events = paint_chunk(chunk, weights, out, lease, self._hardware, get_style)
+        with self._turn:
+            yield [_Begun()]
+            reported, told = time.monotonic(), list[Event | _Begun]()
+            try:
+                while not self._stopped.is_set() and (event := self._painter.submit(next, events, None).result()):
+                    told.append(event)
+                    if time.monotonic() - reported >= interval:
+                        yield told
+                        reported, told = time.monotonic(), []
+            finally:
+                self._painter.submit(events.close).result()
+            yield told
 
 
-@ray.remote(max_retries=3, max_calls=1000)
+# The workers hold all CPUs for the whole run.
+@ray.remote(num_cpus=0, max_retries=3, max_calls=1000)
 def _load_style_task(file: StyleFile) -> LoadedStyle:
     return load_style(file)
 
 
-@ray.remote(max_retries=3, max_calls=1000)
-def _memory_task(memory: float | None, share: float) -> float:
-    return Hardware.here(memory, share).memory
+@ray.remote(max_retries=3, max_calls=1)
+def _hardware_task(memory: float | None, share: float) -> Hardware:
+    return Hardware.here(memory, share, gpus=True)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _kill_task(pid: int) -> None:
     """Kill the process `pid` of this node if it is one of Ray's that paints."""
     with suppress(OSError):
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_paint_task"):
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Worker"):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -164,8 +228,8 @@ class Cluster:
             needed = f"{self.gpus_per_task:g} GPU for a task" if self.gpus_per_task else "a CPU"
             cpus = sum(node.get("CPU", 0.0) for node in nodes)
             raise EngineError(f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, no node has {needed}")
-        self.device_type = "cuda" if self.gpus_per_task else "cpu"
-        self._memory = min(memory or math.inf, max(node.get("memory", UNKNOWN_MEMORY) for node in usable))
+        cpu, most = torch.device("cpu"), max(node.get("memory", UNKNOWN_MEMORY) for node in usable)
+        self._cpu = Hardware(cpu, min(memory or math.inf, most), (cpu,), has_native_bf16(cpu))
 
     @property
     def workers(self) -> int:
@@ -181,30 +245,43 @@ class Cluster:
 
     def can_run(self, resources: Mapping[str, float]) -> bool:
         """True if a running node has these resources, as `resources` returns them, whoever uses them now."""
-        names = {"num_gpus": "GPU", "num_cpus": "CPU", "memory": "memory"}
-        needed = {names[key]: amount for key, amount in resources.items()}
+        needed = _by_node_names(resources)
         return any(all(node.get(name, 0.0) >= amount for name, amount in needed.items()) for node in self._nodes())
+
+    def capacity(self, resources: Mapping[str, float]) -> int:
+        """Number of workers with these resources to start: as many as the running nodes hold, at least 1.
+
+        Twice as many if an autoscaler can start nodes: those that wait tell it that more are needed.
+        """
+        held = sum(
+            int(min(node.get(name, 0.0) / amount for name, amount in _by_node_names(resources).items()))
+            for node in self._nodes()
+        )
+        return max(1, held) * (2 if _node_groups() else 1)
 
     @property
     def share(self) -> float:
         """A task's share of its GPU."""
         return min(1.0, self.gpus_per_task)
 
-    def memory(self) -> Generator[Notice, None, float]:
-        """Return the memory of a worker, in bytes; that of the GPU if it has one. Yields notices while none can start.
+    def hardware(self) -> Generator[Notice, None, Hardware]:
+        """Return the hardware of a worker: that with most memory, or a GPU. Yields notices while none can start.
 
-        Raises EngineError if no node can start one for too long.
+        Raises EngineError if no node can start one for too long, or its GPU cannot be used.
         """
         if not self.gpus_per_task:
-            return self._memory
+            return self._cpu
         resources = {"num_gpus": self.gpus_per_task, "num_cpus": 1}
         waiting = Waiting(self.patience)
-        answer = _memory_task.options(**resources).remote(self.memory_limit, self.share)
+        answer = _hardware_task.options(**resources).remote(self.memory_limit, self.share)
         while not ray.wait([answer], timeout=REFRESH_SECONDS)[0]:
             if notice := waiting.look(runs=False, can_run=self.can_run(resources)):
                 yield notice
-        memory: float = ray.get(answer)
-        return memory
+        try:
+            hardware: Hardware = ray.get(answer)
+        except RayTaskError as error:
+            raise EngineError(str(error.cause)) from None
+        return hardware
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
@@ -225,7 +302,8 @@ class Cluster:
         if self.gpus_per_task:
             return {"num_gpus": self.gpus_per_task, "num_cpus": 1}
         cpus = [int(node.get("CPU", 0.0)) for node in _nodes()] or [1]
-        memory = min(max(batch.memory_needed(self._memory) for batch in chunk.batches), self._memory)
+        needed = max(batch.memory_needed(self._cpu) for batch in chunk.batches)
+        memory = min(2.0 ** math.ceil(math.log2(needed)), self._cpu.memory)  # few different amounts: workers stay
         at_once = min(tasks, sum(int(node.get("memory", UNKNOWN_MEMORY) / memory) for node in _nodes()))
         return {"num_cpus": max(1, min(max(cpus), sum(cpus) // max(1, at_once))), "memory": memory}
 
@@ -264,6 +342,12 @@ class Cluster:
             raise EngineError(f"Ray at {address}: cannot be reached: {reason}{hint}") from None
 
 
+def _by_node_names(resources: Mapping[str, float]) -> dict[str, float]:
+    """Resources by the names that nodes use; none that are zero."""
+    names = {"num_gpus": "GPU", "num_cpus": "CPU", "memory": "memory"}
+    return {names[key]: amount for key, amount in resources.items() if amount}
+
+
 @contextmanager
 def _blocked(kind: signal.Signals) -> Iterator[None]:
     """Block a signal in this thread and in the processes that it starts meanwhile.
@@ -288,24 +372,143 @@ def _node_groups() -> list[dict[str, float]]:
     return [dict(group.resources) for group in config.node_group_configs] if config else []
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
     """A task that paints `chunk`.
 
-    resources: those that it requests. finished: the ids of the pairs that it has reported. started: its first report.
-    silent: seconds since its last one.
+    member: the worker that runs it, None before it is submitted. alone: no other task may run on its worker.
+    finished: the ids of the pairs that it has reported. begun: whether it paints. silent: seconds since its last
+    report.
     """
 
     chunk: Chunk
     number: int
-    resources: Mapping[str, float] = field(default_factory=dict)
+    member: _Member | None = None
+    alone: bool = False
     finished: set[str] = field(default_factory=set)
-    started: _Started | None = None
+    begun: bool = False
     silent: float = 0.0
 
 
+@dataclass(eq=False)
+class _Member:
+    """A worker of this run. resources: those that it holds. starting: the answer of its `home`, until it has come."""
+
+    actor: Any
+    resources: Mapping[str, float]
+    starting: Any
+    hired: float = field(default_factory=time.monotonic)
+    home: _Home | None = None
+    tasks: list[_Task] = field(default_factory=list)
+
+    @property
+    def is_new(self) -> bool:
+        """True if it has not started yet, but probably will soon."""
+        return self.home is None and time.monotonic() < self.hired + NEW_SECONDS
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it could paint, but has nothing to do."""
+        return self.home is not None and not self.home.problem and not self.tasks
+
+    def suits(self, resources: Mapping[str, float], *, alone: bool = False) -> bool:
+        """True if it can run one more task with `resources`, and does not hold much more memory than that.
+
+        alone: no other task may run there.
+        """
+        if self.home is None or self.home.problem:
+            return False
+        if len(self.tasks) >= (1 if alone else WINDOW) or any(task.alone for task in self.tasks):
+            return False
+        if "memory" not in resources:
+            return True
+        return resources["memory"] <= self.resources["memory"] <= SPACIOUS * resources["memory"]
+
+
+class _Crew:
+    """The workers of a run: as many as the cluster can hold."""
+
+    def __init__(self, cluster: Cluster, tasks: int) -> None:
+        """`tasks` is the largest number of tasks that can run at once."""
+        self.cluster, self.tasks = cluster, tasks
+        self.members: list[_Member] = []
+        self._failures: Counter[tuple[str, tuple[str, ...]]] = Counter()  # by node and GPUs
+
+    @property
+    def starting(self) -> list[Any]:
+        """The answers of the workers that are still starting."""
+        return [member.starting for member in self.members if member.home is None]
+
+    def find(self, resources: Mapping[str, float], *, alone: bool) -> _Member | None:
+        """The worker with the fewest tasks that can run one with `resources`; None if it has to wait for one.
+
+        Starts workers as long as the cluster can hold more; idle ones that do not suit make room for them.
+        """
+        suitable = [member for member in self.members if member.suits(resources, alone=alone)]
+        if not suitable:
+            self.dismiss_idle()
+        wanted = min(self.cluster.capacity(resources), self.tasks)
+        self.members += [self._start(resources) for _ in range(wanted - len(self.members))]
+        found = min(suitable, key=lambda member: len(member.tasks), default=None)
+        if found and found.tasks and any(member.is_new for member in self.members):
+            return None  # a new one will be there sooner than that one is free
+        return found
+
+    def _start(self, resources: Mapping[str, float]) -> _Member:
+        memory, gpus = resources.get("memory", self.cluster.memory_limit), resources.get("num_gpus", 0.0)
+        # No retries by Ray, which does not count every crash as a try; Retries counts.
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **resources}
+        options |= {"max_concurrency": WINDOW, "concurrency_groups": {"control": 1}}
+        worker = ray.remote(**options)(_Worker)
+        actor = worker.remote(memory, self.cluster.share, int(resources["num_cpus"]), gpus)
+        return _Member(actor, resources, actor.home.remote())
+
+    def has_started(self, starting: Any) -> Iterator[Notice]:
+        """Note where a worker runs. One whose GPU cannot be used keeps it, so that no other worker gets it."""
+        (member,) = (member for member in self.members if member.starting == starting)
+        try:
+            home: _Home = ray.get(starting)
+        except LOST as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                raise
+            self.members.remove(member)  # another one is started in its place
+            return
+        if not home.problem and self._failures[home.node_id, home.gpus] >= MOST_FAILURES:
+            home = replace(home, problem=f"failed {MOST_FAILURES} times")
+        member.home = home
+        if home.problem:
+            yield Notice(f"{home} is left out: {home.problem}")
+            if all(other.home and other.home.problem for other in self.members):
+                raise EngineError(f"no worker can paint: {home}: {home.problem}")
+
+    def has_failed(self, member: _Member | None) -> None:
+        """Count a failure of a worker's device."""
+        if member and member.home:
+            self._failures[member.home.node_id, member.home.gpus] += 1
+
+    def dismiss(self, member: _Member) -> None:
+        """End a worker's process."""
+        if member in self.members:
+            self.members = [other for other in self.members if other is not member]
+            if member.tasks and member.home:  # it may hang, or be suspended
+                there = NodeAffinitySchedulingStrategy(member.home.node_id, soft=False)
+                _kill_task.options(scheduling_strategy=there).remote(member.home.pid)
+            ray.kill(member.actor)
+
+    def dismiss_idle(self) -> None:
+        """End the workers that have nothing to do, and give their resources back."""
+        for member in self.members:
+            if member.is_idle:
+                self.dismiss(member)
+
+    def close(self) -> None:
+        """End all workers."""
+        for member in self.members:
+            ray.kill(member.actor)
+
+
 class _Window:
-    """Keeps as many tasks in flight as the cluster can use, and passes on their events."""
+    """Keeps all workers busy, and passes on their events."""
 
     def __init__(
         self,
@@ -322,7 +525,9 @@ class _Window:
         self.references = {network: ray.put(tensors) for network, tensors in weights.items()}
         self.styles = _Styles()
         self.retries = Retries(cluster.max_attempts)
+        self.crew = _Crew(cluster, tasks)
         self.to_retry: list[Chunk] = []
+        self.next_chunk: Chunk | None = None
         self.running: dict[Any, _Task] = {}
         self.submitted = submitted
         self.stopwatch = Stopwatch()
@@ -333,39 +538,51 @@ class _Window:
         waiting = Waiting(self.cluster.patience)
         try:
             while self._fill():
-                ready, _ = ray.wait(list(self.running), num_returns=1, timeout=REFRESH_SECONDS)
-                for stream in ready:
-                    for event in self._next(stream):
+                starting = self.crew.starting
+                for answer in ray.wait([*self.running, *starting], num_returns=1, timeout=REFRESH_SECONDS)[0]:
+                    for event in self.crew.has_started(answer) if answer in starting else self._next(answer):
                         self.metrics.count(event)
                         yield event
                 yield from self._watch(waiting)
         except RayError as error:
             raise EngineError(f"Ray: {_first_line(error)}") from None
         finally:
-            self._cancel()
+            self._stop()
 
     def _fill(self) -> bool:
-        """Submit tasks until the window is full; returns whether any task is running."""
-        while len(self.running) < WINDOW * self.cluster.workers:
-            chunk = self.to_retry.pop() if self.to_retry else next(self.chunks, None)
-            if chunk is None:
-                break
+        """Give every worker something to do; returns whether anything is left to be done."""
+        while chunk := self._waiting():
+            # What was lost is tried alone, so that nothing else is lost with it.
+            alone = bool(self.to_retry)
+            member = self.crew.find(self.cluster.resources(chunk, self.tasks), alone=alone)
+            if member is None:
+                return True
+            if alone:
+                self.to_retry.pop()
+            else:
+                self.next_chunk = None
             self.submitted += 1
-            task = _Task(chunk, self.submitted, self.cluster.resources(chunk, self.tasks))
-            self.running[self._submit(task)] = task
+            task = _Task(chunk, self.submitted, member, alone)
+            member.tasks.append(task)
+            self.running[self._submit(task, member)] = task
+        self.crew.dismiss_idle()
         return bool(self.running)
 
-    def _submit(self, task: _Task) -> Any:
-        """Start `task`; returns the stream of its events."""
-        chunk, resources, files = task.chunk, task.resources, task.chunk.style_files
-        return _paint_task.options(**resources).remote(
+    def _waiting(self) -> Chunk | None:
+        """The chunk to paint next; None if all are painted or being painted."""
+        if self.to_retry:
+            return self.to_retry[-1]
+        self.next_chunk = self.next_chunk or next(self.chunks, None)
+        return self.next_chunk
+
+    def _submit(self, task: _Task, member: _Member) -> Any:
+        """Start `task` on a worker; returns the stream of its events."""
+        chunk, files = task.chunk, task.chunk.style_files
+        return member.actor.paint.remote(
             chunk,
             self.references[chunk.network],
             self.out.address,
             self.claim.lease(task.number),
-            resources.get("memory", self.cluster.memory_limit),
-            self.cluster.share,
-            int(resources["num_cpus"]),
             max(REPORT_EVERY, self.cluster.workers / MAX_REPORTS_PER_SECOND),
             files,
             *map(self.styles.reference, files),
@@ -373,62 +590,71 @@ class _Window:
 
     def _next(self, stream: Any) -> Iterator[Event]:
         """Yield the next events of a task; if it has ended, forget it, or retry it if its worker was lost."""
-        task = self.running[stream]
+        task = self.running.get(stream)
+        if task is None:
+            return  # it was lost with another task of its worker
         try:
-            reports: list[Event | _Started] = ray.get(next(stream))
+            reports: list[Event | _Begun] = ray.get(next(stream))
             task.silent = 0.0
-            for report in reports:
-                if isinstance(report, _Started):
-                    task.started = report
-                    continue
-                if isinstance(report, Finished):
-                    task.finished.add(report.pair_id)
-                    if report.unread:
-                        self.styles.forget(report.unread.address)
-                yield report
+            yield from self._note(task, reports)
         except StopIteration:
             del self.running[stream]
+            if task.member:
+                task.member.tasks.remove(task)
         except LOST as error:
-            yield from self._try_again(self.running.pop(stream), error)
+            yield from self._lose(task, error)
         except RayTaskError as error:
-            if not isinstance(error.cause, LOST):
+            if isinstance(error.cause, DeviceFailed):
+                self.crew.has_failed(task.member)
+            elif not isinstance(error.cause, LOST):
                 raise error.cause from None
-            yield from self._try_again(self.running.pop(stream), error.cause)
+            yield from self._lose(task, error.cause)
+
+    def _note(self, task: _Task, reports: Sequence[Event | _Begun]) -> Iterator[Event]:
+        """Note what a task has reported, and pass on its events."""
+        for report in reports:
+            if isinstance(report, _Begun):
+                task.begun = True
+                continue
+            if isinstance(report, Finished):
+                task.finished.add(report.pair_id)
+                if report.unread:
+                    self.styles.forget(report.unread.address)
+            yield report
 
     def _watch(self, waiting: Waiting) -> Iterator[Event]:
-        """Retry tasks that hang, submit again those that ask for more than there is now, and wait for nodes."""
+        """Retry tasks that hang, replace workers that ask for more than there is now, and wait for nodes."""
         seconds = self.stopwatch.tick()
         for stream, task in list(self.running.items()):
-            if not task.started:
-                self._submit_again(stream, task)
+            if not task.begun or stream not in self.running:
                 continue
             task.silent += seconds
             if task.silent > longest_silence(task.chunk) and not ray.wait([stream], timeout=0)[0]:
-                self._kill(stream, task.started)
-                reason = WorkerLost(f"nothing came from it for {timedelta(seconds=round(task.silent))}")
-                yield from self._try_again(self.running.pop(stream), reason)
-        tasks = self.running.values()
-        runs, can_run = any(task.started for task in tasks), any(self.cluster.can_run(task.resources) for task in tasks)
-        if tasks and (notice := waiting.look(runs=runs, can_run=can_run)):
+                yield from self._lose(task, WorkerLost(f"nothing came from it for {_duration(task.silent)}"))
+        chunk = self._waiting()
+        if chunk and self.cluster.can_run(self.cluster.resources(chunk, self.tasks)):
+            for member in self.crew.members:
+                if member.home is None and not self.cluster.can_run(member.resources):
+                    self.crew.dismiss(member)
+        runs = any(task.begun for task in self.running.values())
+        can_run = any(self.cluster.can_run(member.resources) for member in self.crew.members)
+        if self.crew.members and (notice := waiting.look(runs=runs, can_run=can_run)):
             yield notice
 
-    def _submit_again(self, stream: Any, task: _Task) -> None:
-        """Submit a task that has not started again if no node has its resources, but one has those it needs now."""
-        if self.cluster.can_run(task.resources):
-            return
-        if self.cluster.can_run(self.cluster.resources(task.chunk, self.tasks)):
-            self.claim.revoke(task.number)
-            ray.cancel(stream)
-            self.to_retry.append(self.running.pop(stream).chunk)
+    def _lose(self, task: _Task, error: BatchNSTError | RayError) -> Iterator[Event]:
+        """Retry the tasks of the worker of `task`, which is lost; its process is ended if it still exists."""
+        if task.member:
+            self.crew.dismiss(task.member)
+        self.running = {stream: other for stream, other in self.running.items() if other.member is not task.member}
+        lost = task.member.tasks if task.member else [task]
+        for one in lost:
+            if one.begun or not any(other.begun for other in lost):
+                yield from self._try_again(one, error)
+            else:
+                self.claim.revoke(one.number)
+                self.to_retry.append(one.chunk)  # it was only loading
 
-    @staticmethod
-    def _kill(stream: Any, started: _Started) -> None:
-        """Kill the process of a task that hangs, also if it cannot answer because it is suspended."""
-        there = NodeAffinitySchedulingStrategy(started.node_id, soft=False)
-        _kill_task.options(scheduling_strategy=there).remote(started.pid)
-        ray.cancel(stream, force=True)
-
-    def _try_again(self, task: _Task, error: RayError | WorkerLost) -> Iterator[Event]:
+    def _try_again(self, task: _Task, error: BatchNSTError | RayError) -> Iterator[Event]:
         """Retry the unfinished pairs of a lost task, except those that were lost too often; these fail."""
         self.claim.revoke(task.number)
         for event in self._committed(task):
@@ -449,7 +675,7 @@ class _Window:
             if pair_id not in task.finished:
                 yield Finished(pair_id, error)
 
-    def _give_up(self, job: Job, error: RayError | WorkerLost) -> Finished:
+    def _give_up(self, job: Job, error: BatchNSTError | RayError) -> Finished:
         """Write a failed row for a pair whose worker was lost too often."""
         times = f"{self.cluster.max_attempts} times; the last time: {_first_line(error)}"
         lost: PairError = WorkerLost(f"its worker was lost {times}", transient=True)
@@ -460,13 +686,14 @@ class _Window:
         self.out.commit(self.claim.lease(), {}, [rows.failed(row, lost)], [])
         return Finished(job.pair.id, str(lost), given_up=True)
 
-    def _cancel(self) -> None:
+    def _stop(self) -> None:
         """Stop all tasks: each drops the batch that it paints and commits finished pictures."""
-        for stream in self.running:
-            ray.cancel(stream)
+        for member in self.crew.members:
+            member.actor.stop.remote()
         if self.running:
             ended = [stream.completed() for stream in self.running]
             ray.wait(ended, num_returns=len(ended), timeout=CANCEL_SECONDS)
+        self.crew.close()
 
 
 class _Styles:
@@ -509,6 +736,10 @@ class _Metrics:
             self._steps.inc(event.steps, {"host": event.host})
         elif isinstance(event, Finished):
             (self._failed if event.error else self._done).inc()
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _first_line(error: Exception) -> str:

@@ -87,14 +87,12 @@ class Planned:
 class Engine(Protocol):
     """Something that paints chunks."""
 
-    device_type: str
-
     @property
     def workers(self) -> int:
         """The current number of workers, at least 1."""
 
-    def memory(self) -> Generator[Notice, None, float]:
-        """Return the memory of a worker, in bytes; yields notices while no worker can start."""
+    def hardware(self) -> Generator[Notice, None, Hardware]:
+        """Return the hardware of a worker; yields notices while no worker can start."""
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
@@ -115,13 +113,12 @@ class Inline:
 
     def __init__(self, memory: float | None) -> None:
         tune_process()
-        self.hardware = Hardware.here(memory)
-        self.device_type = self.hardware.device.type
+        self._hardware = Hardware.here(memory)
 
-    def memory(self) -> Generator[Notice, None, float]:
-        """Return the memory that this process may use on its device, in bytes."""
+    def hardware(self) -> Generator[Notice, None, Hardware]:
+        """Return this process's hardware."""
         yield from ()
-        return self.hardware.memory
+        return self._hardware
 
     def paint(
         self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
@@ -129,7 +126,7 @@ class Inline:
         """Paint one chunk after another."""
         for chunk in chunks:
             out = claim.folder.address
-            yield from paint_chunk(chunk, weights[chunk.network], out, claim.lease(), self.hardware)
+            yield from paint_chunk(chunk, weights[chunk.network], out, claim.lease(), self._hardware)
 
     def close(self) -> None:
         """Do nothing: there are no workers to release."""
@@ -193,13 +190,13 @@ def _paint(
     """Paint all jobs of `plan`."""
     engine = _start(options)
     try:
-        memory = yield from engine.memory()
-        blocks = _check_memory(plan, memory, _blocks(plan, options.batch_size, engine, memory))
+        hardware = yield from engine.hardware()
+        blocks = _check_memory(plan, hardware, _blocks(plan, options.batch_size, engine, hardware))
         first, last = next(blocks)
         # Only now, after all checks: a request that is refused leaves no run in the ledger.
         out.begin(_run_row(plan, claim, options.engine))
         share = sum(len(batch.jobs) for batch in first) / len(plan)
-        fitting = [batch for batch in first if not batch.memory_problem(memory)]
+        fitting = [batch for batch in first if not batch.memory_problem(hardware)]
         yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)))
         results = _Results()
         yield from _paint_blocks(chain([(first, last)], blocks), engine, weights, claim, results)
@@ -207,7 +204,7 @@ def _paint(
         if len(again):
             yield Notice(f"{_pairs(len(again))} failed for a reason that may have passed: tried once more")
             time.sleep(AGAIN_SECONDS)
-            blocks = _blocks(again, options.batch_size, engine, memory)
+            blocks = _blocks(again, options.batch_size, engine, hardware)
             yield from _paint_blocks(blocks, engine, weights, claim, results)
     finally:
         engine.close()
@@ -254,26 +251,26 @@ def plan_run(
     return make_plan(manifest, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
 
 
-def _blocks(plan: Plan, batch_size: int | None, engine: Engine, memory: float) -> Iterator[_Block]:
+def _blocks(plan: Plan, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:
     """Yield the batches of each block of the plan, and True with the last; blocks are made ahead, in a thread."""
-    largest = largest_by_recipe(memory, engine.device_type)
+    largest = largest_by_recipe(hardware)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
     for part, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
         yield batches, part is parts[-1]
 
 
-def _check_memory(plan: Plan, memory: float, blocks: Iterator[_Block]) -> Iterator[_Block]:
-    """Return `blocks`; raise EngineError, naming a pair, if no pair of the manifest fits into `memory` bytes.
+def _check_memory(plan: Plan, hardware: Hardware, blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """Return `blocks`; raise EngineError, naming a pair, if no pair of the manifest fits on `hardware`.
 
     If some fit, the others become failed rows, wherever they are in the manifest.
     """
     seen = list[_Block]()
     for batches, last in blocks:
         seen.append((batches, last))
-        if len(plan) < plan.pairs or not all(batch.memory_problem(memory) for batch in batches):
+        if len(plan) < plan.pairs or not all(batch.memory_problem(hardware) for batch in batches):
             return chain(seen, blocks)
     batch = seen[0][0][0]
-    raise EngineError(f"{batch.jobs[0].pair.id}: {batch.memory_problem(memory)}")
+    raise EngineError(f"{batch.jobs[0].pair.id}: {batch.memory_problem(hardware)}")
 
 
 def make_chunks(

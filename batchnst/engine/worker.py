@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,16 +47,27 @@ def paint_chunk(
     lease: Lease,
     hardware: Hardware,
     get_style: Callable[[StyleFile], LoadedStyle] | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Paint every pair of `chunk` into `out` and commit it; yields events.
 
-    `get_style` loads a style; by default each style is read once from its address. Raises StorageError if `out` cannot
-    be written, and Superseded if `lease` is no longer valid.
+    Loading begins at once, everything else with the first `next`. `get_style` loads a style; by default each style is
+    read once from its address. Raises StorageError if `out` cannot be written, Superseded if `lease` is no longer
+    valid, and DeviceFailed.
     """
+    batches = ahead(partial(_load, get_style or StyleCache(), hardware), chunk.batches)
+    return _paint(batches, weights, out, lease, hardware)
+
+
+def _paint(
+    batches: Iterator[tuple[Batch, list[Inputs | Exception]]],
+    weights: Weights,
+    out: str,
+    lease: Lease,
+    hardware: Hardware,
+) -> Generator[Event, None, None]:
     tensors = TensorCache(hardware.device)
-    load = partial(_load, get_style or StyleCache(), hardware.memory)
     with _CommitThread() as commits:
-        for batch, loaded in ahead(load, chunk.batches):
+        for batch, loaded in batches:
             dtype = network_dtype(batch.recipe.precision, hardware.device)
             committer = _Committer(Out(out), lease, weights.sha256, hardware.device, dtype)
             jobs, inputs = list[Job](), list[Inputs]()
@@ -86,12 +97,12 @@ def paint_chunk(
         yield from commits.wait()
 
 
-def _load(get_style: Callable[[StyleFile], LoadedStyle], memory: float, batch: Batch) -> list[Inputs | Exception]:
+def _load(get_style: Callable[[StyleFile], LoadedStyle], hardware: Hardware, batch: Batch) -> list[Inputs | Exception]:
     """Load the inputs of each job of `batch`; an error of a pair is returned.
 
-    Pictures that do not fit into `memory` bytes are not even read.
+    Pictures that do not fit on `hardware` are not even read.
     """
-    if problem := batch.memory_problem(memory):
+    if problem := batch.memory_problem(hardware):
         return [OutOfMemory(problem) for _ in batch.jobs]
     return [_load_job(job, get_style) for job in batch.jobs]
 

@@ -170,14 +170,23 @@ class Claim:
                 continue  # the run stops at its next write if the store is gone
 
     def _shows_life(self, state: State) -> bool:
-        """True if the run that holds OUT writes a heartbeat within SILENCE_SECONDS; False also if it ends."""
-        first, end = self._read_beat(state), time.monotonic() + SILENCE_SECONDS
-        while time.monotonic() < end:
+        """True if the run that holds OUT writes a heartbeat within SILENCE_SECONDS; False also if it ends.
+
+        One that removes its heartbeat is ending, and gets the same time to do so.
+        """
+        first, silence, looked = self._read_beat(state), 0.0, time.monotonic()
+        while silence < SILENCE_SECONDS:
             time.sleep(BEAT_SECONDS / 20)
+            now = time.monotonic()
+            silence += min(now - looked, BEAT_SECONDS)  # no longer: this process may have been suspended itself
+            looked = now
             if read_state(self.folder).number != state.number:
                 return read_state(self.folder).holder is not None
-            if self._read_beat(state) not in (first, None):
+            beat = self._read_beat(state)
+            if beat not in (first, None):
                 return True
+            if beat != first:
+                first, silence = beat, 0.0
         return False
 
     def _read_beat(self, state: State) -> bytes | None:

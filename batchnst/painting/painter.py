@@ -24,7 +24,7 @@ from batchnst.pictures.encode import Finish, is_16_bit
 from batchnst.progress import Work
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.device import Hardware, network_dtype, release_memory
+from batchnst.transfer.device import Hardware, device_failure, network_dtype, release_memory
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.memory import Fitting, fit_into, memory_problem
 from batchnst.transfer.stylize import Step, Stylized, stylize
@@ -113,7 +113,7 @@ class Painter:
         """Paint `batch`; every picture is in exactly one Group. `want_16_bit` marks those that need `pixels_16_bit`.
 
         Pictures of one shape are painted together. An error becomes the result of a Group; only a StorageError, which
-        `on_snapshot` may raise, is raised.
+        `on_snapshot` may raise, and DeviceFailed are raised.
         """
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, inputs in enumerate(batch):
@@ -137,6 +137,8 @@ class Painter:
             raise
         except Exception as error:
             failure = as_pair_error(error)
+            if sick := device_failure(failure):
+                raise sick from error
         else:
             yield Group(indices, painted, started)
             return
@@ -150,7 +152,10 @@ class Painter:
             yield Group(indices, failure, started)
             return
         failure.__traceback__ = None  # it keeps the batch's tensors in memory
-        release_memory(self.hardware.device)
+        try:
+            release_memory(self.hardware.device)
+        except RuntimeError as error:  # what failed before was the GPU
+            raise device_failure(error) or error from None
         yield Retry(indices, reason)
         for part, part_memory in tries:
             yield from self._paint_or_halve(batch, want_16_bit, part, part_memory)
@@ -277,7 +282,7 @@ def load_backbone(recipe: Recipe, weights: Weights, device: torch.device) -> Bac
 
 _OUT_OF_MEMORY = re.compile(
     r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|std::bad_alloc"
-    r"|ALLOC_FAILED|ErrorMemoryAllocation",
+    r"|ALLOC(ATION)?_FAILED|ErrorMemoryAllocation",
     re.IGNORECASE,
 )
 """Messages of the errors by which torch and the libraries below it say that they were refused memory."""
@@ -287,7 +292,19 @@ def as_pair_error(error: Exception) -> Exception:
     """Convert any out-of-memory error, of a GPU or of a CPU, to OutOfMemory; return other errors unchanged."""
     if isinstance(error, BatchNSTError):
         return error
-    refused = isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    if refused or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+    if any(map(_is_out_of_memory, _with_context(error))):
         return OutOfMemory("the device ran out of memory; lower size")
     return error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def _with_context(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those during which it was raised: recording a graph ends with an error of its own."""
+    while error:
+        yield error
+        error = error.__context__

@@ -9,6 +9,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from batchnst.errors import DeviceFailed
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -37,20 +40,39 @@ class Hardware:
     """The hardware of one worker.
 
     device: the device it paints on. memory: bytes it may use there. devices: all devices reserved for it, `device`
-    first.
+    first. native_bf16: whether it multiplies bf16 natively.
     """
 
     device: torch.device
     memory: float
     devices: tuple[torch.device, ...]
+    native_bf16: bool
 
     @classmethod
-    def here(cls, memory: float | None = None, share: float = 1.0) -> Hardware:
-        """Return this process's hardware, with at most `memory` bytes and a `share` (0..1) of a GPU's memory."""
+    def here(cls, memory: float | None = None, share: float = 1.0, *, gpus: bool = False) -> Hardware:
+        """Return this process's hardware, with at most `memory` bytes and a `share` (0..1) of a GPU's memory.
+
+        Raises DeviceFailed if the process holds `gpus` and cannot use them, instead of painting on a CPU.
+        """
         device = best_device()
-        count = torch.cuda.device_count() if device.type == "cuda" else 1
-        devices = (device,) if count == 1 else tuple(torch.device("cuda", i) for i in range(count))
-        return cls(devices[0], min(memory or math.inf, free_memory(device, share)), devices)
+        if gpus and device.type == "cpu":
+            raise DeviceFailed(
+                f"torch {torch.__version__} finds no GPU that it can use, although one is reserved; "
+                "compare its driver (nvidia-smi) with the CUDA version of torch"
+            )
+        try:
+            count = torch.cuda.device_count() if device.type == "cuda" else 1
+            devices = (device,) if count == 1 else tuple(torch.device("cuda", i) for i in range(count))
+            if device.type == "cuda" and share < 1:
+                torch.cuda.set_per_process_memory_fraction(share, devices[0])
+            limit = min(memory or math.inf, free_memory(device, share))
+            return cls(devices[0], limit, devices, has_native_bf16(device))
+        except RuntimeError as error:
+            raise DeviceFailed(f"its GPU cannot be used: {str(error).partition(chr(10))[0]}") from None
+
+    def network_dtype(self, precision: str) -> torch.dtype:
+        """Return the network's dtype on it for a recipe's `precision`."""
+        return _dtype(precision, self.native_bf16)
 
 
 def best_device() -> torch.device:
@@ -61,13 +83,14 @@ def best_device() -> torch.device:
 def tune_process() -> None:
     """Change settings of the whole process; call it only in a process that does nothing but paint.
 
-    It uses no more threads than this process may use CPUs. On a GPU, fp32 means TF32, and cuDNN searches the fastest
-    convolution for each shape, which pays because shapes repeat. On a CPU, freed memory stays with the process: the
-    next step needs the same sizes again, and touching new pages takes up to a fifth of a step.
+    It uses no more threads than this process may use CPUs. On a GPU, fp32 is not shortened to TF32, and cuDNN searches
+    the fastest convolution for each shape, which pays because shapes repeat. On a CPU, freed memory stays with the
+    process: the next step needs the same sizes again, and touching new pages takes up to a fifth of a step.
     """
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     if mallopt := _from_libc("mallopt"):
         mallopt(_M_MMAP_MAX, 0)
@@ -85,9 +108,12 @@ def network_dtype(precision: str, device: torch.device) -> torch.dtype:
     auto is bf16 if `device` multiplies it natively, else fp32. fp16 is not offered: VGG's unnormalised features and
     their Gram matrices leave its range (65,504).
     """
-    if precision == "auto":
-        return torch.bfloat16 if _has_native_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return _dtype(precision, precision == "auto" and has_native_bf16(device))
+
+
+def _dtype(precision: str, native_bf16: bool) -> torch.dtype:
+    automatic = torch.bfloat16 if native_bf16 else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": automatic}[precision]
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -95,7 +121,8 @@ def precision_name(dtype: torch.dtype) -> str:
     return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
-def _has_native_bf16(device: torch.device) -> bool:
+def has_native_bf16(device: torch.device) -> bool:
+    """Return whether `device` multiplies bf16 natively."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.backends.cpu.get_cpu_capability()
@@ -103,9 +130,14 @@ def _has_native_bf16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device, share: float = 1.0) -> float:
-    """Return the bytes that painting may use on `device`, or on a `share` (0..1) of a GPU, less a reserve."""
+    """Return the bytes that painting may use on `device`, or on a `share` (0..1) of a GPU, less a reserve.
+
+    What this process has freed, but keeps for reuse, is free.
+    """
     if device.type == "cuda":
-        return 0.8 * share * torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return 0.8 * min(free, share * total)
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 0.9 * min(installed, _cgroup_limit(), _process_limit())
 
@@ -173,6 +205,24 @@ def _read_limit(file: Path, position: int = 0) -> float:
     except (OSError, IndexError):
         return math.inf
     return float(text) if text.isdecimal() else math.inf
+
+
+def device_failure(error: BaseException) -> DeviceFailed | None:
+    """Return the failure of a GPU that `error` reports, after which CUDA refuses everything else; None for others.
+
+    Only to be asked about errors that are not a lack of memory.
+    """
+    is_failure = isinstance(error, torch.AcceleratorError) or _FAILURES.search(str(error))
+    if isinstance(error, RuntimeError) and is_failure:
+        return DeviceFailed(f"the GPU failed: {str(error).partition(chr(10))[0]}")
+    return None
+
+
+_FAILURES = re.compile(
+    r"(CUDA|HIP|XPU) (driver )?error"
+    r"|CU(BLAS|DNN|FFT|SOLVER)_(STATUS_)?(NOT_INITIALIZED|EXEC(UTION)?_FAILED|INTERNAL_ERROR)"
+)
+"""Messages of the errors of a GPU and of the libraries that use it."""
 
 
 def release_memory(device: torch.device) -> None:

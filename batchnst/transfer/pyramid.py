@@ -14,6 +14,12 @@ COARSE_STEPS = 1 / 4
 """Steps at each coarser scale, as a share of those at the finest: enough to lay out the large shapes."""
 
 
+LARGEST_RATIO = 32
+"""Largest ratio of old to new length in one pass: CUDA's filter needs 260·(4·ratio + 1) bytes of the 48 kB of shared
+memory that a block of threads has.
+"""
+
+
 @dataclass(frozen=True)
 class Scale:
     """One scale: the pictures' longest side in pixels, and the steps spent there."""
@@ -46,4 +52,7 @@ def resize(pictures: Tensor, width: int, height: int) -> Tensor:
     pictures = pictures if pictures.is_floating_point() else pictures.float()
     if pictures.shape[-2:] == (height, width):
         return pictures
+    shape = tuple(min(old, LARGEST_RATIO * new) for old, new in zip(pictures.shape[-2:], (height, width), strict=True))
+    if shape != pictures.shape[-2:]:
+        pictures = F.interpolate(pictures, shape, mode="bicubic", antialias=True).clamp_(0, 255)
     return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True).clamp_(0, 255)

@@ -17,7 +17,8 @@ from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe
-from tests.helpers import pair, row
+from batchnst.transfer.device import Hardware
+from tests.helpers import CPU, pair, row
 
 NETWORKS = {("vgg19", "bundled"): "w"}
 ROW = {"content": "/a.jpg", "style": "/s.png", "id": "a"}
@@ -137,7 +138,8 @@ def test_pictures_of_unknown_size_are_painted_one_by_one_with_all_the_memory_tha
     jobs = [Job(pair(str(i), tmp_path / f"{i}.png"), "f", 1) for i in range(3 * UNKNOWN)]
     batches = make_batches(jobs, None, workers=1, largest=lambda _: 10**9)
     assert len(batches) == len(jobs)
-    assert {(batch.size, len(batch.jobs), batch.memory_needed(5e9)) for batch in batches} == {(None, 1, 5e9)}
+    hardware = Hardware(CPU, 5e9, (CPU,), native_bf16=False)
+    assert {(batch.size, len(batch.jobs), batch.memory_needed(hardware)) for batch in batches} == {(None, 1, 5e9)}
     chunks = list(make_chunks([(batches, True)], engine(1), (1e9).__mul__))
     assert [len(chunk.batches) for chunk in chunks] == [UNKNOWN] * 3
 

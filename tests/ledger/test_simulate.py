@@ -14,6 +14,11 @@ def test_no_schedule_violates_an_invariant() -> None:
     assert all(sum(fault[kind] for fault in faults) for kind in ("suspended", "crashed", "late", "twice", "unreported"))
 
 
+def test_a_run_that_is_ending_is_not_taken_for_silent() -> None:
+    """Found by `make simulate`: two suspended runs woke up, and one took the other's last steps for its death."""
+    assert attempt(103657)[3] == ""
+
+
 @pytest.mark.parametrize("broken", BREAKS, ids=[function.__name__ for function in BREAKS.values()])
 def test_a_fault_put_back_is_found(broken: int) -> None:
     assert any(attempt(seed, broken)[3] for seed in range(120))

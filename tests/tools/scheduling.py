@@ -10,18 +10,18 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import ray
 from ray.cluster_utils import Cluster as Raylets
 
 from batchnst.engine import ray_cluster, run
 from batchnst.engine.events import Event, Finished
+from batchnst.engine.plan import Chunk
 from batchnst.engine.run import Options, Planned
 from batchnst.manifest.reading import read_manifest
-from batchnst.painting.painter import REPORT_EVERY
 from batchnst.progress import Work
 from tests.helpers import IMAGES
 from tests.processes import task_pids
@@ -30,29 +30,20 @@ SECONDS_A_PAIR = 0.5
 """What an H200 might take for a pair of 512 pixels; nothing here depends on it but how often tasks end."""
 
 
-@ray.remote(max_retries=0, num_returns="streaming", memory=1)
-def _sleep_task(batches: list[tuple[list[str], int]], interval: float) -> Iterator[list[Event]]:
-    told, events = time.monotonic(), list[Event]()
-    for pair_ids, work in batches:
+def sleep(chunk: Chunk, *_: Any) -> Generator[Event, None, None]:
+    """In place of `paint_chunk`."""
+    for batch in chunk.batches:
         started = time.monotonic()
-        time.sleep(SECONDS_A_PAIR * len(pair_ids))
-        events += [Work(100, work, time.monotonic() - started), *(Finished(pair_id, None) for pair_id in pair_ids)]
-        if time.monotonic() - told >= interval:
-            yield events
-            told, events = time.monotonic(), []
-    yield events
+        time.sleep(SECONDS_A_PAIR * len(batch.jobs))
+        yield Work(100, batch.work, time.monotonic() - started)
+        for job in batch.jobs:
+            yield Finished(job.pair.id, None)
 
 
-class SleepingWindow(ray_cluster._Window):
-    def _submit(self, task: Any) -> Any:
-        batches = [([job.pair.id for job in batch.jobs], batch.work) for batch in task.chunk.batches]
-        interval = max(REPORT_EVERY, self.cluster.workers / ray_cluster.MAX_REPORTS_PER_SECOND)
-        return _sleep_task.options(**task.resources).remote(batches, interval)
-
-
-class Sleepers(ray_cluster.Cluster):
-    def paint(self, chunks: Any, weights: Any, claim: Any, tasks: int) -> Generator[Event, None, None]:
-        yield from SleepingWindow(self, chunks, weights, claim, tasks).events()
+class SleepingWorker(ray_cluster._Worker):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        patch.object(ray_cluster, "paint_chunk", sleep).start()
 
 
 def main() -> None:
@@ -68,7 +59,8 @@ def main() -> None:
         for i in range(options.rows):
             file.write(f"{IMAGES / photos[i % 4]},{IMAGES / 'swirls.png'},photo-{i:07d}\n")
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": options.slots, "memory": 10**13})
-    run._start = lambda options: Sleepers(raylets.address, None, options.max_attempts, options.memory)
+    patch.object(ray_cluster, "_Worker", SleepingWorker).start()
+    run._start = lambda options: ray_cluster.Cluster(raylets.address, None, options.max_attempts, options.memory)
     try:
         measure(folder, options.slots, options.seconds)
     finally:
@@ -91,7 +83,7 @@ def measure(folder: Path, slots: int, seconds: float) -> None:
             if now - looked < 2:
                 continue
             looked = now
-            if len(task_pids(os.getpid(), "_sleep_task")) >= slots - 1:
+            if len(task_pids(os.getpid(), "SleepingWorker.paint")) >= slots - 1:
                 all_there, cpu = now, time.process_time()
                 print(f"slots      {slots} of them busy {now - first:.0f} s later")
         elif now - all_there > seconds:
