@@ -49,7 +49,7 @@ class Kernel:
 def kernels(operation: OpOverload, arguments: Sequence[Any], options: Mapping[str, Any], result: Any) -> list[Kernel]:
     """Return the kernels of `operation` on `arguments` and keyword `options`, which returned `result`."""
     inputs, outputs = tensors_in((arguments, options)), tensors_in(result)
-    if not outputs or operation.overloadpacket in _ALLOCATIONS:
+    if operation.overloadpacket in _ALLOCATIONS:
         return []
     if rule := _RULES.get(operation.overloadpacket):
         return rule(arguments, result)
@@ -60,7 +60,7 @@ def kernels(operation: OpOverload, arguments: Sequence[Any], options: Mapping[st
         return []
     only_written = written if _overwrites(operation) else []
     read = [tensor for tensor in inputs if not any(tensor is target for target in only_written)]
-    if formula := flop_registry.get(operation.overloadpacket):
+    if formula := _PRODUCTS.get(operation.overloadpacket):
         flops = float(formula(*arguments, **options, out_val=result))
         return [_kernel(read, written + new, Kind.PRODUCT, flops)]
     return [_kernel(read, written + new)]
@@ -134,6 +134,16 @@ def _max_pool_backward(arguments: Sequence[Any], result: Tensor) -> list[Kernel]
     return [_kernel([], [result]), _kernel([arguments[0], arguments[-1]], [result])]
 
 
+def _average_pool_backward(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
+    """A kernel that reads the gradient, not the features."""
+    return [_kernel([arguments[0]], [result])]
+
+
+def _fill(_: Sequence[Any], result: Tensor) -> list[Kernel]:
+    """A constant; the first argument, if any, lends its shape or type alone."""
+    return [_kernel([], [result])]
+
+
 def _zeros_and_copy(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
     """A tensor of constants, and a copy into a part of it."""
     part = arguments[0]
@@ -182,12 +192,25 @@ def _solve_triangular(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
     return [_kernel([right], [result]), pointers, pointers, _kernel([matrices, result], [result])]
 
 
+_PRODUCTS = flop_registry | {
+    aten.addmm_: flop_registry[aten.addmm],
+    aten.baddbmm_: flop_registry[aten.baddbmm],
+}
+"""Formulas for the FLOPs of matrix products."""
+
 _ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 
 _RULES: dict[Any, Callable[[Sequence[Any], Any], list[Kernel]]] = {
     aten.convolution: _convolution,
     aten.convolution_backward: _convolution_backward,
+    aten.avg_pool2d_backward: _average_pool_backward,
     aten.max_pool2d_with_indices_backward: _max_pool_backward,
+    aten.zeros_like: _fill,
+    aten.ones_like: _fill,
+    aten.full_like: _fill,
+    aten.new_zeros: _fill,
+    aten.new_ones: _fill,
+    aten.new_full: _fill,
     aten.constant_pad_nd: _zeros_and_copy,
     aten.diag_embed: _zeros_and_copy,
     aten.slice_backward: _zeros_and_copy,

@@ -28,7 +28,8 @@ from batchnst.transfer.stylize import CHECK_EVERY
 
 CATEGORIES = ("convolutions", "elementwise", "grams", "optimizer")
 """Parts of a step. optimizer: everything outside the objective. grams: its matrix products, and what is done to
-matrices of channels. elementwise: everything else in the objective."""
+matrices of channels. elementwise: everything else in the objective.
+"""
 
 Launch = tuple[str, Kernel]
 """A kernel and its category."""
@@ -77,10 +78,11 @@ def _bounds(
 def _count(recipe: Recipe, batch: int) -> tuple[list[Launch], list[Launch]]:
     """The kernels of a step with full history: those in CUDA graphs, and those outside."""
     recorder = Recorder()
-    with recorder, _gpu(recorder):
+    with recorder, pretended_gpu(recorder):
         painting = NoisePainting(recipe, torch.device("meta"), recipe.size, batch)
-        steps = HISTORY + 3  # one more slot than HISTORY is filled, and cleared in the step before
-        for _ in range(steps + (steps % CHECK_EVERY == 0)):  # a check for stopped pictures is no part of a step
+        done = HISTORY + 2  # L-BFGS has one more slot than HISTORY, and clears each before it is first used
+        done += done % CHECK_EVERY == 0  # the check for pictures that have stopped is no part of a step
+        for _ in range(done - 1):  # the painting began with a step
             painting.step()
         recorder.clear()
         painting.step()
@@ -171,8 +173,8 @@ class _OnGpu(TorchFunctionMode):
 
 
 @contextmanager
-def _gpu(recorder: Recorder) -> Iterator[None]:
-    """A GPU without values: it reads false from every mask, finds all of ¬mask, and records its graphs."""
+def pretended_gpu(recorder: Recorder) -> Iterator[None]:
+    """A GPU without values, whose graphs `recorder` records. The host reads zeros from it, and finds masks all true."""
     with ExitStack() as stack:
         stack.enter_context(_OnGpu())
         stack.enter_context(fx_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
