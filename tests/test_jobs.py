@@ -51,6 +51,26 @@ def test_the_slurm_job_comes_back_when_its_time_is_up() -> None:
     assert {"requeue", "nodes", "time", "gpus-per-node"} <= set(options)
 
 
+@pytest.mark.parametrize(
+    ("out", "command", "is_ours"),
+    [
+        ("/s/night", "python /venv/bin/batchnst run m.csv --out /s/night", True),
+        ("/s/night", "python /venv/bin/batchnst run m.csv --out /s/night2", False),
+        ("/s/a+b (1)/x.y", "python /venv/bin/batchnst run m.csv --out /s/a+b (1)/x.y", True),
+        ("/s/a.b", "python /venv/bin/batchnst run m.csv --out /s/aXb", False),
+    ],
+)
+def test_the_slurm_job_stops_its_own_run_alone(out: str, command: str, is_ours: bool) -> None:
+    (line,) = [line for line in (JOBS / "slurm.sbatch").read_text().splitlines() if line.startswith("pattern=")]
+    script = f'{line}\ngrep -qE -- "$pattern" <<<"$COMMAND"'
+    found = subprocess.run(["bash", "-c", script], env={**os.environ, "OUT": out, "COMMAND": command}, check=False)
+    assert (found.returncode == 0) == is_ours
+
+
+def test_the_slurm_step_gets_the_cpus_of_the_job() -> None:
+    assert '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in (JOBS / "slurm.sbatch").read_text()
+
+
 def test_the_rayjob_is_one_that_scales_shares_and_ends() -> None:
     job = yaml.safe_load((JOBS / "kuberay.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")

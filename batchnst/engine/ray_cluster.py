@@ -9,6 +9,7 @@ import atexit
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import threading
@@ -743,4 +744,7 @@ def _duration(seconds: float) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    """The reason in a message; that of Ray for the end of a worker is in its last lines."""
+    if isinstance(error, RayActorError) and (reason := re.search(r"because (its [^.\n]*)", str(error))):
+        return reason[1]
     return str(error).strip().partition("\n")[0] or type(error).__name__
