@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -161,7 +162,8 @@ def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Fig
     seconds = {"convolutions": 0.0, "grams": 0.0, "rest": 0.0}
     on_gpu = device.type == "cuda"
     for event in profiler.events() or []:
-        seconds[_purpose(event)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if event.device_type == DeviceType.CPU:  # a kernel's time counts in the operation that has started it
+            seconds[_purpose(event)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(seconds.values())
     return {purpose: part / total for purpose, part in seconds.items()}
 

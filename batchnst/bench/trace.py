@@ -65,7 +65,7 @@ def _bounds(
     device: str, peaks: Peaks, precision: str, flops: dict[str, float], moved: dict[str, int]
 ) -> dict[str, Any]:
     """The least time of a step on `device`: in each category the longer of computing and moving bytes."""
-    network = (peaks.bf16 or peaks.matrices) if precision == "bf16" else peaks.matrices
+    network = (peaks.bf16 or peaks.fp32) if precision == "bf16" else peaks.fp32
     speeds = {name: peaks.fp32 if name == "optimizer" else network for name in CATEGORIES}
     bounds = {name: 1000 * max(flops[name] / speeds[name], moved[name] / peaks.bytes) for name in CATEGORIES}
     return {

@@ -45,6 +45,10 @@ GPU_BATCH = 16 * 512 * 512
 """Largest batch on a GPU, in pixels."""
 
 
+MOST_POSITIONS = 2**31 // 64
+"""Most positions that a GPU's libraries convolve at once: they count values, 64 at each position, in 32 bits."""
+
+
 @dataclass(frozen=True)
 class Fitting:
     """How a batch is painted within a memory limit.
@@ -78,8 +82,9 @@ UNBOUNDED = Fitting(math.inf)
 def fit_into(memory: float, recipe: Recipe, size: tuple[int, int], count: int, dtype: torch.dtype) -> Fitting | None:
     """Return how to paint `count` pictures of `size` (width, height) in `memory` bytes; None if they do not fit.
 
-    The first of these that fits: whole pictures; the largest tiles with L-BFGS's full history; small tiles with the
-    longest history that fits. If `recipe.tile` is "off" or a side, only the history is shortened.
+    The first of these that fits: whole pictures, if they have at most MOST_POSITIONS together; the largest tiles with
+    L-BFGS's full history; small tiles with the longest history that fits. If `recipe.tile` is "off" or a side, only the
+    history is shortened.
     """
     whole, fixed = Fitting(math.inf), recipe.tile_side
     if recipe.tile == "off":
@@ -89,7 +94,9 @@ def fit_into(memory: float, recipe: Recipe, size: tuple[int, int], count: int, d
     else:
         small = [tile for tile in TILES if tile <= SMALL_TILE]
         shorter = (Fitting(tile, history) for tile in small for history in _shorter_histories())
-        tries = [whole, *map(Fitting, TILES), *shorter]
+        tries = [*map(Fitting, TILES), *shorter]
+        if count * math.prod(size) <= MOST_POSITIONS:
+            tries.insert(0, whole)
     for fitting in tries:
         needed = memory_of(fitting, recipe, size, count, dtype)
         if needed <= memory:

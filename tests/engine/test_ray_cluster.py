@@ -202,9 +202,8 @@ def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
         "good-3": "ok",
     }
     assert found["poison-2"]["error_type"] == "WorkerLost"
-    assert found["poison-2"]["error_message"].startswith(
-        "its worker was lost 3 times; the last time: its worker process has died"
-    )
+    reason = "its worker was lost 3 times; the last time: its worker process has died"
+    assert found["poison-2"]["error_message"] == reason
     assert {row["attempt"] for row in found.values()} == {3}
 
 

@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from batchnst.errors import DeviceFailed
 from batchnst.recipe import Recipe
 from batchnst.transfer import device
-from batchnst.transfer.memory import LEAST_HISTORY, Fitting, fit_into, largest_batch, least_memory, memory_of
+from batchnst.transfer.memory import (
+    LEAST_HISTORY,
+    MOST_POSITIONS,
+    Fitting,
+    fit_into,
+    largest_batch,
+    least_memory,
+    memory_of,
+)
 from batchnst.transfer.optimizers import HISTORY
 
 BF16 = torch.bfloat16
@@ -30,7 +39,7 @@ def test_what_is_chosen_fits_and_nothing_better_would(gigabytes: float, size: tu
     assert LEAST_HISTORY <= fitting.history <= HISTORY
     # What was granted to a task leads it to the same choice.
     assert fit_into(fitting.memory, recipe, size, 1, BF16) == fitting
-    if tile == "auto" and not math.isinf(fitting.tile):
+    if tile == "auto" and not math.isinf(fitting.tile) and math.prod(size) <= MOST_POSITIONS:
         assert memory_of(Fitting(math.inf), recipe, size, 1, BF16) > memory
     if fitting.history < HISTORY:
         longer = Fitting(fitting.tile, fitting.history + 1)
@@ -48,6 +57,69 @@ def test_a_long_history_is_worth_smaller_tiles_but_not_the_smallest() -> None:
         (512, False),
         (256, False),
     ]
+
+
+def test_what_a_gpu_cannot_count_in_32_bits_is_tiled() -> None:
+    boundless = 1e15
+    for count, size, whole in [(1, (8192, 4096), True), (1, (8192, 4097), False), (3, (4096, 4096), False)]:
+        fitting = fit_into(boundless, Recipe(), size, count, BF16)
+        assert fitting is not None
+        assert math.isinf(fitting.tile) == whole
+
+
+class FakeCuda:
+    """A GPU of 16 GB of which this process keeps 9 GB that it has freed, and another one uses 1 GB."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fractions: list[float] = []
+        for name, answer in {
+            "is_available": True,
+            "device_count": 1,
+            "mem_get_info": (4e9, 16e9),
+            "memory_reserved": 11e9,
+            "memory_allocated": 2e9,
+            "get_device_capability": (8, 0),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(
+            torch.cuda, "set_per_process_memory_fraction", lambda share, _: self.fractions.append(share)
+        )
+
+
+def test_what_this_process_has_freed_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    assert device.Hardware.here().memory == pytest.approx(0.8 * 13e9)
+
+
+def test_a_share_of_a_gpu_is_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeCuda(monkeypatch)
+    assert device.Hardware.here(share=0.25).memory == pytest.approx(0.8 * 4e9)
+    assert gpu.fractions == [0.25]
+
+
+def test_a_gpu_without_an_answer_is_no_gpu_and_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    with pytest.raises(
+        DeviceFailed, match=r"^its GPU cannot be used: CUDA error: uncorrectable ECC error encountered$"
+    ):
+        device.Hardware.here(gpus=True)
+
+
+def test_a_reserved_gpu_that_torch_cannot_use_is_an_error() -> None:
+    with pytest.raises(DeviceFailed, match="finds no GPU that it can use"):
+        device.Hardware.here(gpus=True)
+
+
+def test_the_workers_precision_counts_and_not_the_drivers() -> None:
+    cpu = torch.device("cpu")
+    ampere, turing = (device.Hardware(cpu, 1e9, (cpu,), native_bf16=bf16) for bf16 in (True, False))
+    assert (ampere.network_dtype("auto"), turing.network_dtype("auto")) == (torch.bfloat16, torch.float32)
+    assert ampere.network_dtype("fp32") == torch.float32
 
 
 def test_a_shorter_history_is_told() -> None:

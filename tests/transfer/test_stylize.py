@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from batchnst.recipe import Recipe, fit
@@ -232,6 +233,24 @@ def test_scales_halve_down_to_min_size_and_stop_where_layers_go_blind() -> None:
     assert scales(recipe, 60) == [Scale(256, 20), Scale(512, 80)]
     assert scales(recipe.model_copy(update={"min_size": 512}), 384) == [Scale(512, 80)]
     assert work(recipe, 512, 384) == 20 * 128 * 96 + 20 * 256 * 192 + 80 * 512 * 384
+
+
+@pytest.mark.parametrize(("length", "target"), [(8192, 128), (6016, 128), (20000, 64), (130, 128)])
+def test_no_pass_of_a_resize_is_too_much_for_cudas_shared_memory(
+    monkeypatch: pytest.MonkeyPatch, length: int, target: int
+) -> None:
+    real, ratios = F.interpolate, []
+
+    def interpolate(pictures: Tensor, size: tuple[int, int], **options: Any) -> Tensor:
+        ratios.append(pictures.shape[-1] / size[-1])
+        return real(pictures, size, **options)
+
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    picture = torch.linspace(0, 255, length).expand(1, 1, 2, length)
+    resized = resize(picture, target, 2)
+    assert all(260 * (4 * ratio + 1) <= 48 * 1024 for ratio in ratios)
+    middles = (torch.arange(target) + 0.5) * 255 / target
+    torch.testing.assert_close(resized[0, 0, 0], middles, rtol=0, atol=2)
 
 
 def test_fit_and_resize_agree_and_stay_in_the_box() -> None:
