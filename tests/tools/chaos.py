@@ -57,6 +57,8 @@ BATCHNST = [
 ]
 """The command, with less patience."""
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers wait for everything else on this machine
+
 KILLS = ("worker", "node", "driver", "term")
 """What is killed: a worker process, a raylet (and a new one joins), the driver, the driver by SIGTERM."""
 
