@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 IMAGES := manifests/images/.made
 
-.PHONY: setup demo wheel docs test slow chaos simulate scheduling fuzz volume clean
+.PHONY: setup demo wheel docs test slow chaos simulate gpu scheduling fuzz volume clean
 
 setup: .venv/.ready
 
@@ -62,6 +62,9 @@ fuzz: .venv/.ready $(IMAGES)
 
 volume: .venv/.ready
 	$(BIN)/python -m tests.tools.volume
+
+gpu: .venv/.ready
+	$(BIN)/python -m tests.tools.gpu
 
 scheduling: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.tools.scheduling

@@ -101,7 +101,7 @@ def measure(recipe: Recipe, print_line: Callable[[str], None]) -> Bench:
     print_line(f"ceiling    {_flops(ceiling['matrix'])} matrix product · {_flops(ceiling['convolution'])} convolution")
     steps = []
     for size in [scale.size for scale in scales(recipe, recipe.size * 3 // 4)]:
-        for batch in _batches(device, recipe, size):
+        for batch in batches(device, recipe, size):
             steps.append(measure_step(recipe, device, size, batch))
             print_line(_step_line(steps[-1], ceiling["matrix"]))
     shares = measure_shares(recipe, device)
@@ -151,7 +151,7 @@ def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Fig
 
     The shares sum to 1.
     """
-    painting = NoisePainting(recipe, device, recipe.size, _batches(device, recipe, recipe.size)[-1])
+    painting = NoisePainting(recipe, device, recipe.size, batches(device, recipe, recipe.size)[-1])
     for _ in range(steps):
         painting.step()  # until memory use is stable
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -206,7 +206,7 @@ def _worker_speed(recipe: Recipe, number: int, threads: int) -> float:
     device = best_device()
     if device.type == "cuda":
         torch.cuda.set_device(number)
-    batch = _batches(device, recipe, recipe.size)[-1]
+    batch = batches(device, recipe, recipe.size)[-1]
     painting = NoisePainting(recipe, device, recipe.size, batch)
     painting.step()
     _barrier.wait()
@@ -274,7 +274,7 @@ def _noise(random: np.random.Generator, height: int, width: int, falloff: float)
     return normalised[..., None]
 
 
-def _batches(device: torch.device, recipe: Recipe, size: int) -> list[int]:
+def batches(device: torch.device, recipe: Recipe, size: int) -> list[int]:
     """The batch sizes to measure at `size`; the last is the one that a run chooses."""
     dtype = network_dtype(recipe.precision, device)
     most = max(1, largest_batch(free_memory(device), recipe, device.type, dtype) // (size * (size * 3 // 4)))
