@@ -266,8 +266,9 @@ class Storm:
         try:
             while self._driver.poll() != 0:
                 if self._driver.returncode is not None:
-                    # 1: pairs failed whose pictures the web server did not send
-                    assert self._driver.returncode in (-signal.SIGKILL, 130, 1), self._driver.returncode
+                    # 1: pairs failed whose pictures the web server did not send; SIGTERM: Python itself was starting
+                    expected = (-signal.SIGKILL, -signal.SIGTERM, 130, 1)
+                    assert self._driver.returncode in expected, self._driver.returncode
                     self._driver = self._drive()
                 done = self._look()
                 if kinds and done >= marks[-len(kinds)]:
