@@ -15,8 +15,9 @@ from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.color import COLORS, ColorMethod
 from batchnst.transfer.device import release_memory
-from batchnst.transfer.losses import Losses, Objective, Region, guide
+from batchnst.transfer.losses import Losses, Region, guide
 from batchnst.transfer.memory import UNBOUNDED, Fitting
+from batchnst.transfer.objective import Objective
 from batchnst.transfer.optimizers import BOX, OPTIMIZERS
 from batchnst.transfer.pyramid import Scale, resize, scales
 from batchnst.transfer.tiling import FORWARD, TiledObjective, features, gram_matrices
