@@ -546,6 +546,15 @@ def bench(
     against: Annotated[
         Opponent | None, typer.Option(help="textbook: also race the usual loop to its final loss.")
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Instead count a step's work on a GPU, on any machine; prints JSON.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="With --trace: add the least time of the step on this GPU, such as h100.", show_default=False
+        ),
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder or URI for bench.json and curves.svg.")] = "out/bench",
 ) -> None:
     """Measure this machine's speed: time of a step, pairs an hour, share of the peak speed.
@@ -560,6 +569,9 @@ def bench(
 
     if len(pictures or []) not in (0, 2):
         raise RequestError(f"{' '.join(pictures or [])}: expected a content and a style, or no pictures")
+    if trace or device:
+        _print_trace(Recipe.from_settings(settings), device, alone=trace and not (pictures or against))
+        return
     if best_device().type == "cpu":
         settings = {"size": CPU_BENCH_SIZE} | settings
     recipe = Recipe.from_settings(settings)
@@ -573,6 +585,15 @@ def bench(
         files.write(f"{out}/curves.svg", draw(outcome))
     files.write(f"{out}/bench.json", json.dumps(results, indent=1).encode())
     _print(f"{out}/bench.json" + (f" {out}/curves.svg" if against else ""))
+
+
+def _print_trace(recipe: Recipe, device: str | None, *, alone: bool) -> None:
+    """Print the work of a step as JSON; `alone`: --trace was given, and nothing to race."""
+    from batchnst.bench.trace import trace
+
+    if not alone:
+        raise RequestError("--trace counts, and takes no pictures and no --against; --device needs --trace")
+    _print_json(trace(recipe, device))
 
 
 ledger = typer.Typer(no_args_is_help=True, help="Maintain the ledger of a run.")
