@@ -53,6 +53,10 @@ class Losses:
         """Return a copy in new memory."""
         return self._combine(self, lambda loss, _: loss.clone())
 
+    def assign(self, losses: Losses) -> None:
+        """Overwrite these losses in place."""
+        self._combine(losses, lambda loss, other: loss.copy_(other))
+
     def select(self, which: Tensor) -> Losses:
         """Return the losses of some of the pictures; `which` holds their indices."""
         layers = {name: loss[which] for name, loss in self.style_layers.items()}
@@ -121,7 +125,7 @@ DEFINITIONS = {
 
 def sum_of_squares(differences: Tensor) -> Tensor:
     """Return the sum of the squares of each picture's `differences` (B, …), (B,)."""
-    return differences.square().flatten(1).sum(1)
+    return differences.square().sum(tuple(range(1, differences.ndim)))
 
 
 def neighbours(pictures: Tensor, place: Place = ALL) -> list[tuple[Tensor, Tensor]]:
