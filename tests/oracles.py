@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,6 +16,7 @@ from torchvision.transforms.functional import normalize
 
 from batchnst.backbones import layer_names
 from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.objective import Objective
 from batchnst.transfer.weights import Weights
 
 Array = NDArray[np.float64]
@@ -88,6 +90,35 @@ def gram(features: Array) -> Array:
     """G_ij = Σ_k F_ik F_jk (Gatys et al. 2016, eq. 3), features (C, h, w)."""
     flat = features.reshape(len(features), -1)
     return flat @ flat.T
+
+
+def differentiate(objective: Objective, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """The totals (B,) of an objective, and their gradient by autograd."""
+    network, recipe = objective.backbone, objective.recipe
+    pictures = pictures.clone().requires_grad_()
+    x = pictures.expand(-1, 3, -1, -1)
+    across, down = (x.diff(dim=dimension).abs().sum((1, 2, 3)) for dimension in (3, 2))
+    total = recipe.tv_weight * (across + down)
+    x = x - network.mean
+    pool = F.max_pool2d if recipe.pooling == "max" else F.avg_pool2d
+    for layer in network.layers:
+        name, channels = layer.name, layer.channels
+        if layer.is_convolution:
+            weight, bias = getattr(network, f"{name}_weight"), getattr(network, f"{name}_bias")
+            x = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        else:
+            x = pool(x, layer.kernel, layer.stride) if layer.is_pooling else F.relu(x)
+        positions = x[0, 0].numel()
+        if name in recipe.content_layers:
+            factor = 1 / (positions * channels) if recipe.loss == "neural-style" else 1 / 2
+            squares = (x - objective.content[name]).square().sum((1, 2, 3))
+            total = total + recipe.content_weight * recipe.content_layers[name] * factor * squares
+        for region in objective.regions if name in recipe.style_layers else ():
+            flat = (x * region.guides.get(name, torch.ones(()))).flatten(2)
+            factor = 1 / channels**4 if recipe.loss == "neural-style" else 1 / (4 * channels**2)
+            squares = (flat @ flat.mT / positions - region.grams[name]).square().sum((1, 2))
+            total = total + recipe.style_weight * recipe.style_layers[name] * factor * region.share * squares
+    return total.detach(), torch.autograd.grad(total.sum(), pictures)[0]
 
 
 def neural_style_loss(layers: nn.Sequential, picture: Path, content: Path, style: Path, size: int) -> float:

@@ -121,6 +121,15 @@ def _convolution(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
     return [convolution] if bias is None else [convolution, _kernel([result, bias], [result])]
 
 
+def _convolution_relu(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
+    """One kernel of cuDNN, which adds the bias and applies the ReLU before it writes."""
+    pictures, weight, bias, *window = arguments
+    stride, padding, dilation, groups = window
+    whole = pictures, weight, bias, stride, padding, dilation, False, [0, 0], groups
+    flops = float(flop_registry[aten.convolution](*whole, out_val=result))
+    return [_kernel([pictures, weight, bias], [result], Kind.CONVOLUTION, flops)]
+
+
 def _convolution_backward(arguments: Sequence[Any], result: Sequence[Tensor | None]) -> list[Kernel]:
     """The derivative for the input, which needs no input; the weights are frozen."""
     gradient, _, weight = arguments[:3]
@@ -202,6 +211,7 @@ _ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty,
 
 _RULES: dict[Any, Callable[[Sequence[Any], Any], list[Kernel]]] = {
     aten.convolution: _convolution,
+    aten.cudnn_convolution_relu: _convolution_relu,
     aten.convolution_backward: _convolution_backward,
     aten.avg_pool2d_backward: _average_pool_backward,
     aten.max_pool2d_with_indices_backward: _max_pool_backward,

@@ -161,6 +161,14 @@ def _as_cudnn(result: Tensor, *inputs: Tensor) -> Tensor:
     return result
 
 
+def _without_values(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """The result of `cudnn_convolution_relu`, which torch knows on a GPU alone."""
+    result = aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+    return _as_cudnn(result, x, weight)
+
+
 class _OnGpu(TorchFunctionMode):
     """Has tensors claim to be on a GPU, and the host read zeros from them."""
 
@@ -178,6 +186,8 @@ def pretended_gpu(recorder: Recorder) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_OnGpu())
         stack.enter_context(fx_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
+        library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
+        library.impl("cudnn_convolution_relu", _without_values, "Meta")
         stack.enter_context(mock.patch.object(torch.cuda, "CUDAGraph", lambda: Graph(recorder)))
         stack.enter_context(mock.patch.object(torch.cuda, "graph", recorder.capture))
         yield

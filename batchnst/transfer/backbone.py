@@ -1,11 +1,11 @@
-"""The frozen network: pictures in, features of chosen layers out."""
+"""The frozen network: pictures in, features of chosen layers out; derivatives of a loss back to the pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +14,58 @@ from torch import Tensor, nn
 from batchnst.backbones import Layer, cut
 from batchnst.transfer.weights import Weights
 
+aten = torch.ops.aten
+
 Place = tuple[Any, slice, slice]
 """Index (..., rows, columns) of a rectangle of positions in features (B, C, h, w) or of pixels in pictures."""
 
-POOLING: dict[str, Callable[..., Tensor]] = {"max": F.max_pool2d, "avg": F.avg_pool2d}
-"""Pooling functions by the recipe's `pooling`."""
+Crops = Mapping[str, list[int]]
+"""Layer → [left, right, top, bottom], the columns and rows to cut off its features before the next layer."""
 
 
-def _pool_first(layers: list[Layer], wanted: frozenset[str]) -> None:
-    """Swap each ReLU in `layers` with the max pooling after it, unless one of the two is in `wanted`.
+class Pass(NamedTuple):
+    """One layer of a forward pass, with all that its derivative needs; `winners` are the indices of the maxima."""
 
-    Both take maxima, so their order does not change the result, and after pooling the ReLU has a quarter of the work.
-    """
-    for i, (layer, following) in enumerate(pairwise(layers)):
-        if layer.name.startswith("relu") and following.is_pooling and not wanted & {layer.name, following.name}:
-            layers[i : i + 2] = following, layer
+    layer: Layer
+    before: Tensor
+    after: Tensor
+    winners: Tensor | None = None
+
+
+Convolution = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+"""A convolution and a ReLU: takes input, weight, bias, stride and padding."""
+
+
+def _one_after_the_other(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, padding).relu_()
+
+
+def _with_onednn(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    convolve = torch.ops.mkldnn._convolution_pointwise
+    result: Tensor = convolve(x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], 1, "relu", [], "")
+    return result
+
+
+def _with_cudnn(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return torch.cudnn_convolution_relu(x, weight, bias, [stride] * 2, [padding] * 2, [1, 1], 1)
+
+
+@cache
+def _fastest(device: torch.device, dtype: torch.dtype) -> Convolution:
+    """Return a convolution with its ReLU: in one kernel, if the library has one for this device and dtype."""
+    weight = torch.zeros(8, 8, 3, 3, dtype=dtype, device=device)
+    convolve = _with_cudnn if weight.is_cuda else _with_onednn
+    try:
+        convolve(weight, weight, weight[0, :, 0, 0], 1, 1)
+    except (RuntimeError, AttributeError):
+        return _one_after_the_other
+    return convolve
 
 
 class Backbone(nn.Module):
     """A frozen network, cut after the last layer in `wanted`.
 
-    `pooling` is a key of POOLING. Convolutions run in `dtype` and channels_last; features come back in `dtype`.
+    `pooling` is max or avg. Convolutions run in `dtype` and channels_last; features come back in `dtype`.
     """
 
     def __init__(
@@ -50,10 +81,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.wanted = frozenset(wanted)
         self.dtype = dtype
-        self.pool = POOLING[pooling]
+        self.takes_maxima = pooling == "max"
         self.layers = cut(backbone, list(self.wanted))
-        if pooling == "max":
-            _pool_first(self.layers, self.wanted)
         self.mean: Tensor
         self.register_buffer("mean", torch.tensor(weights.mean, device=device).view(1, 3, 1, 1), persistent=False)
         for name in (layer.name for layer in self.layers if layer.is_convolution):
@@ -65,36 +94,67 @@ class Backbone(nn.Module):
                 self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
     def forward(
-        self,
-        pictures: Tensor,
-        tap: Callable[[str, Tensor], Tensor] | None = None,
-        crops: Mapping[str, list[int]] = MappingProxyType({}),
+        self, pictures: Tensor, crops: Crops = MappingProxyType({}), tape: list[Pass] | None = None
     ) -> dict[str, Tensor]:
         """Return the features (B, C, h, w) of the wanted layers by name, for `pictures` (B, 3, H, W), RGB, 0..255.
 
-        `tap` is called with the name and the features of each wanted layer, and returns the features to go on with.
-        `crops` maps a layer to [left, right, top, bottom]: the columns and rows to cut off its features before the next
-        layer.
+        A `tape` is filled with what `backward` needs.
         """
         x = (pictures - self.mean).to(self.dtype, memory_format=torch.channels_last)
-        features = {}
+        convolve, rectified, features = _fastest(x.device, x.dtype), False, {}
         for layer in self.layers:
-            name = layer.name
+            before, winners = x, None
             if layer.is_convolution:
-                weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
-                x = F.conv2d(x, weight, bias, layer.stride, layer.padding)
-            elif layer.is_pooling:
-                x = self.pool(x, layer.kernel, layer.stride)
+                weight, bias = getattr(self, f"{layer.name}_weight"), getattr(self, f"{layer.name}_bias")
+                rectified = layer.name not in self.wanted
+                function = convolve if rectified else F.conv2d
+                x = function(x, weight, bias, layer.stride, layer.padding)
+            elif not layer.is_pooling:
+                x = x if rectified else F.relu(x)
+            elif self.takes_maxima:
+                x, winners = F.max_pool2d(x, layer.kernel, layer.stride, return_indices=True)
             else:
-                # In place, unless the convolution's own output is wanted too.
-                x = F.relu(x, inplace=name.replace("relu", "conv") not in self.wanted)
-            if name in self.wanted:
-                x = tap(name, x) if tap else x
-                features[name] = x
-            if name in crops:
-                # By negative padding, because the derivative of a slice is not channels_last.
-                x = F.pad(x, [-positions for positions in crops[name]])
+                x = F.avg_pool2d(x, layer.kernel, layer.stride)
+            if tape is not None:
+                tape.append(Pass(layer, before, x, winners))
+            if layer.name in self.wanted:
+                features[layer.name] = x
+            if layer.name in crops:
+                # By negative padding, because a slice is not channels_last.
+                x = F.pad(x, [-positions for positions in crops[layer.name]])
         return features
+
+    def backward(
+        self, tape: list[Pass], add: Callable[[str, Tensor, Tensor], None], crops: Crops = MappingProxyType({})
+    ) -> Tensor:
+        """Return the derivative of a loss with respect to the pictures, (B, 3, H, W), in `dtype`.
+
+        tape: filled by a forward pass with the same `crops`; emptied, so that memory is freed on the way. add: called
+        with the name of each wanted layer, its features, and the derivative with respect to them through the layers
+        above; adds the loss's own, in place.
+        """
+        gradient, above = torch.zeros_like(tape[-1].after), None
+        while tape:
+            layer, before, after, winners = tape.pop()
+            if layer.name in crops and above:
+                gradient = F.pad(gradient, crops[layer.name])
+            if layer.name in self.wanted:
+                add(layer.name, after, gradient)
+            window = [layer.kernel] * 2, [layer.stride] * 2, [layer.padding] * 2
+            if layer.is_convolution:
+                weight = getattr(self, f"{layer.name}_weight")
+                options = None, *window[1:], [1, 1], False, [0, 0], 1, [True, False, False]
+                gradient = aten.convolution_backward(gradient, before, weight, *options)[0]
+            elif winners is not None:
+                # A window's maximum is its ReLU's if it is positive: masked here, a quarter of the ReLU's positions.
+                _mask(gradient, after)
+                gradient = aten.max_pool2d_with_indices_backward(gradient, before, *window, [1, 1], False, winners)
+            elif layer.is_pooling:
+                gradient = aten.avg_pool2d_backward(gradient, before, *window, False, True, None)
+            elif layer.name in self.wanted or not (above and above.is_pooling and self.takes_maxima):
+                _mask(gradient, after)
+            above = layer
+        return gradient
 
     def shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Return the shape (C, h, w) of each layer's features, for a picture of `height` × `width` pixels."""
@@ -103,3 +163,8 @@ class Backbone(nn.Module):
             height, width = layer.length(height), layer.length(width)
             shapes[layer.name] = layer.channels, height, width
         return shapes
+
+
+def _mask(gradient: Tensor, features: Tensor) -> None:
+    """Set `gradient` to zero, in place, where a ReLU returned zero."""
+    aten.threshold_backward(gradient, features, 0, grad_input=gradient)

@@ -13,11 +13,9 @@ An optimiser offers a `trial` to evaluate and is then given its loss and gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fft
 
 BOX = (0.0, 255.0)
@@ -27,7 +25,7 @@ HISTORY = 20
 """Steps that L-BFGS remembers, unless memory is short."""
 
 PIECE = 2**22
-"""Values of a vector that are handled at once, so that working memory stays small beside the vectors."""
+"""Values of a picture up to which its channels are handled at once: more would take too much working memory."""
 
 
 class Optimizer(Protocol):
@@ -80,14 +78,14 @@ class _Descent:
     """Base of the optimisers that keep every trial; the best one is stored separately."""
 
     def __init__(self, pictures: Tensor) -> None:
-        self.trial, self.best = pictures, pictures.clone()
+        self.trial, self.best = pictures.clone(), pictures.clone()
         self.lowest_loss = pictures.new_full((len(pictures),), torch.inf)
         self.step_scale = pictures.new_zeros(len(pictures))  # no state is valid at another scale
 
     def _keep(self, loss: Tensor) -> Tensor:
         """Store the trials that are the best so far; returns True for each picture, (B,), as all trials are kept."""
         better = loss < self.lowest_loss
-        self.lowest_loss = torch.where(better, loss, self.lowest_loss)
+        torch.where(better, loss, self.lowest_loss, out=self.lowest_loss)
         torch.where(better[:, None, None, None], self.trial, self.best, out=self.best)
         return torch.ones_like(better)
 
@@ -112,7 +110,7 @@ class Adam(_Descent):
         super().__init__(pictures)
         self.learning_rate = 10.0 if learning_rate is None else learning_rate
         self.mean, self.variance = torch.zeros_like(pictures), torch.zeros_like(pictures)
-        self.count = 0
+        self.count = torch.zeros((), dtype=torch.float64, device=pictures.device)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Step along the gradient's running mean, divided by its running deviation; every trial is kept."""
@@ -122,8 +120,8 @@ class Adam(_Descent):
         self.mean.lerp_(gradient, 1 - first)
         self.variance.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         deviation = (self.variance / (1 - second**self.count)).sqrt_().add_(self.epsilon)
-        rate = self.learning_rate / (1 - first**self.count)
-        self.trial = torch.addcdiv(self.trial, self.mean, deviation, value=-rate).clamp_(*BOX)
+        step = torch.div(self.mean, deviation, out=deviation)
+        self.trial.sub_(step.mul_(self.learning_rate / (1 - first**self.count))).clamp_(*BOX)
         return kept
 
     def select(self, which: Tensor) -> None:
@@ -148,7 +146,7 @@ class GradientDescent(_Descent):
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Step down the gradient; every trial is kept."""
         kept = self._keep(loss)
-        self.trial = torch.add(self.trial, gradient, alpha=-self.learning_rate).clamp_(*BOX)
+        self.trial.sub_(gradient, alpha=self.learning_rate).clamp_(*BOX)
         return kept
 
 
@@ -163,7 +161,8 @@ class LBFGS:
     direction. A step that raises the loss is taken back and tried again shorter. A curvature pair without positive
     curvature is not kept.
 
-    Beside the history it holds three vectors of a picture's size, `trial`, `best` and `gradient`, changed in place.
+    Beside the history it holds three vectors of a picture's size, `trial`, `best` and `gradient`. All state is changed
+    in place, so that a CUDA graph can replay a step.
     """
 
     cutoff = 0.02
@@ -186,17 +185,20 @@ class LBFGS:
         self.learning_rate = 1.0 if learning_rate is None else learning_rate
         self.trial, self.best = (pictures.clone(memory_format=torch.contiguous_format) for _ in range(2))
         self.gradient = torch.zeros_like(self.best)
+        self.free = torch.ones_like(self.best, dtype=torch.bool)  # pixels that the box does not hold
         self.loss = pictures.new_full((count,), torch.inf)
         self.step = pictures.new_ones(count)
         self.refusals = pictures.new_zeros(count)
-        self.gamma = pictures.new_zeros(count) if step_scale is None else step_scale * pixels
+        self.gamma = pictures.new_zeros(count) if step_scale is None else step_scale.to(pictures.dtype) * pixels
         height, width = pictures.shape[-2:]
         down, across = (f(n, device=pictures.device) for f, n in ((fft.fftfreq, height), (fft.rfftfreq, width)))
         self.response = (1 + (down[:, None].square() + across.square()) / self.cutoff**2).rsqrt().to(pictures.dtype)
         # Rows 2i and 2i + 1 of `curvature` are s and Py of slot i. Each picture fills its slots in turn. There is one
         # more slot than steps to remember, so that a curvature pair that is not worth keeping overwrites none.
         self.slots, self.observed = history + 1, 0
-        self.curvature = pictures.new_empty(count, 2 * self.slots, pixels)
+        rows = 2 * self.slots
+        # On a CPU, memory that no step needs yet is not touched.
+        self.curvature = (pictures.new_zeros if pictures.is_cuda else pictures.new_empty)(count, rows, pixels)
         self.newest = torch.full((count,), history, device=pictures.device)
         self.valid = torch.zeros(count, self.slots, dtype=torch.bool, device=pictures.device)
         self.sy = pictures.new_zeros(count, self.slots, self.slots, dtype=torch.float64)
@@ -204,20 +206,20 @@ class LBFGS:
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Keep each trial whose loss is lower and step from there; elsewhere try a shorter step again."""
-        accepted = (loss < self.loss) & torch.stack([part.isfinite().all(1) for (part,) in _pieces(gradient)]).all(0)
-        slot = self._remember(gradient, accepted & self.loss.isfinite())
-        self.refusals = torch.where(accepted, 0, self.refusals + 1)
+        accepted = (loss < self.loss) & gradient.flatten(1).sum(1).isfinite()
+        torch.where(accepted, loss, self.loss, out=self.loss)
+        slot = (self.newest + 1) % self.slots
+        products = self._accept(accepted, gradient, slot)
+        self.refusals.add_(1).masked_fill_(accepted, 0)
         stuck = self.refusals >= self.give_up
-        self.refusals = torch.where(stuck, 0, self.refusals)
+        self.refusals.masked_fill_(stuck, 0)
         self.valid &= ~stuck[:, None]
-        products = self._accept(accepted, gradient)
-        self.loss = torch.where(accepted, loss, self.loss)
         if self.observed == 0:
             squares = [self._smooth(self.gradient[part]).square().mean((1, 2, 3)) for part in _planes(self.gradient)]
             length = torch.stack(squares).mean(0).sqrt().clamp_min(torch.finfo(loss.dtype).tiny)
-            self.gamma = torch.where(self.gamma > 0, self.gamma, self.first_move / length)
-        self.step = torch.where(accepted, self.learning_rate, self.step * self.shrink)
-        self._follow(products, slot)
+            torch.where(self.gamma > 0, self.gamma, self.first_move / length, out=self.gamma)
+        self.step.mul_(self.shrink).masked_fill_(accepted, self.learning_rate)
+        self._follow(self._weights(products, slot))
         self.observed += 1
         return accepted
 
@@ -231,88 +233,78 @@ class LBFGS:
 
     def select(self, which: Tensor) -> None:
         """Keep only some of the pictures; `which` holds their indices."""
-        vectors = ("trial", "best", "gradient", "loss", "step", "refusals", "gamma")
+        vectors = ("trial", "best", "gradient", "free", "loss", "step", "refusals", "gamma")
         for name in (*vectors, "curvature", "newest", "valid", "sy", "ypy"):
             setattr(self, name, getattr(self, name)[which])
 
     @property
-    def _written(self) -> Tensor:
-        """The rows of `curvature` written so far, (B, 2k, N)."""
-        return self.curvature[:, : 2 * min(self.observed, self.slots)]
+    def _written(self) -> int:
+        """Rows of `curvature` that a step reads: on a GPU all of them, so that every step is the same."""
+        return 2 * (self.slots if self.curvature.is_cuda else min(self.observed, self.slots))
 
     def _smooth(self, planes: Tensor) -> Tensor:
         """Apply P to `planes` (B, C, H, W)."""
         smooth: Tensor = fft.irfft2(fft.rfft2(planes).mul_(self.response), s=planes.shape[-2:])
         return smooth
 
-    def _remember(self, gradient: Tensor, moved: Tensor) -> Tensor:
-        """Store the newest (s, Py) of each picture that moved and met positive curvature.
+    def _accept(self, accepted: Tensor, gradient: Tensor, slot: Tensor) -> Tensor:
+        """Make the accepted trials the best pictures, and store (s, Py) in each picture's `slot` (B,).
 
-        Returns each picture's slot for it, (B,).
+        Returns the products (B, 2m, 2) of the rows of `curvature` with the newest y and with the gradient, from which
+        the pixels that it pushes out of the box are left out. `trial` is left holding P times that gradient.
         """
-        slot = (self.newest + 1) % self.slots
-        if self.observed == 0:
-            return slot
-        if self.observed <= self.slots:
+        written, batch = self._written, torch.arange(len(slot), device=slot.device)
+        if not self.curvature.is_cuda and 0 < self.observed <= self.slots:
             # Newly in use and not initialised: a picture that stores nothing now would not overwrite them.
-            self._written[:, -2:] = 0
-        products = self.gamma.new_zeros(3, len(moved), dtype=torch.float64)
-        for trial, best, new, old in _pieces(self.trial, self.best, gradient, self.gradient):
-            s, y = trial - best, new - old
-            products += torch.stack([(a * b).sum(1) for a, b in ((s, y), (s, s), (y, y))])
-        s_y, s_squared, y_squared = products
-        positive = moved & (s_y > 1e-4 * (s_squared * y_squared).sqrt())
-        y_p_y = torch.zeros_like(s_y)
-        # Masked by `where`, because s and y of the other pictures may be NaN.
-        mask = positive[:, None, None, None]
-        batch = torch.arange(len(moved), device=moved.device)
+            self.curvature[:, written - 2 : written] = 0
         planes = self.curvature.view(*self.curvature.shape[:2], *gradient.shape[1:])
+        products = self.gamma.new_zeros(*self.curvature.shape[:2], 2, dtype=torch.float64)
+        s_squared, y_squared = products.new_zeros(2, len(slot))
+        mask = accepted[:, None, None, None]
         for part in _planes(gradient):
-            s, y = self.trial[part] - self.best[part], gradient[part] - self.gradient[part]
-            smooth = self._smooth(y)
-            y_p_y += (y * smooth).sum((1, 2, 3))
-            planes[batch, 2 * slot, part[1]] = torch.where(mask, s, 0)
-            planes[batch, 2 * slot + 1, part[1]] = torch.where(mask, smooth, 0)
-        self.gamma = torch.where(positive, s_y / y_p_y, self.gamma).to(self.gamma.dtype)
-        self.newest = torch.where(positive, slot, self.newest)
+            trial, best, old, free = (vector[part] for vector in (self.trial, self.best, self.gradient, self.free))
+            s = trial - best
+            planes[batch, 2 * slot, part[1]] = s
+            s_squared += torch.linalg.vector_norm(s, dim=(1, 2, 3)).square()
+            del s
+            torch.where(mask, trial, best, out=best)
+            pair = gradient.new_empty(len(slot), 2, *best.shape[1:])
+            y, downhill = pair.unbind(1)
+            # A refused gradient may be NaN.
+            torch.sub(gradient[part], old, out=y).masked_fill_(~mask, 0)
+            y_squared += torch.linalg.vector_norm(y, dim=(1, 2, 3)).square()
+            torch.where(mask, gradient[part], old, out=old)
+            torch.logical_not(outward(best, old), out=free)
+            torch.mul(old, free, out=downhill)
+            planes[batch, 2 * slot + 1, part[1]] = self._smooth(y)
+            trial.copy_(self._smooth(downhill))
+            products[:, :written] += planes[:, :written, part[1]].flatten(2) @ pair.flatten(2).mT
+        s_y, y_p_y = products[batch, 2 * slot, 0], products[batch, 2 * slot + 1, 0]
+        positive = s_y > 1e-4 * (s_squared * y_squared).sqrt()
+        self.gamma.copy_(torch.where(positive, s_y / y_p_y, self.gamma))
+        torch.where(positive, slot, self.newest, out=self.newest)
         self.valid.scatter_(1, slot[:, None], positive[:, None])
-        return slot
-
-    def _accept(self, accepted: Tensor, gradient: Tensor) -> Tensor:
-        """Make the accepted trials the best pictures.
-
-        Returns the products (B, 2k, 2) of the written rows of `curvature` with the newest y and with the gradient, from
-        which the pixels that it pushes out of the box are left out.
-        """
-        products = self.curvature.new_zeros(len(accepted), self._written.shape[1], 2, dtype=torch.float64)
-        vectors = (self._written, self.trial, gradient, self.best, self.gradient)
-        for curvature, trial, new, best, old in _pieces(*vectors):
-            y = new - old
-            torch.where(accepted[:, None], trial, best, out=best)
-            torch.where(accepted[:, None], new, old, out=old)
-            products += curvature @ torch.stack([y, old * ~outward(best, old)], 2)
         return products
 
-    def _follow(self, products: Tensor, slot: Tensor) -> None:
-        """Set the next trial: a step along −H·gradient, without the pixels that it would push out of the box."""
-        direction = self.trial  # computed in the trial's memory
-        for part in _planes(direction):
-            torch.mul(self.gradient[part], ~outward(self.best[part], self.gradient[part]), out=direction[part])
-            direction[part] = self._smooth(direction[part])
-        direction *= -self.gamma[:, None, None, None]
-        if self.observed:
-            weights = self._weights(products, slot).to(direction.dtype)
-            for curvature, piece in _pieces(self._written, direction):
-                piece -= (weights[:, None] @ curvature)[:, 0]
-        for piece, best, gradient in _pieces(direction, self.best, self.gradient):
-            piece *= ~outward(best, gradient)
-        direction.mul_(self.step[:, None, None, None]).add_(self.best).clamp_(*BOX)
+    def _follow(self, weights: Tensor) -> None:
+        """Set the next trial: a step along −H·gradient, without the pixels that it would push out of the box.
+
+        `trial` holds P·gradient; `weights` (B, 2m) are those of the curvature rows in H·gradient / γ.
+        """
+        step, written = (-self.step * self.gamma)[:, None, None, None], self._written
+        weights = weights[:, None, :written].to(self.trial.dtype)
+        planes = self.curvature.view(*self.curvature.shape[:2], *self.trial.shape[1:])
+        for part in _planes(self.trial):
+            direction = self.trial[part]
+            direction.flatten(1)[:, None].baddbmm_(weights, planes[:, :written, part[1]].flatten(2))
+            direction.mul_(self.free[part])
+            torch.addcmul(self.best[part], direction, step, out=direction).clamp_(*BOX)
 
     def _weights(self, products: Tensor, slot: Tensor) -> Tensor:
-        """Return the weights (B, 2k) of the curvature rows in the direction; `slot` (B,) was written last."""
-        m, written, batch = self.slots, products.shape[1] // 2, torch.arange(len(slot), device=slot.device)
+        """Return the weights (B, 2m) of the curvature rows in H·gradient / γ; `slot` (B,) was written last."""
+        m, batch = self.slots, torch.arange(len(slot), device=slot.device)
         # Dimensions: picture, slot, row (s or Py), factor (y or gradient).
-        products = F.pad(products, (0, 0, 0, 2 * (m - written))).view(-1, m, 2, 2)
+        products = products.view(-1, m, 2, 2)
         (s_y, py_y), (p, q) = (products[..., i].unbind(2) for i in range(2))
         self.sy[batch, :, slot] = s_y
         self.ypy[batch, :, slot] = self.ypy[batch, slot, :] = py_y
@@ -328,18 +320,12 @@ class LBFGS:
         v = sy.diagonal(dim1=1, dim2=2) * u + gamma * ((ypy @ u[..., None])[..., 0] - q)
         a = torch.linalg.solve_triangular(r.mT, v[..., None], upper=False)[..., 0]
         weights = torch.zeros_like(products[..., 0])
-        weights.scatter_(1, order[:, :, None].expand(-1, -1, 2), torch.stack([a, -gamma * u], 2))
-        return weights[:, :written].flatten(1)
+        weights.scatter_(1, order[:, :, None].expand(-1, -1, 2), torch.stack([a / gamma, -u], 2))
+        return weights.flatten(1)
 
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {"lbfgs": LBFGS, "adam": Adam, "sgd": GradientDescent}
 """Optimisers by the recipe's `optimizer`."""
-
-
-def _pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the same piece of each vector (B, …, N) as views, one piece after the other; pictures are flattened."""
-    flat = [vector.flatten(1) if vector.ndim == 4 else vector for vector in vectors]
-    yield from zip(*(torch.split(vector, PIECE, -1) for vector in flat), strict=True)
 
 
 def _planes(pictures: Tensor) -> list[tuple[slice, slice]]:

@@ -15,8 +15,10 @@ from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.color import COLORS, ColorMethod
 from batchnst.transfer.device import release_memory
-from batchnst.transfer.losses import Losses, Objective, Region, guide
+from batchnst.transfer.graph import Recorded
+from batchnst.transfer.losses import Losses, Region, guide
 from batchnst.transfer.memory import UNBOUNDED, Fitting
+from batchnst.transfer.objective import Objective
 from batchnst.transfer.optimizers import BOX, OPTIMIZERS
 from batchnst.transfer.pyramid import Scale, resize, scales
 from batchnst.transfer.tiling import FORWARD, TiledObjective, features, gram_matrices
@@ -165,8 +167,7 @@ def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[
 class _Painter:
     """The optimisation of a batch at one scale.
 
-    active: indices of the pictures that have not stopped. losses: those of each picture's best state, (B,). stopped:
-    why each picture stopped.
+    active: indices of the pictures that have not stopped. stopped: why each picture stopped.
     """
 
     def __init__(
@@ -182,7 +183,10 @@ class _Painter:
         self._indices = torch.arange(len(pictures), device=pictures.device)  # `active` on the device
         self._step_scale = torch.zeros(len(pictures), device=pictures.device)
         self._current: Losses | None = None  # of the active pictures as they are now
+        self._best: Losses  # of the active pictures' best states
+        self._losses: Losses  # of all pictures' best states when one of them ended last
         self._checked = torch.full_like(self._step_scale, torch.inf)  # lowest totals at the last check
+        self._advance = self._record()
 
     @property
     def best(self) -> Tensor:
@@ -197,25 +201,37 @@ class _Painter:
         """The step scale of each picture for the next scale's optimiser, (B,)."""
         return self._step_scale.index_copy(0, self._indices, self.optimizer.step_scale.to(self._step_scale.dtype))
 
+    @property
+    def losses(self) -> Losses:
+        """The losses of each picture's best state, (B,)."""
+        return self._losses.put(self._indices, self._best)
+
     def step(self) -> tuple[list[int], Losses]:
         """Do one step; returns the active pictures and their losses (b,) now."""
+        self._advance()
+        assert self._current is not None
+        return self.active, self._current.copy()
+
+    def _record(self) -> Callable[[], None]:
+        """Return `_step`, as a CUDA graph where that is possible."""
+        return Recorded(self._step) if self.objective.recordable and self._indices.is_cuda else self._step
+
+    def _step(self) -> None:
         with record_function("objective"):
             losses, gradient = self.objective(self.optimizer.trial)
         with record_function("optimizer"):
             accepted = self.optimizer.observe(losses.total, gradient)
         if self._current is None:
-            self._current = self.losses = losses
-            return self.active, losses
+            self._current, self._best, self._losses = losses, losses.copy(), losses.copy()
+            return
         # A step that was taken back leaves the picture, and so its losses, as they were.
-        self._current = losses.where(accepted, self._current)
-        best = self.losses.select(self._indices)
-        better = (losses.total < best.total) | ~best.total.isfinite()
-        self.losses = self.losses.put(self._indices, losses.where(better, best))
-        return self.active, self._current
+        self._current.assign(losses.where(accepted, self._current))
+        better = (losses.total < self._best.total) | ~self._best.total.isfinite()
+        self._best.assign(losses.where(better, self._best))
 
     def drop_stopped(self) -> bool:
         """Drop the active pictures whose loss has stopped falling or has exploded; returns True if any are left."""
-        total = self.losses.total[self._indices]
+        total = self._best.total
         flat = (self._checked - total <= self.tolerance * total) & (self.tolerance > 0)
         self._checked = total
         diverged = self._diverged()
@@ -237,20 +253,21 @@ class _Painter:
         """Return a mask of the active pictures, (b,), whose loss is not finite or has exploded."""
         assert self._current is not None
         now = self._current.total
-        return ~now.isfinite() | (now > EXPLODED * self.losses.total[self._indices])
+        return ~now.isfinite() | (now > EXPLODED * self._best.total)
 
     def _keep(self, positions: list[int]) -> None:
         """Keep only some of the active pictures; `positions` are their positions in `active`."""
         assert self._current is not None
-        self._step_scale = self.step_scale
+        self._step_scale, self._losses = self.step_scale, self.losses
         ended = [i for i in range(len(self.active)) if i not in positions]
         self._ended |= {self.active[i]: self.optimizer.best[i].clone() for i in ended}
         self.active = [self.active[i] for i in positions]
         which = torch.tensor(positions, dtype=torch.long, device=self._indices.device)
         self._indices, self._checked = self._indices[which], self._checked[which]
-        self._current = self._current.select(which)
+        self._current, self._best = self._current.select(which), self._best.select(which)
         self.objective = self.objective.select(which)
         self.optimizer.select(which)
+        self._advance = self._record()
 
 
 def _recolored(parts: Sequence[Guide], content: Tensor, color: ColorMethod) -> list[Guide]:
@@ -292,6 +309,8 @@ def _objective(
     if tiled:
         release_memory(subjects.device)
         return TiledObjective(backbone, recipe, content, regions, int(fitting.tile), fitting.devices)
+    # In the dtype of the losses, so that no step converts them.
+    content = {name: target.to(subjects.dtype) for name, target in content.items()}
     return Objective(backbone, recipe, content, regions)
 
 

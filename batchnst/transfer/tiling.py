@@ -1,8 +1,8 @@
 """The exact losses and gradient of pictures larger than memory, tile by tile.
 
 Losses are functions of sums over positions (`Sums`). A first pass over the tiles adds up these sums, without gradients;
-from them follow the losses and the losses' derivatives with respect to the sums. A second pass differentiates each
-tile's sums with respect to its pixels.
+from them follow the losses and the slopes of the Gram matrices. A second pass computes each tile's share of the
+gradient.
 
 A tile is a core with a margin around it, as wide as the core's positions in the deepest layer can see: their features
 are then exactly those of the whole picture. Features in the margin are affected by the zeros that each layer finds
@@ -26,9 +26,10 @@ from torch import Tensor
 
 from batchnst.backbones import Layer, strides
 from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import Backbone, Place
+from batchnst.transfer.backbone import Backbone, Pass, Place
 from batchnst.transfer.device import release_memory
-from batchnst.transfer.losses import ALL, Losses, Objective, Region, Sums, Tile, guide, tap_products
+from batchnst.transfer.losses import Losses, Region, Sums, channel_products, guide
+from batchnst.transfer.objective import Objective, Tile
 
 Result = TypeVar("Result")
 
@@ -124,6 +125,8 @@ class TiledObjective(Objective):
     `content` may be on the host. With several `devices`, each computes a share of the tiles.
     """
 
+    recordable = False
+
     def __init__(
         self,
         backbone: Backbone,
@@ -137,32 +140,26 @@ class TiledObjective(Objective):
         self.side = side
         self.backbones = [backbone, *(deepcopy(backbone).to(device) for device in devices[1:])]
 
+    @torch.no_grad()
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
         """Return losses and gradient, as an Objective does."""
         height, width = pictures.shape[-2:]
         coarse, fine = (grid(self.backbone, height, width, side) for side in (FORWARD * self.side, self.side))
 
         def measure(backbone: Backbone, tile: Tile) -> Sums:
-            with torch.no_grad():
-                return self.sums(backbone, pictures[tile.window].to(backbone.mean.device), tile)
+            return self.sums(backbone, pictures[tile.window].to(backbone.mean.device), tile)
 
         def differentiate(backbone: Backbone, tile: Tile) -> Tensor:
-            pixels = pictures[tile.window].to(backbone.mean.device).detach().requires_grad_()
-            with torch.enable_grad():
-                tile_sums = self.sums(backbone, pixels, tile, multiply=False)
-            upstream = [derivative.to(pixels.device) for derivative in derivatives]
-            return torch.autograd.grad(tile_sums.tensors, pixels, upstream)[0].to(pictures.device)
+            pixels, tape = pictures[tile.window].to(backbone.mean.device), list[Pass]()
+            backbone(pixels.expand(-1, 3, -1, -1), tile.crops, tape)
+            return self.gradient(backbone, pixels, tape, slopes, tile).to(pictures.device)
 
-        sums = reduce(Sums.add_, self._map(measure, coarse))
-        sums.requires_grad_()
-        with torch.enable_grad():
-            losses = self.losses(sums, height, width)
-        derivatives = torch.autograd.grad(losses.total.sum(), sums.tensors)
+        losses, slopes = self.losses(reduce(Sums.add_, self._map(measure, coarse)), height, width)
         gradient = torch.zeros_like(pictures)
         for tile, tile_gradient in zip(fine, self._map(differentiate, fine), strict=True):
             gradient[tile.window] += tile_gradient
         release_memory(pictures.device)  # for the optimiser
-        return losses.detach(), gradient
+        return losses, gradient
 
     def _map(self, function: Callable[[Backbone, Tile], Result], tiles: Sequence[Tile]) -> Iterator[Result]:
         """Yield the results of `function` for `tiles`, in their order; several devices take turns."""
@@ -188,17 +185,13 @@ def gram_matrices(
     guides = {} if mask is None else {name: guide(mask, *shapes[name][1:]) for name in layers}
     sums: dict[str, Tensor] = {}
     for tile in grid(backbone, height, width, side):
-
-        def tap(name: str, features: Tensor, tile: Tile = tile) -> Tensor:
-            if name in layers:
-                core = features[tile.core[name]]
-                if guides:
-                    core = core * guides[name][tile.place[name]].to(core)
-                products = tap_products(core, ALL)[1]
-                sums[name] = sums[name] + products if name in sums else products
-            return features
-
-        backbone(picture[tile.window].to(backbone.mean), tap, tile.crops)
+        features = backbone(picture[tile.window].to(backbone.mean), tile.crops)
+        for name in layers:
+            core = features[name][tile.core[name]]
+            if guides:
+                core = core * guides[name][tile.place[name]].to(core)
+            products = channel_products(core)
+            sums[name] = sums[name] + products if name in sums else products
     return {name: products / math.prod(shapes[name][1:]) for name, products in sums.items()}
 
 
@@ -218,11 +211,7 @@ def features(
         for name in layers
     }
     for tile in grid(backbone, height, width, side):
-
-        def tap(name: str, features: Tensor, tile: Tile = tile) -> Tensor:
-            if name in result:
-                result[name][tile.place[name]] = features[tile.core[name]].to(device)
-            return features
-
-        backbone(pictures[tile.window], tap, tile.crops)
+        seen = backbone(pictures[tile.window], tile.crops)
+        for name, values in result.items():
+            values[tile.place[name]] = seen[name][tile.core[name]].to(device)
     return result

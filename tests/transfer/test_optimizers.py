@@ -14,7 +14,8 @@ from batchnst.painting.tensors import to_tensors
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.losses import Objective, Region, gram_matrix
+from batchnst.transfer.losses import Region, gram_matrix
+from batchnst.transfer.objective import Objective
 from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Adam, GradientDescent, Optimizer
 from tests.helpers import in_double
 

@@ -14,8 +14,9 @@ from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.losses import Objective, Region, gram_matrix, guide
+from batchnst.transfer.losses import Region, gram_matrix, guide
 from batchnst.transfer.memory import UNBOUNDED
+from batchnst.transfer.objective import Objective
 from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.tiling import TiledObjective, features, gram_matrices, grid
 from batchnst.transfer.weights import Weights
