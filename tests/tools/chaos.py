@@ -186,7 +186,7 @@ class Wrong(real):
 def import_module(name, *rest, **options):
     module = real_import(name, *rest, **options)
     if name.startswith("batchnst"):
-        for own in [own for key, own in sys.modules.items() if key.startswith("batchnst.")]:
+        for own in [own for key, own in list(sys.modules.items()) if key.startswith("batchnst.")]:
             if getattr(own, "datetime", None) is real:
                 own.datetime = Wrong
     return module
