@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
 from batchnst.bench.speed import NoisePainting, remember_speed, seconds_per_call
 from batchnst.engine.events import Finished
@@ -139,11 +140,24 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Figures:
 def measure_step(recipe: Recipe, device: torch.device, size: int, batch: int) -> StepSpeed:
     """Measure one step, with the optimiser, of `batch` pictures in the ratio 4:3 whose longest side is `size`."""
     painting = NoisePainting(recipe, device, size, batch)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         painting.step()
     seconds = seconds_per_call(painting.step, device)
     memory = peak_memory_bytes(device)
     return StepSpeed(size, batch, seconds / batch, counter.get_total_flops() / seconds, memory)
+
+
+def _convolution_flops(x_shape: list[int], w_shape: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    """FLOPs of a convolution with bias and ReLU in one kernel."""
+    return conv_flop_count(x_shape, w_shape, out_shape)
+
+
+_FORMULAS: dict[Any, Any] = {
+    torch.ops.mkldnn._convolution_pointwise: _convolution_flops,
+    torch.ops.aten.cudnn_convolution_relu: _convolution_flops,
+    torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
+}
+"""Formulas for operations of the network that torch's counter does not know."""
 
 
 def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Figures:

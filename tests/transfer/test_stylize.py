@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer import stylize as module
 from batchnst.transfer.color import luminance
 from batchnst.transfer.pyramid import Scale, resize, scales, work
-from batchnst.transfer.stylize import Guide
+from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.tiling import gram_matrices
 from batchnst.transfer.weights import Weights
-from tests.helpers import load, paint, whole
+from tests.helpers import CPU, finish, in_double, load, paint, whole
 
 
 def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weights) -> None:
@@ -178,19 +179,21 @@ def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Pa
 
 
 def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=48, steps=40, min_size=48, tolerance=0.03)
-    content = load(images / "astronaut.png", recipe)
+    # In float64: in fewer bits, roundings grow to percents.
+    recipe = Recipe(size=48, steps=40, min_size=48, tolerance=0.03, tv_weight=0, precision="fp32")
+    network = in_double(load_backbone(recipe, weights, CPU))
+    content, style = (load(images / name, recipe).double() for name in ("astronaut.png", "swirls.png"))
     # The first picture is its own style and content: nothing to gain. The second has far to go.
     contents = torch.cat([content, content])
-    guides = [whole(content), whole(load(images / "swirls.png", recipe))]
-    result, steps = paint(contents, guides, recipe.model_copy(update={"tv_weight": 0.0}), weights)
+    guides = [whole(content), whole(style)]
+    result, steps = finish(stylize(contents, guides, recipe, lambda _: network))
     active = [step.active for step in steps]
     assert active[0] == [0, 1]
     assert active[-1] == [1]
     assert result.stopped[0] == "plateau"
     assert all(len(step.losses.total) == len(step.active) for step in steps)
-    alone, _ = paint(content, [guides[1]], recipe.model_copy(update={"tv_weight": 0.0}), weights)
-    torch.testing.assert_close(result.losses.total[1:], alone.losses.total, rtol=0.02, atol=0)
+    alone, _ = finish(stylize(content, [guides[1]], recipe, lambda _: network))
+    torch.testing.assert_close(result.losses.total[1:], alone.losses.total, rtol=1e-3, atol=0)
 
 
 def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: Weights) -> None:
