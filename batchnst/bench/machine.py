@@ -44,6 +44,7 @@ from batchnst.transfer.device import (
     tune_process,
     usable_cpus,
 )
+from batchnst.transfer.graph import EAGER_CALLS
 from batchnst.transfer.memory import largest_batch
 from batchnst.transfer.pyramid import scales, work
 
@@ -166,8 +167,11 @@ def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Fig
     The shares sum to 1.
     """
     painting = NoisePainting(recipe, device, recipe.size, batches(device, recipe, recipe.size)[-1])
-    for _ in range(steps):
-        painting.step()  # until memory use is stable
+    if device.type == "cuda":
+        steps = EAGER_CALLS - 1  # a step that is recorded as a graph is one operation to the profiler
+    else:
+        for _ in range(steps):
+            painting.step()  # until memory use is stable
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
         for _ in range(steps):

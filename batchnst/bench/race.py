@@ -77,12 +77,12 @@ def _run_textbook(content: Tensor, style: Tensor, recipe: Recipe, weights: Weigh
     def report(moment: Moment) -> None:
         progress(f"textbook: step {moment.step}, loss {moment.total:.4g}", moment.step, STEPS)
 
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # torch's default, with which people run the loop
+    shortened = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True  # torch's default, with which people run the loop
     try:
         return Textbook(content, style, recipe, weights).run(STEPS, report)
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = shortened
 
 
 def _run_recipe(contents: Tensor, style: Tensor, recipe: Recipe, weights: Weights) -> list[Moment]:

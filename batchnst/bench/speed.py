@@ -24,6 +24,7 @@ from batchnst.transfer.device import (
     tune_process,
     usable_cpus,
 )
+from batchnst.transfer.graph import EAGER_CALLS
 from batchnst.transfer.stylize import Guide, stylize
 
 ROUNDS = 3
@@ -54,7 +55,8 @@ class NoisePainting:
 
 def seconds_per_call(function: Callable[[], Tensor | None], device: torch.device) -> float:
     """Seconds for each of many successive calls of `function`: the median of ROUNDS."""
-    function()
+    for _ in range(EAGER_CALLS + 2 if device.type == "cuda" else 1):  # a step is recorded as a graph first
+        function()
     synchronize(device)
     start = time.perf_counter()
     function()
