@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop, conv_flop_count
 
 from batchnst.bench.speed import NoisePainting, remember_speed, seconds_per_call
 from batchnst.engine.events import Finished
@@ -153,10 +153,16 @@ def _convolution_flops(x_shape: list[int], w_shape: list[int], *_: object, out_s
     return conv_flop_count(x_shape, w_shape, out_shape)
 
 
+def _product_flops(_: list[int], a_shape: list[int], b_shape: list[int], **__: object) -> int:
+    """FLOPs of a batch of matrix products that is added in place."""
+    flops: int = bmm_flop(a_shape, b_shape)
+    return flops
+
+
 _FORMULAS: dict[Any, Any] = {
     torch.ops.mkldnn._convolution_pointwise: _convolution_flops,
     torch.ops.aten.cudnn_convolution_relu: _convolution_flops,
-    torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
+    torch.ops.aten.baddbmm_: _product_flops,
 }
 """Formulas for operations of the network that torch's counter does not know."""
 
