@@ -186,7 +186,7 @@ def gram_matrices(
     sums: dict[str, Tensor] = {}
     for tile in grid(backbone, height, width, side):
         features = backbone(picture[tile.window].to(backbone.mean), tile.crops)
-        for name in layers:
+        for name in backbone.wanted.intersection(layers):
             core = features[name][tile.core[name]]
             if guides:
                 core = core * guides[name][tile.place[name]].to(core)
