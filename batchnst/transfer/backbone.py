@@ -53,13 +53,16 @@ def _with_cudnn(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: i
 @cache
 def _fastest(device: torch.device, dtype: torch.dtype) -> Convolution:
     """Return a convolution with its ReLU: in one kernel, if the library has one for this device and dtype."""
-    weight = torch.zeros(8, 8, 3, 3, dtype=dtype, device=device)
-    convolve = _with_cudnn if weight.is_cuda else _with_onednn
+    values = torch.linspace(-1, 1, 64 * 64 * 9).view(64, 64, 3, 3)
+    values = values.to(device, dtype, memory_format=torch.channels_last)
+    arguments = values, values, values[0, :, 0, 0], 1, 1
+    convolve = _with_cudnn if values.is_cuda else _with_onednn
     try:
-        convolve(weight, weight, weight[0, :, 0, 0], 1, 1)
+        found, expected = convolve(*arguments), _one_after_the_other(*arguments)
     except (RuntimeError, AttributeError):
         return _one_after_the_other
-    return convolve
+    alike = found.is_meta or torch.allclose(found, expected, rtol=0.05, atol=0.5)
+    return convolve if alike else _one_after_the_other
 
 
 class Backbone(nn.Module):

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer import stylize
+from batchnst.transfer.graph import EAGER_CALLS, Recorded
 from batchnst.transfer.optimizers import HISTORY, OPTIMIZERS
 from batchnst.transfer.weights import Weights
 from tests.helpers import CPU, finish, in_double, whole
@@ -115,3 +116,21 @@ def test_a_gpu_replays_the_step(weights: Weights, monkeypatch: pytest.MonkeyPatc
     _, eager = curve(recipe, weights, torch.device("cuda"))
     for found, expected in zip(replayed[:20], eager, strict=False):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_a_step_that_cannot_be_recorded_is_called_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def __enter__(self) -> None:
+            """Begin to record."""
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    calls: list[int] = []
+    step = Recorded(lambda: calls.append(1))
+    for _ in range(EAGER_CALLS + 3):
+        step()
+    assert len(calls) == EAGER_CALLS + 1 + 3  # once more while it was recorded, which computes nothing on a GPU
+    assert step.graph is None
