@@ -101,7 +101,7 @@ MAX_STYLES = 64
 
 @dataclass(frozen=True)
 class _Home:
-    """Where a worker runs: its node, host, process and GPUs. `problem` says why it cannot paint; None if it can."""
+    """The node, host, process and GPUs of a worker. `problem` is the reason why it cannot paint; None if it can."""
 
     node_id: str
     host: str
@@ -144,7 +144,7 @@ class _Worker:
 
     @ray.method(concurrency_group="control")
     def home(self) -> _Home:
-        """Where this worker runs, and whether it can paint."""
+        """Return this worker's home, with the reason if it cannot paint."""
         context = ray.get_runtime_context()
         gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
         return _Home(context.get_node_id(), socket.gethostname(), os.getpid(), gpus, self._problem)
@@ -214,7 +214,7 @@ class Cluster:
         """
         self.address, self.max_attempts, self.memory_limit = address, max_attempts, memory
         self._connect(address)
-        self._refreshed, self._running_nodes = -math.inf, list[dict[str, float]]()
+        self._refreshed, self._running_nodes, self._groups = -math.inf, list[dict[str, float]](), 0
         self._submitted = 0
         deadline = time.monotonic() + (0 if address == LOCAL else START_SECONDS)
         while True:
@@ -258,7 +258,7 @@ class Cluster:
             int(min(node.get(name, 0.0) / amount for name, amount in _by_node_names(resources).items()))
             for node in self._nodes()
         )
-        return max(1, held) * (2 if _node_groups() else 1)
+        return max(1, held) * (2 if self._groups else 1)
 
     @property
     def share(self) -> float:
@@ -302,10 +302,10 @@ class Cluster:
         """
         if self.gpus_per_task:
             return {"num_gpus": self.gpus_per_task, "num_cpus": 1}
-        cpus = [int(node.get("CPU", 0.0)) for node in _nodes()] or [1]
+        cpus = [int(node.get("CPU", 0.0)) for node in self._nodes()] or [1]
         needed = max(batch.memory_needed(self._cpu) for batch in chunk.batches)
         memory = min(2.0 ** math.ceil(math.log2(needed)), self._cpu.memory)  # few different amounts: workers stay
-        at_once = min(tasks, sum(int(node.get("memory", UNKNOWN_MEMORY) / memory) for node in _nodes()))
+        at_once = min(tasks, sum(int(node.get("memory", UNKNOWN_MEMORY) / memory) for node in self._nodes()))
         return {"num_cpus": max(1, min(max(cpus), sum(cpus) // max(1, at_once))), "memory": memory}
 
     def close(self) -> None:
@@ -317,9 +317,9 @@ class Cluster:
             ray.shutdown()
 
     def _nodes(self) -> list[dict[str, float]]:
-        """The resources of each running node, at most REFRESH_SECONDS old."""
+        """The resources of each running node, at most REFRESH_SECONDS old, as is the number of the node groups."""
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
-            self._running_nodes, self._refreshed = _nodes(), time.monotonic()
+            self._running_nodes, self._groups, self._refreshed = _nodes(), len(_node_groups()), time.monotonic()
         return self._running_nodes
 
     def _tasks_on(self, node: Mapping[str, float]) -> int:
@@ -377,14 +377,14 @@ def _node_groups() -> list[dict[str, float]]:
 class _Task:
     """A task that paints `chunk`.
 
-    member: the worker that runs it, None before it is submitted. alone: no other task may run on its worker.
+    member: the worker that runs it. alone: no other task may run on its worker.
     finished: the ids of the pairs that it has reported. begun: whether it paints. silent: seconds since its last
     report.
     """
 
     chunk: Chunk
     number: int
-    member: _Member | None = None
+    member: _Member
     alone: bool = False
     finished: set[str] = field(default_factory=set)
     begun: bool = False
@@ -482,9 +482,9 @@ class _Crew:
             if all(other.home and other.home.problem for other in self.members):
                 raise EngineError(f"no worker can paint: {home}: {home.problem}")
 
-    def has_failed(self, member: _Member | None) -> None:
+    def has_failed(self, member: _Member) -> None:
         """Count a failure of a worker's device."""
-        if member and member.home:
+        if member.home:
             self._failures[member.home.node_id, member.home.gpus] += 1
 
     def dismiss(self, member: _Member) -> None:
@@ -591,17 +591,14 @@ class _Window:
 
     def _next(self, stream: Any) -> Iterator[Event]:
         """Yield the next events of a task; if it has ended, forget it, or retry it if its worker was lost."""
-        task = self.running.get(stream)
-        if task is None:
-            return  # it was lost with another task of its worker
+        task = self.running[stream]
         try:
             reports: list[Event | _Begun] = ray.get(next(stream))
             task.silent = 0.0
             yield from self._note(task, reports)
         except StopIteration:
             del self.running[stream]
-            if task.member:
-                task.member.tasks.remove(task)
+            task.member.tasks.remove(task)
         except LOST as error:
             yield from self._lose(task, error)
         except RayTaskError as error:
@@ -632,11 +629,12 @@ class _Window:
             task.silent += seconds
             if task.silent > longest_silence(task.chunk) and not ray.wait([stream], timeout=0)[0]:
                 yield from self._lose(task, WorkerLost(f"nothing came from it for {_duration(task.silent)}"))
-        chunk = self._waiting()
+        starting = [member for member in self.crew.members if member.home is None]
+        hopeless = [member for member in starting if not self.cluster.can_run(member.resources)]
+        chunk = self._waiting() if hopeless else None
         if chunk and self.cluster.can_run(self.cluster.resources(chunk, self.tasks)):
-            for member in self.crew.members:
-                if member.home is None and not self.cluster.can_run(member.resources):
-                    self.crew.dismiss(member)
+            for member in hopeless:
+                self.crew.dismiss(member)
         runs = any(task.begun for task in self.running.values())
         can_run = any(self.cluster.can_run(member.resources) for member in self.crew.members)
         if self.crew.members and (notice := waiting.look(runs=runs, can_run=can_run)):
@@ -644,10 +642,9 @@ class _Window:
 
     def _lose(self, task: _Task, error: BatchNSTError | RayError) -> Iterator[Event]:
         """Retry the tasks of the worker of `task`, which is lost; its process is ended if it still exists."""
-        if task.member:
-            self.crew.dismiss(task.member)
+        self.crew.dismiss(task.member)
         self.running = {stream: other for stream, other in self.running.items() if other.member is not task.member}
-        lost = task.member.tasks if task.member else [task]
+        lost = task.member.tasks
         for one in lost:
             if one.begun or not any(other.begun for other in lost):
                 yield from self._try_again(one, error)

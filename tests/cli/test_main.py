@@ -21,7 +21,7 @@ QUICK = ["--engine", "inline", "--size", "48", "--steps", "4"]
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `plan` measures of this machine takes no seconds."""
+    """`plan` measures this machine's speed in a tenth of a second."""
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "ROUND_SECONDS", 0.1)
 

@@ -375,7 +375,11 @@ def test_pairs_that_a_lost_task_committed_without_a_report_are_told_with_their_r
         failed = ledger_row("b", status="failed", error_type="InputError", error_message="b.jpg: no such file")
         out.commit(lease, {}, [failed, ledger_row("c")], [])
         window = ray_cluster._Window(no_cluster, iter(()), {}, claim, tasks=1)
-        events = list(window._try_again(ray_cluster._Task(chunk, 7, finished={"a"}), WorkerCrashedError()))
+        events = list(
+            window._try_again(
+                ray_cluster._Task(chunk, 7, cast(ray_cluster._Member, None), finished={"a"}), WorkerCrashedError()
+            )
+        )
         with pytest.raises(Superseded):
             out.check(lease)
     told = [event for event in events if isinstance(event, Finished)]

@@ -19,7 +19,7 @@ from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.fs as pafs
 import pytest
@@ -156,7 +156,23 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise AssertionError(f"{process.args!r} does not answer: {log.read_text()}")
 
 
-class Proxy(ThreadingHTTPServer):
+class Background(ThreadingHTTPServer):
+    """A web server that answers in threads of this process while its `with` block lasts."""
+
+    def __init__(self, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Proxy(Background):
     """A proxy before a server, in threads of this process.
 
     requests: those it saw, as `METHOD path`. sent: bytes of the answers.
@@ -166,21 +182,12 @@ class Proxy(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, server: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.server = server.removeprefix("http://")
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.faults: Faults = lambda method, path: None
         self.delay_seconds = 0.02
         self.requests: list[str] = []
         self.sent = 0
-
-    def __enter__(self) -> Proxy:
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the test."""
@@ -276,24 +283,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class Generations(ThreadingHTTPServer):
+class Generations(Background):
     """Objects with the conditions of Google's XML API, as its documentation describes them: no server of Google's own,
     nor an emulator that knows them, can be installed here.
     """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _GenerationsHandler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_GenerationsHandler)
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.lock = threading.Lock()
-
-    def __enter__(self) -> Generations:
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 class _GenerationsHandler(BaseHTTPRequestHandler):
@@ -330,7 +328,7 @@ class _GenerationsHandler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class Web(ThreadingHTTPServer):
+class Web(Background):
     """A web server that has the same file everywhere, in threads of this process, and misbehaves for some paths.
 
     faults: what happens to a path: a status, `hang` (no answer) or `drip` (a byte a second). requests: how often each
@@ -341,9 +339,8 @@ class Web(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, data: bytes, certificate: Path | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _WebHandler)
+        super().__init__(_WebHandler)
         self.data, self.faults, self.requests = data, dict[str, int | str](), Counter[str]()
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.ended = threading.Event()
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -351,14 +348,9 @@ class Web(ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True)
             self.url = self.url.replace("http:", "https:")
 
-    def __enter__(self) -> Web:
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.ended.set()
-        self.shutdown()
-        self.server_close()
+        super().__exit__(*exception)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the test."""

@@ -15,14 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +36,7 @@ from batchnst.ledger.out import Out
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS
 from tests.helpers import IMAGES
 from tests.processes import descendants, is_running, task_pids
+from tests.storage.servers import Background
 
 NODES = 3
 STORE = 1 << 30
@@ -63,7 +63,7 @@ KILLS = ("worker", "node", "driver", "term")
 """What is killed: a worker process, a raylet (and a new one joins), the driver, the driver by SIGTERM."""
 
 PAUSES = ("paused worker", "paused driver", "paused compaction")
-"""What is suspended, replaced by another process as if it were dead, and wakes up again later."""
+"""Kinds of processes to suspend: another one takes over as if the first were dead, and later the first one goes on."""
 
 WORKER_SECONDS = 10.0
 """Seconds in which a worker that wakes up may do harm: it ends by itself, or is killed then."""
@@ -134,26 +134,17 @@ class Raylets:
         self.cluster.shutdown()
 
 
-class FailingServer(ThreadingHTTPServer):
+class FailingServer(Background):
     """A web server on `folder` that answers a share of all requests with an error."""
 
     def __init__(self, folder: Path, share: float) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+        super().__init__(partial(_Handler, directory=str(folder)))
         self.share, self.failures = share, 0
         self.chance = random.Random(0)
 
     def recover(self) -> None:
         """Fail no more."""
         self.share = 0
-
-    @contextmanager
-    def serving(self) -> Iterator[str]:
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{self.server_port}"
-        finally:
-            self.shutdown()
-            self.server_close()
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -426,8 +417,8 @@ def weather(photos: Path, folder: Path, pairs: int, kinds: list[str], seed: int,
     chance.shuffle(kinds)
     raylets = Raylets(clocks(folder / "clock") if failing else [{}] * NODES)
     try:
-        with server.serving() as web, (folder / "log").open("w") as log:
-            manifest, calm = make_manifest(photos, folder, pairs, web), folder / "undisturbed"
+        with server, (folder / "log").open("w") as log:
+            manifest, calm = make_manifest(photos, folder, pairs, server.url), folder / "undisturbed"
             subprocess.run(command(manifest, calm, raylets.cluster.address), check=True, stdout=log, stderr=log)
             server.share = failing
             started, storm = time.monotonic(), Storm(raylets, manifest, folder / "out", chance, log)

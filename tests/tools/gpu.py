@@ -50,7 +50,7 @@ RUN_SECONDS = 240
 
 @dataclass
 class Report:
-    """What was found. checks: name → (value, limit, whether it holds). figures: name → value."""
+    """The results. checks: name → (value, limit, whether it holds). figures: name → value."""
 
     device: str
     torch: str
