@@ -66,6 +66,19 @@ def _default_layers(kind: Literal["content_layers", "style_layers"]) -> Any:
     return Field(default_factory=lambda settings: dict.fromkeys(getattr(BACKBONES[settings["backbone"]], kind), 1.0))
 
 
+LOSSES = {
+    "balanced": {"content_weight": 1.0, "style_weight": 10.0, "tv_weight": 0.0},
+    "neural-style": {"content_weight": 5.0, "style_weight": 100.0, "tv_weight": 1e-3},
+    "gatys2016": {"content_weight": 5.0, "style_weight": 100.0, "tv_weight": 1e-3},
+}
+"""The default weights of each loss."""
+
+
+def _default_weight(key: str) -> Any:
+    """Field, at least 0, whose default depends on the loss."""
+    return Field(default_factory=lambda settings: LOSSES[settings["loss"]][key], ge=0)
+
+
 class Recipe(BaseModel):
     """All settings of one pair: immutable, validated and hashable; equal settings give the same JSON.
 
@@ -80,10 +93,10 @@ class Recipe(BaseModel):
     pooling: Literal["max", "avg"] = "max"
     content_layers: Layers = _default_layers("content_layers")
     style_layers: Layers = _default_layers("style_layers")
-    loss: Literal["neural-style", "gatys2016"] = "neural-style"
-    content_weight: float = Field(5.0, ge=0)
-    style_weight: float = Field(100.0, ge=0)
-    tv_weight: float = Field(1e-3, ge=0)
+    loss: Literal["balanced", "neural-style", "gatys2016"] = "balanced"
+    content_weight: float = _default_weight("content_weight")
+    style_weight: float = _default_weight("style_weight")
+    tv_weight: float = _default_weight("tv_weight")
     optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
     learning_rate: float | None = Field(None, gt=0, description="default: the optimizer's own")
     size: int = Field(512, ge=16, le=65536)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ def differentiate(objective: Objective, pictures: Tensor) -> tuple[Tensor, Tenso
     pictures = pictures.clone().requires_grad_()
     x = pictures.expand(-1, 3, -1, -1)
     across, down = (x.diff(dim=dimension).abs().sum((1, 2, 3)) for dimension in (3, 2))
-    total = recipe.tv_weight * (across + down)
+    relative = recipe.loss == "balanced"
+    total = recipe.tv_weight * (across + down) / (255 * x[0].numel() if relative else 1)
     x = x - network.mean
     pool = F.max_pool2d if recipe.pooling == "max" else F.avg_pool2d
     for layer in network.layers:
@@ -110,14 +112,17 @@ def differentiate(objective: Objective, pictures: Tensor) -> tuple[Tensor, Tenso
             x = pool(x, layer.kernel, layer.stride) if layer.is_pooling else F.relu(x)
         positions = x[0, 0].numel()
         if name in recipe.content_layers:
-            factor = 1 / (positions * channels) if recipe.loss == "neural-style" else 1 / 2
+            factors: dict[str, Any] = {"neural-style": 1 / (positions * channels), "gatys2016": 1 / 2}
+            factors["balanced"] = 1 / objective.content[name].square().sum((1, 2, 3))
             squares = (x - objective.content[name]).square().sum((1, 2, 3))
-            total = total + recipe.content_weight * recipe.content_layers[name] * factor * squares
+            total = total + recipe.content_weight * recipe.content_layers[name] * factors[recipe.loss] * squares
         for region in objective.regions if name in recipe.style_layers else ():
             flat = (x * region.guides.get(name, torch.ones(()))).flatten(2)
-            factor = 1 / channels**4 if recipe.loss == "neural-style" else 1 / (4 * channels**2)
+            factors = {"neural-style": 1 / channels**4, "gatys2016": 1 / (4 * channels**2)}
+            factors["balanced"] = 1 / region.grams[name].square().sum((1, 2))
+            weight = recipe.style_layers[name] / (sum(recipe.style_layers.values()) if relative else 1)
             squares = (flat @ flat.mT / positions - region.grams[name]).square().sum((1, 2))
-            total = total + recipe.style_weight * recipe.style_layers[name] * factor * region.share * squares
+            total = total + recipe.style_weight * weight * factors[recipe.loss] * region.share * squares
     return total.detach(), torch.autograd.grad(total.sum(), pictures)[0]
 
 

@@ -109,9 +109,9 @@ def test_layers_that_are_not_given_are_the_backbones_own() -> None:
     assert Recipe.from_settings({"backbone": "alexnet", "style_layers": "relu2"}).layers == ["relu3", "relu2"]
 
 
-def test_the_default_recipe_is_what_it_was() -> None:
+def test_the_neural_style_recipe_is_what_it_was() -> None:
     """Its text is in every fingerprint: a change of it would paint all pairs of every OUT again."""
-    assert Recipe().picture_text == (
+    assert Recipe(loss="neural-style").picture_text == (
         '{"alpha":"white","backbone":"vgg19","content_layers":{"relu4_2":1.0},"content_weight":5.0,"format":"png",'
         '"init":"content","learning_rate":null,"loss":"neural-style","metadata":"none","min_size":128,'
         '"optimizer":"lbfgs","pooling":"max","precision":"auto","preserve_color":"none","quality":95,'

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from batchnst.bench.textbook import STEPS, Moment, Textbook
+from batchnst.bench.textbook import LOSS_SCALES, STEPS, Moment, Textbook
 from batchnst.errors import RequestError
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
@@ -51,8 +51,9 @@ def race(content: Tensor, style: Tensor, recipe: Recipe, progress: Progress) -> 
     On a GPU the recipe paints as many pictures at once as a run would. Raises RequestError if the recipe's loss
     is not the textbook's.
     """
-    if recipe.loss != "neural-style" or recipe.preserve_color != "none":
-        raise RequestError("--against textbook: expected loss = neural-style and preserve_color = none")
+    if recipe.loss not in LOSS_SCALES or recipe.preserve_color != "none":
+        expected = " or ".join(LOSS_SCALES)
+        raise RequestError(f"--against textbook: expected loss = {expected} and preserve_color = none")
     tune_process()
     device = best_device()
     weights = load_weights(*recipe.network)

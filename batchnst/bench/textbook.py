@@ -22,8 +22,9 @@ STEPS = 500
 MEASURE_EVERY = 10
 """Steps between two measurements of the loss of the clamped picture; the clock is stopped meanwhile."""
 
-LOSS_SCALE = 1e-4
-"""Factor of the loss. Without it the first step, which is as long as the gradient, is so long that the loop ends."""
+LOSS_SCALES = {"neural-style": 1e-4, "balanced": 1e4}
+"""Factor of each loss. The first step is as long as the gradient: without a factor so long or short that the loop ends.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Moment:
 class Textbook:
     """The textbook loop on one pair: content and style (1, 3, h, w), RGB, 0..255, float32, on the device to run on.
 
-    It uses the layers and weights of `recipe`; the loss is `neural-style`.
+    It uses the layers and weights of `recipe`; the loss is `neural-style` or `balanced`.
     """
 
     def __init__(self, content: Tensor, style: Tensor, recipe: Recipe, weights: Weights) -> None:
@@ -76,7 +77,7 @@ class Textbook:
                 measure()
             step += 1
             optimizer.zero_grad()
-            loss = LOSS_SCALE * self._losses(x)[0]
+            loss = LOSS_SCALES[self.recipe.loss] * self._losses(x)[0]
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
@@ -88,12 +89,17 @@ class Textbook:
     def _losses(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """The total loss and its weighted content term."""
         recipe, features = self.recipe, self._features(picture)
+        distance: Callable[[Tensor, Tensor], Tensor] = F.mse_loss
+        weights, values = recipe.style_layers, 1
+        if recipe.loss == "balanced":
+            distance, values = _relative_distance, 255 * picture.numel()
+            weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         content, style = picture.new_zeros(()), picture.new_zeros(())
         for name, weight in recipe.content_layers.items():
-            content = content + weight * F.mse_loss(features[name], self.content[name])
-        for name, weight in recipe.style_layers.items():
-            style = style + weight * F.mse_loss(_gram(features[name]), self.grams[name])
-        variation = picture.diff(dim=-1).abs().sum() + picture.diff(dim=-2).abs().sum()
+            content = content + weight * distance(features[name], self.content[name])
+        for name, weight in weights.items():
+            style = style + weight * distance(_gram(features[name]), self.grams[name])
+        variation = (picture.diff(dim=-1).abs().sum() + picture.diff(dim=-2).abs().sum()) / values
         content = recipe.content_weight * content
         return content + recipe.style_weight * style + recipe.tv_weight * variation, content
 
@@ -110,6 +116,11 @@ class Textbook:
     def _now(self) -> float:
         synchronize(self.device)
         return time.perf_counter()
+
+
+def _relative_distance(values: Tensor, target: Tensor) -> Tensor:
+    """Σ(v − t)² / Σt²."""
+    return (values - target).square().sum() / target.square().sum()
 
 
 def _gram(features: Tensor) -> Tensor:

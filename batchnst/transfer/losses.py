@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Place
 
 BLOCK = 4096
@@ -104,21 +105,41 @@ class Sums:
 
 @dataclass(frozen=True)
 class Definition:
-    """A loss definition: the factors of a layer's sums of squares.
+    """A loss definition: the factors that turn sums over a picture into its losses, each a number or (B,).
 
-    content: factor of Σ(F − P)² over `count` values. style: factor of Σ(G − A)² over `channels`² values, of Gram
-    matrices that are means over positions.
+    content: factor of a layer's Σ(F − P)², given its target P (B, C, h, w). style: factor of Σ(G − A)² for Gram
+    matrices that are means over positions, given their target A (B, C, C). tv: factor of Σ|dx| + Σ|dy|, given the count
+    of a picture's values. shares: True if the weights of the style layers are divided by their sum.
     """
 
-    content: Callable[[int], float]
-    style: Callable[[int], float]
+    content: Callable[[Tensor], Tensor | float]
+    style: Callable[[Tensor], Tensor | float]
+    tv: Callable[[int], float]
+    shares: bool = False
+
+    def style_weights(self, recipe: Recipe) -> dict[str, float]:
+        """Return the weight of each style layer in the style loss."""
+        total = sum(recipe.style_layers.values()) if self.shares else 1
+        return {name: weight / total for name, weight in recipe.style_layers.items()}
+
+
+def _relative(target: Tensor) -> Tensor:
+    """Return 1/Σt² of each picture's `target` (B, …), (B,); 0 if that is zero: nothing is relative to it."""
+    norm = torch.linalg.vector_norm(target.flatten(1), dim=1, dtype=sum_dtype(target.dtype))
+    return torch.where(norm > 0, norm.square().reciprocal(), 0)
 
 
 DEFINITIONS = {
+    # Every term relative to its own target, so that every layer, painting and size counts alike.
+    "balanced": Definition(content=_relative, style=_relative, tv=lambda count: 1 / (255 * count), shares=True),
     # Mean squared errors: of the features, and of Gram/(C·H·W).
-    "neural-style": Definition(content=lambda count: 1 / count, style=lambda channels: 1 / channels**4),
+    "neural-style": Definition(
+        content=lambda target: 1 / target[0].numel(), style=lambda target: 1 / len(target[0]) ** 4, tv=lambda _: 1
+    ),
     # Gatys et al. 2016, eq. 1 and 4: with 1/(4 N² M²), each Gram being divided by its own picture's M.
-    "gatys2016": Definition(content=lambda count: 1 / 2, style=lambda channels: 1 / (4 * channels**2)),
+    "gatys2016": Definition(
+        content=lambda _: 1 / 2, style=lambda target: 1 / (4 * len(target[0]) ** 2), tv=lambda _: 1
+    ),
 }
 """Loss definitions by the recipe's `loss`."""
 
@@ -157,7 +178,7 @@ def _and_next(positions: slice) -> slice:
     return slice(positions.start, positions.stop and positions.stop + 1)
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype for sums of values in `dtype`: float32 or better."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -169,7 +190,7 @@ def channel_products(features: Tensor) -> Tensor:
         positions = _positions(features)
         product: Tensor = torch.bmm(positions.mT, positions, out_dtype=torch.float32)
         return product
-    sums = torch.zeros(batch, channels, channels, dtype=_sum_dtype(features.dtype), device=features.device)
+    sums = torch.zeros(batch, channels, channels, dtype=sum_dtype(features.dtype), device=features.device)
     for rows in torch.split(features, max(1, BLOCK // max(1, width)), dim=2):
         wide = _positions(rows.to(sums.dtype))
         sums.baddbmm_(wide.mT, wide)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -23,13 +23,21 @@ from batchnst.transfer.losses import (
     add_product_,
     add_variation_,
     channel_products,
+    sum_dtype,
     sum_of_squares,
     total_variation,
 )
 
-Slopes = dict[str, list[Tensor]]
-"""Style layer → for each region the symmetric matrix (B, C, C) with which its features are multiplied in the gradient:
-twice the derivative of the total with respect to their ΣFFᵀ."""
+
+class Slopes(NamedTuple):
+    """Derivatives of the total of whole pictures with respect to their sums.
+
+    style: layer → for each region the symmetric matrix (B, C, C) with which its features are multiplied in the
+    gradient: twice the derivative with respect to their ΣFFᵀ. variation: that with respect to Σ|dx| + Σ|dy|.
+    """
+
+    style: dict[str, list[Tensor]]
+    variation: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ class Objective:
         self, backbone: Backbone, recipe: Recipe, content: dict[str, Tensor], regions: Sequence[Region]
     ) -> None:
         self.backbone, self.recipe, self.content, self.regions = backbone, recipe, content, regions
+        self.definition = DEFINITIONS[recipe.loss]
+        # For each content layer the weight of its Σ(F − P)² in the total, (B,): once, because the targets are large.
+        self._content_weights = {name: self._content_weight(name, target) for name, target in content.items()}
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
@@ -82,6 +93,7 @@ class Objective:
         chosen = copy(self)
         chosen.content = {name: features[which] for name, features in self.content.items()}
         chosen.regions = [region.select(which) for region in self.regions]
+        chosen._content_weights = {name: weight[which] for name, weight in self._content_weights.items()}
         return chosen
 
     def sums(
@@ -107,23 +119,23 @@ class Objective:
 
     def losses(self, sums: Sums, height: int, width: int) -> tuple[Losses, Slopes]:
         """Compute the losses from the sums over whole pictures of `height` × `width` pixels, and the slopes."""
-        recipe, shapes = self.recipe, self.backbone.shapes(height, width)
+        recipe, shapes, definition = self.recipe, self.backbone.shapes(height, width), self.definition
         content, style = torch.zeros_like(sums.variation), torch.zeros_like(sums.variation)
         for name, squares in sums.squares.items():
-            content += self._content_weight(name) * squares
-        layers, slopes = {}, Slopes()
-        for name, weight in recipe.style_layers.items():
-            channels, *sides = shapes[name]
-            positions, factor = math.prod(sides), DEFINITIONS[recipe.loss].style(channels)
-            layers[name], slopes[name] = torch.zeros_like(style), []
+            content += self._content_weights[name] * squares
+        layers, slopes = {}, Slopes({}, recipe.tv_weight * definition.tv(3 * height * width))
+        for name, weight in definition.style_weights(recipe).items():
+            positions = math.prod(shapes[name][1:])
+            layers[name], slopes.style[name] = torch.zeros_like(style), []
             for products, region in zip(sums.products[name], self.regions, strict=True):
                 misses = products / positions - region.grams[name]
                 share = region.share.to(misses.dtype)
+                factor = definition.style(region.grams[name])
                 layers[name] += factor * share * sum_of_squares(misses)
                 slope = 4 * recipe.style_weight * weight * factor / positions * share
-                slopes[name].append(misses.mul_(slope[:, None, None]).to(self.backbone.dtype))
+                slopes.style[name].append(misses.mul_(slope[:, None, None]).to(self.backbone.dtype))
             style += weight * layers[name]
-        return Losses(content, recipe.style_weight * style, recipe.tv_weight * sums.variation, layers), slopes
+        return Losses(content, recipe.style_weight * style, slopes.variation * sums.variation, layers), slopes
 
     def gradient(
         self, backbone: Backbone, pictures: Tensor, tape: list[Pass], slopes: Slopes, tile: Tile = WHOLE_PICTURE
@@ -133,8 +145,11 @@ class Objective:
         def add(name: str, features: Tensor, gradient: Tensor) -> None:
             features, gradient = features[tile.core[name]], gradient[tile.core[name]]
             if name in self.recipe.content_layers:
-                gradient.add_(self._misses(name, features, pictures.dtype, tile), alpha=2 * self._content_weight(name))
-            for region, matrices in zip(self.regions if name in slopes else (), slopes.get(name, ()), strict=True):
+                weights = 2 * self._content_weights[name][:, None, None, None].to(gradient.device)
+                gradient.addcmul_(self._misses(name, features, pictures.dtype, tile), weights)
+            for region, matrices in zip(
+                self.regions if name in slopes.style else (), slopes.style.get(name, ()), strict=True
+            ):
                 factor = _guide(region, name, features, tile)
                 if factor is None:
                     add_product_(gradient, features, matrices.to(gradient.device))
@@ -144,14 +159,12 @@ class Objective:
                     gradient.addcmul_(through, factor)
 
         result = backbone.backward(tape, add, tile.crops).to(pictures.dtype, memory_format=torch.contiguous_format)
-        add_variation_(result, pictures.expand_as(result), self.recipe.tv_weight, tile.core[""])
+        add_variation_(result, pictures.expand_as(result), slopes.variation, tile.core[""])
         return result if pictures.shape[1] == 3 else result.sum(1, keepdim=True)
 
-    def _content_weight(self, name: str) -> float:
-        """The factor of a content layer's Σ(F − P)² in the total."""
-        recipe = self.recipe
-        factor = DEFINITIONS[recipe.loss].content(self.content[name][0].numel())
-        return recipe.content_weight * recipe.content_layers[name] * factor
+    def _content_weight(self, name: str, target: Tensor) -> Tensor:
+        factor = self.recipe.content_weight * self.recipe.content_layers[name] * self.definition.content(target)
+        return torch.as_tensor(factor, dtype=sum_dtype(target.dtype)).to(self.backbone.mean.device).expand(len(target))
 
     def _misses(self, name: str, features: Tensor, dtype: torch.dtype, tile: Tile) -> Tensor:
         """F − P of a content layer's `features` in the core of `tile`, in `dtype`."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from batchnst.recipe import Recipe
 from batchnst.transfer.losses import (
     ALL,
     BLOCK,
@@ -75,12 +76,12 @@ def test_neural_style_definition() -> None:
     style = random(2, 4, 9, 8, seed=2)
     definition = DEFINITIONS["neural-style"]
     content = [np.mean((a - b) ** 2) for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(f[0].numel()) * sum_of_squares(f - p), content)
+    np.testing.assert_allclose(definition.content(p) * sum_of_squares(f - p), content)
     expected = [
         np.mean((oracles.gram(a) / a.size - oracles.gram(b) / b.size) ** 2)
         for a, b in zip(f.numpy(), style.numpy(), strict=True)
     ]
-    found = definition.style(4) * sum_of_squares(gram_matrix(f) - gram_matrix(style))
+    found = definition.style(gram_matrix(style)) * sum_of_squares(gram_matrix(f) - gram_matrix(style))
     np.testing.assert_allclose(found, expected)
 
 
@@ -88,12 +89,35 @@ def test_gatys_definition_is_equations_1_and_4() -> None:
     f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
     definition = DEFINITIONS["gatys2016"]
     content = [0.5 * ((a - b) ** 2).sum() for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(f[0].numel()) * sum_of_squares(f - p), content)
+    np.testing.assert_allclose(definition.content(p) * sum_of_squares(f - p), content)
     expected = [
         ((oracles.gram(a) - oracles.gram(b)) ** 2).sum() / (4 * 4**2 * 30**2)
         for a, b in zip(f.numpy(), p.numpy(), strict=True)
     ]
-    np.testing.assert_allclose(definition.style(4) * sum_of_squares(gram_matrix(f) - gram_matrix(p)), expected)
+    target = gram_matrix(p)
+    np.testing.assert_allclose(definition.style(target) * sum_of_squares(gram_matrix(f) - target), expected)
+
+
+def test_balanced_terms_are_relative_to_their_targets() -> None:
+    f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
+    definition = DEFINITIONS["balanced"]
+    content = [((a - b) ** 2).sum() / (b**2).sum() for a, b in zip(f.numpy(), p.numpy(), strict=True)]
+    np.testing.assert_allclose(definition.content(p) * sum_of_squares(f - p), content)
+    grams = [(oracles.gram(a), oracles.gram(b)) for a, b in zip(f.numpy(), p.numpy(), strict=True)]
+    expected = [((a - b) ** 2).sum() / (b**2).sum() for a, b in grams]
+    np.testing.assert_allclose(
+        definition.style(gram_matrix(p)) * sum_of_squares(gram_matrix(f) - gram_matrix(p)), expected
+    )
+    assert definition.tv(3 * 5 * 6) * float(total_variation(p[:1, :3])) == pytest.approx(
+        (np.abs(np.diff(p[0, :3], axis=1)).sum() + np.abs(np.diff(p[0, :3], axis=2)).sum()) / (255 * 90)
+    )
+    weights = definition.style_weights(Recipe(style_layers={"relu1_1": 3, "relu2_1": 1}))
+    assert weights == {"relu1_1": 0.75, "relu2_1": 0.25}
+
+
+def test_a_target_that_is_zero_counts_for_nothing() -> None:
+    target = torch.stack([torch.zeros(4, 4), torch.full((4, 4), 0.5)])
+    np.testing.assert_array_equal(DEFINITIONS["balanced"].style(target), [0.0, 0.25])
 
 
 def test_a_guided_gram_is_the_mean_over_the_masked_part() -> None:
