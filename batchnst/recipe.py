@@ -238,12 +238,39 @@ def recipe_keys() -> list[str]:
     return list(Recipe.model_fields)
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {"steps": 27},
+    "standard": {},
+    "fine": {"steps": 400, "tolerance": 0},
+    # As near to Gatys et al. 2016 as batchnst comes: their losses and weights, white noise, average pooling, one scale.
+    "paper": {
+        "loss": "gatys2016",
+        "content_weight": 1,
+        "style_weight": 1000,
+        "tv_weight": 0,
+        "style_layers": dict.fromkeys(("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"), 0.2),
+        "pooling": "avg",
+        "init": "noise",
+        "steps": 500,
+        "min_size": 65536,
+        "tolerance": 0,
+    },
+}
+"""Settings that `--recipe` takes by name: the quick, the default, the best, and the paper's."""
+
+
+def read_recipe(name: str | Path) -> dict[str, Any]:
+    """Return the settings of a preset, or those in a TOML file; raises RecipeError if it cannot be read."""
+    return dict(PRESETS[str(name)]) if str(name) in PRESETS else read_recipe_file(name)
+
+
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """Read the settings in a TOML recipe file, without validation; raises RecipeError if it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from None
+        presets = ", ".join(PRESETS)
+        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}; a TOML file, or {presets}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}: not valid TOML: {error}") from None
 

@@ -11,7 +11,7 @@ import typer
 
 from batchnst.backbones import BACKBONES
 from batchnst.errors import RecipeError
-from batchnst.recipe import SOURCES, Recipe, read_recipe_file
+from batchnst.recipe import PRESETS, SOURCES, Recipe, read_recipe
 
 RECIPE_OPTIONS = {
     "size": "Longest side of the painted picture, in pixels.",
@@ -19,9 +19,9 @@ RECIPE_OPTIONS = {
     "optimizer": "Optimiser: lbfgs, adam or sgd.",
     "init": "Start of the optimisation: content, noise, style, or a picture file.",
     "seed": "Seed of the noise that `--init noise` starts from.",
-    "content_weight": "Weight of the content loss.",
-    "style_weight": "Weight of the style loss.",
-    "tv_weight": "Weight of the total variation loss, which smooths.",
+    "content_weight": "Weight of the content loss; the default is that of loss = balanced.",
+    "style_weight": "Weight of the style loss; the default is that of loss = balanced.",
+    "tv_weight": "Weight of the total variation loss, which smooths; the default is that of loss = balanced.",
     "style_scale": "Size of the style's patterns; 2 doubles them.",
     "preserve_color": "Way to keep the colours of the content: none, luminance or histogram.",
     "format": "File format of pictures without an output in the manifest: png, jpg, webp, avif or tif.",
@@ -51,10 +51,11 @@ def _with_options(command: Command, keys: Sequence[str]) -> Command:
         shown = str(default) if default is not None else False
         return Annotated[kind, typer.Option(name, help=text, rich_help_panel="Recipe", show_default=shown)]
 
-    kinds: dict[str, Any] = {"recipe": option(str | None, "--recipe", "TOML file with recipe keys.")}
+    kinds: dict[str, Any] = {
+        "recipe": option(str | None, "--recipe", f"TOML file with recipe keys, or {', '.join(PRESETS)}.")
+    }
     for key in keys:
-        default = Recipe.model_fields[key].default
-        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", RECIPE_OPTIONS[key], default)
+        kinds[key] = option(str | None, f"--{key.replace('_', '-')}", RECIPE_OPTIONS[key], getattr(Recipe(), key))
     kinds["set_"] = option(list[str] | None, "--set", "KEY=VALUE for any recipe key; may be repeated.")
 
     @functools.wraps(command)
@@ -75,7 +76,7 @@ def _settings(recipe: str | None, set_: list[str] | None, **options: str | None)
     from batchnst.manifest.reading import resolve_settings
     from batchnst.storage.files import parent
 
-    settings = resolve_settings(read_recipe_file(recipe), parent(recipe)) if recipe else {}
+    settings = resolve_settings(read_recipe(recipe), parent(recipe)) if recipe else {}
     assigned: dict[str, Any] = {}
     for assignment in set_ or []:
         key, equals, value = assignment.partition("=")
