@@ -170,7 +170,7 @@ def test_tiles_share_the_picture_among_them(weights: Weights) -> None:
         assert all((count == 1).all() for count in counts.values())
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_in_tiles_follows_the_whole_ones_curve(
     images: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, masked: bool
 ) -> None:
@@ -191,7 +191,7 @@ def test_a_run_in_tiles_follows_the_whole_ones_curve(
     assert curves[0][-1] < 0.3 * curves[0][-28]
 
 
-@pytest.mark.parametrize("color", ["luminance", "histogram"])
+@pytest.mark.parametrize("color", [pytest.param("luminance", marks=pytest.mark.slow), "histogram"])
 def test_colours_are_preserved_in_tiles_too(images: Path, weights: Weights, color: str) -> None:
     recipe = Recipe(size=96, min_size=96, steps=4, precision="fp32", preserve_color=color)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
