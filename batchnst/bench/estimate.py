@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from datetime import timedelta
 
-import torch
-
 from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
@@ -16,7 +14,7 @@ from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.named_weights import load_networks
 from batchnst.recipe import Recipe
-from batchnst.transfer.device import Hardware, best_device, usable_cpus
+from batchnst.transfer.device import Hardware, best_device, gpu_count, usable_cpus
 from batchnst.transfer.memory import Fitting, least_memory, slowdown
 from batchnst.transfer.pyramid import scales
 
@@ -37,7 +35,7 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
     """Describe everything that a run would decide, on this machine or on workers with `memory` bytes."""
     weights = load_networks(manifest.networks)
     plan = plan_run(manifest, Out(out) if out else None, weights, retry_failed=retry_failed, limit=None)
-    gpus = torch.cuda.device_count()
+    gpus = gpu_count()
     workers = gpus or usable_cpus()
     jobs = plan.sample(SAMPLE)
     pairs_per_job = len(plan) / max(1, len(jobs))

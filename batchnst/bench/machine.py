@@ -37,6 +37,7 @@ from batchnst.transfer.device import (
     best_device,
     device_name,
     free_memory,
+    gpu_count,
     network_dtype,
     peak_memory_bytes,
     precision_name,
@@ -302,13 +303,13 @@ def batches(device: torch.device, recipe: Recipe, size: int) -> list[int]:
     """The batch sizes to measure at `size`; the last is the one that a run chooses."""
     dtype = network_dtype(recipe.precision, device)
     most = max(1, largest_batch(free_memory(device), recipe, device.type, dtype) // (size * (size * 3 // 4)))
-    return sorted({1, max(1, most // 4), most}) if device.type == "cuda" else sorted({1, min(4, most)})
+    return sorted({1, max(1, most // 4), most}) if device.type != "cpu" else sorted({1, min(4, most)})
 
 
 def _worker_counts(device: torch.device) -> list[tuple[int, int]]:
     """Pairs (number of workers, threads of each) to compare."""
-    if device.type == "cuda":
-        return [(torch.cuda.device_count(), 1)]
+    if device.type != "cpu":
+        return [(gpu_count(), 1)]
     cpus = usable_cpus()
     return sorted({(cpus, 1), (1, cpus)})
 

@@ -19,6 +19,7 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.device import (
     best_device,
     device_name,
+    gpu_count,
     network_dtype,
     synchronize,
     tune_process,
@@ -112,6 +113,6 @@ def _speeds_path() -> Path:
 
 def _speed_key(recipe: Recipe, device: torch.device) -> str:
     """Everything that a speed depends on: the machine, and the recipe keys that change the cost of a pixel-step."""
-    count = torch.cuda.device_count() or usable_cpus()
+    count = gpu_count() or usable_cpus()
     machine = [device_name(device), count, version("torch"), str(network_dtype(recipe.precision, device))]
     return json.dumps([*machine, recipe.backbone, recipe.pooling, recipe.layers, recipe.optimizer])

@@ -53,7 +53,15 @@ from batchnst.painting.inputs import LoadedStyle, StyleCache, StyleFile, load_st
 from batchnst.painting.painter import REPORT_EVERY
 from batchnst.progress import Work
 from batchnst.redaction import redact_logs
-from batchnst.transfer.device import Hardware, free_memory, has_native_bf16, tune_process, usable_cpus
+from batchnst.transfer.device import (
+    Hardware,
+    best_device,
+    free_memory,
+    gpu_count,
+    has_native_bf16,
+    tune_process,
+    usable_cpus,
+)
 from batchnst.transfer.weights import Weights
 
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
@@ -332,6 +340,8 @@ class Cluster:
         options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         if address == LOCAL:  # Ray itself sees neither `taskset` nor `ulimit`
             options |= {"num_cpus": usable_cpus(), "_memory": int(free_memory(torch.device("cpu")))}
+            if best_device().type == "mps":  # Ray finds the GPUs of all other makers
+                options["num_gpus"] = gpu_count()
         handler = signal.getsignal(signal.SIGTERM)
         try:
             with _blocked(signal.SIGHUP):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from batchnst.transfer.device import exact_dtype
+
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in the luminance Y (ITU-R BT.601, the Y of YIQ)."""
 
@@ -65,8 +67,8 @@ def match_histogram(style: Tensor, content: Tensor) -> Tensor:
 
 
 def _statistics(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pixels (3, N), their mean (3, 1) and their covariance (3, 3), in float64."""
-    pixels = picture[0].flatten(1).double()
+    """Return the pixels (3, N), their mean (3, 1) and their covariance (3, 3), in float64 if possible."""
+    pixels = picture[0].flatten(1).to(exact_dtype(picture.device))
     mean = pixels.mean(1, keepdim=True)
     return pixels, mean, (pixels - mean) @ (pixels - mean).T / pixels.shape[1]
 
@@ -78,10 +80,10 @@ def _power(covariance: Tensor, exponent: float) -> Tensor:
     """
     values: Tensor
     vectors: Tensor
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = torch.linalg.eigh(covariance.cpu())  # not every GPU's library has it
     spread = values > 1e-6 * values.max().clamp_min(1e-12)
     powers = torch.where(spread, values.clamp_min(1e-12) ** exponent, 0)
-    return (vectors * powers) @ vectors.T
+    return ((vectors * powers) @ vectors.T).to(covariance.device)
 
 
 def _unchanged(picture: Tensor, _: Tensor | None = None) -> Tensor:

@@ -49,22 +49,23 @@ class Hardware:
     native_bf16: bool
 
     @classmethod
-    def here(cls, memory: float | None = None, share: float = 1.0, *, gpus: bool = False) -> Hardware:
+    def here(cls, memory: float | None = None, share: float = 1.0, *, gpus: bool | None = None) -> Hardware:
         """Return this process's hardware, with at most `memory` bytes and a `share` (0..1) of a GPU's memory.
 
-        Raises DeviceFailed if the process holds `gpus` and cannot use them, instead of painting on a CPU.
+        gpus: True if GPUs are reserved for this process, False if they are for others, None if all are its own. Raises
+        DeviceFailed if it cannot use those that are reserved for it, instead of painting on a CPU.
         """
-        device = best_device()
+        device = torch.device("cpu") if gpus is False else best_device()
         if gpus and device.type == "cpu":
             raise DeviceFailed(
                 f"torch {torch.__version__} finds no GPU that it can use, although one is reserved; "
                 "compare its driver (nvidia-smi) with the CUDA version of torch"
             )
         try:
-            count = torch.cuda.device_count() if device.type == "cuda" else 1
-            devices = (device,) if count == 1 else tuple(torch.device("cuda", i) for i in range(count))
-            if device.type == "cuda" and share < 1:
-                torch.cuda.set_per_process_memory_fraction(share, devices[0])
+            count = gpu_count() if device.type != "cpu" else 1
+            devices = (device,) if count == 1 else tuple(torch.device(device.type, i) for i in range(count))
+            if device.type != "cpu" and share < 1:
+                getattr(torch, device.type).set_per_process_memory_fraction(share, *devices[: device.type != "mps"])
             limit = min(memory or math.inf, free_memory(device, share))
             return cls(devices[0], limit, devices, has_native_bf16(device))
         except RuntimeError as error:
@@ -76,8 +77,20 @@ class Hardware:
 
 
 def best_device() -> torch.device:
-    """Return the GPU of this process if it has one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU of this process if it has one, NVIDIA's, AMD's, Apple's or Intel's; else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def gpu_count() -> int:
+    """Return the number of GPUs that this process can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else torch.accelerator.device_count()
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for small sums that need many digits: float64, where `device` has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def tune_process() -> None:
@@ -125,6 +138,8 @@ def has_native_bf16(device: torch.device) -> bool:
     """Return whether `device` multiplies bf16 natively."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return device.type == "xpu" and torch.xpu.is_bf16_supported()
     capabilities = torch.backends.cpu.get_cpu_capability()
     return "AMX" in capabilities or torch.cpu._is_avx512_bf16_supported()
 
@@ -134,10 +149,14 @@ def free_memory(device: torch.device, share: float = 1.0) -> float:
 
     What this process has freed, but keeps for reuse, is free.
     """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return 0.8 * min(free, share * total)
+    if device.type == "mps":  # shares the memory of the system
+        limit, used = torch.mps.recommended_max_memory(), torch.mps.current_allocated_memory()
+        return 0.8 * (share * limit - used)
+    if device.type != "cpu":
+        library = getattr(torch, device.type)
+        free, total = library.mem_get_info(device)
+        free += library.memory_reserved(device) - library.memory_allocated(device)
+        return 0.8 * float(min(free, share * total))
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 0.9 * min(installed, _cgroup_limit(), _process_limit())
 
@@ -227,16 +246,17 @@ _FAILURES = re.compile(
 
 def release_memory(device: torch.device) -> None:
     """Return memory that the process has freed, but kept for reuse, to the device or the system."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    if device.type != "cpu":
+        getattr(torch, device.type).empty_cache()
     elif trim := _from_libc("malloc_trim"):
         trim(0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the process's peak memory in bytes: that of its tensors on a GPU, resident memory elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type not in ("cpu", "mps"):
+        peak_bytes: int = getattr(torch, device.type).max_memory_allocated(device)
+        return peak_bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -245,17 +265,20 @@ def synchronize(device: torch.device) -> None:
     """Wait until `device` has finished all queued work; to be called before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def device_label(device: torch.device) -> str:
-    """Return the device as the ledger records it: `cpu`, or `cuda (NAME)`."""
-    return f"cuda ({device_name(device)})" if device.type == "cuda" else "cpu"
+    """Return the device as the ledger records it: `cpu`, or its type and name, such as `cuda (NAME)`."""
+    return "cpu" if device.type == "cpu" else f"{device.type} ({device_name(device)})"
 
 
 def device_name(device: torch.device) -> str:
     """Return the product name of the GPU or the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device.type not in ("cpu", "mps"):
+        name: str = getattr(torch, device.type).get_device_name(device)
+        return name
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

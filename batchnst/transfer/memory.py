@@ -145,7 +145,7 @@ def slowdown(fitting: Fitting, recipe: Recipe) -> float:
 def largest_batch(memory: float, recipe: Recipe, device_type: str, dtype: torch.dtype) -> int:
     """Return the largest useful batch on `auto`, in pixels, that fits into `memory` bytes."""
     room = (memory - PROCESS_BYTES) / (_network_bytes(recipe, dtype) + _picture_bytes(recipe, dtype, HISTORY))
-    return min(GPU_BATCH if device_type == "cuda" else CPU_BATCH, int(room))
+    return min(CPU_BATCH if device_type == "cpu" else GPU_BATCH, int(room))
 
 
 def _shorter_histories() -> range:

@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, fft
 
+from batchnst.transfer.device import exact_dtype
+
 BOX = (0.0, 255.0)
 """Lowest and highest valid value of a pixel."""
 
@@ -110,7 +112,7 @@ class Adam(_Descent):
         super().__init__(pictures)
         self.learning_rate = 10.0 if learning_rate is None else learning_rate
         self.mean, self.variance = torch.zeros_like(pictures), torch.zeros_like(pictures)
-        self.count = torch.zeros((), dtype=torch.float64, device=pictures.device)
+        self.count = torch.zeros((), dtype=exact_dtype(pictures.device), device=pictures.device)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Step along the gradient's running mean, divided by its running deviation; every trial is kept."""
@@ -201,7 +203,7 @@ class LBFGS:
         self.curvature = (pictures.new_zeros if pictures.is_cuda else pictures.new_empty)(count, rows, pixels)
         self.newest = torch.full((count,), history, device=pictures.device)
         self.valid = torch.zeros(count, self.slots, dtype=torch.bool, device=pictures.device)
-        self.sy = pictures.new_zeros(count, self.slots, self.slots, dtype=torch.float64)
+        self.sy = pictures.new_zeros(count, self.slots, self.slots, dtype=exact_dtype(pictures.device))
         self.ypy = torch.zeros_like(self.sy)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ class LBFGS:
             # Newly in use and not initialised: a picture that stores nothing now would not overwrite them.
             self.curvature[:, written - 2 : written] = 0
         planes = self.curvature.view(*self.curvature.shape[:2], *gradient.shape[1:])
-        products = self.gamma.new_zeros(*self.curvature.shape[:2], 2, dtype=torch.float64)
+        products = self.sy.new_zeros(*self.curvature.shape[:2], 2)
         s_squared, y_squared = products.new_zeros(2, len(slot))
         mask = accepted[:, None, None, None]
         for part in _planes(gradient):
@@ -314,8 +316,8 @@ class LBFGS:
         both = valid[:, :, None] & valid[:, None]
         sy, ypy = (torch.where(both, _reorder(matrix, order), 0) for matrix in (self.sy, self.ypy))
         p, q = (torch.where(valid, product.gather(1, order), 0) for product in (p, q))
-        gamma = self.gamma.double()[:, None]
-        r = sy.triu() + torch.diag_embed((~valid).double())
+        gamma = self.gamma.to(sy.dtype)[:, None]
+        r = sy.triu() + torch.diag_embed((~valid).to(sy.dtype))
         u = torch.linalg.solve_triangular(r, p[..., None], upper=True)[..., 0]
         v = sy.diagonal(dim1=1, dim2=2) * u + gamma * ((ypy @ u[..., None])[..., 0] - q)
         a = torch.linalg.solve_triangular(r.mT, v[..., None], upper=False)[..., 0]
