@@ -14,10 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import cycle
 from typing import TypeVar
 
@@ -138,7 +137,7 @@ class TiledObjective(Objective):
     ) -> None:
         super().__init__(backbone, recipe, content, regions)
         self.side = side
-        self.backbones = [backbone, *(deepcopy(backbone).to(device) for device in devices[1:])]
+        self.crew = _crew(backbone, tuple(devices[1:]))
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
@@ -158,19 +157,30 @@ class TiledObjective(Objective):
         gradient = torch.zeros_like(pictures)
         for tile, tile_gradient in zip(fine, self._map(differentiate, fine), strict=True):
             gradient[tile.window] += tile_gradient
-        release_memory(pictures.device)  # for the optimiser
+        if pictures.device.type == "cpu":  # a GPU's allocator uses the tiles' memory again by itself
+            release_memory(pictures.device)  # for the optimiser
         return losses, gradient
 
     def _map(self, function: Callable[[Backbone, Tile], Result], tiles: Sequence[Tile]) -> Iterator[Result]:
         """Yield the results of `function` for `tiles`, in their order; several devices take turns."""
-        if len(self.backbones) == 1:
+        if len(self.crew) == 1:
             yield from (function(self.backbone, tile) for tile in tiles)
             return
-        with ExitStack() as stack:
-            pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in self.backbones]
-            turns = zip(cycle(zip(pools, self.backbones, strict=True)), tiles, strict=False)
-            for result in [pool.submit(function, backbone, tile) for (pool, backbone), tile in turns]:
-                yield result.result()
+        for result in [
+            pool.submit(function, backbone, tile)
+            for (pool, backbone), tile in zip(cycle(self.crew), tiles, strict=False)
+        ]:
+            yield result.result()
+
+
+@lru_cache(maxsize=2)
+def _crew(backbone: Backbone, more: tuple[torch.device, ...]) -> list[tuple[ThreadPoolExecutor, Backbone]]:
+    """A thread and a network for the device of `backbone`, and for each of `more` devices.
+
+    They live as long as the process, because CUDA's libraries keep what they have prepared for each thread.
+    """
+    backbones = [backbone, *(deepcopy(backbone).to(device) for device in more)]
+    return [(ThreadPoolExecutor(1, "tiles"), backbone) for backbone in backbones]
 
 
 def gram_matrices(
