@@ -126,20 +126,24 @@ def differentiate(objective: Objective, pictures: Tensor) -> tuple[Tensor, Tenso
     return total.detach(), torch.autograd.grad(total.sum(), pictures)[0]
 
 
-def neural_style_loss(layers: nn.Sequential, picture: Path, content: Path, style: Path, size: int) -> float:
-    """The default recipe's total for a finished picture, from files."""
+def written_loss(
+    layers: nn.Sequential, picture: Path, content: Path, style: Path, size: int, loss: str = "balanced"
+) -> float:
+    """The total of a finished picture by the default weights of `loss`, from files."""
     made = np.asarray(Image.open(picture).convert("RGB"), dtype=np.float32)
     pictures = [made, *(fitted(path, size) for path in (content, style))]
     tensors = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in pictures]
     x, c, s = ({k: v[0].double().numpy() for k, v in relu_features(layers, t).items()} for t in tensors)
-    content_loss = np.mean((x["relu4_2"] - c["relu4_2"]) ** 2)
-    style_loss = sum(
-        np.mean((gram(x[name]) / x[name].size - gram(s[name]) / s[name].size) ** 2)
-        for name in (f"relu{block}_1" for block in range(1, 6))
-    )
+    content_squares = (x["relu4_2"] - c["relu4_2"]) ** 2
+    names = [f"relu{block}_1" for block in range(1, 6)]
+    if loss == "balanced":
+        grams = [[gram(features[name]) / features[name][0].size for features in (x, s)] for name in names]
+        style_loss = np.mean([((g - a) ** 2).sum() / (a**2).sum() for g, a in grams])
+        return float(content_squares.sum() / (c["relu4_2"] ** 2).sum() + 10 * style_loss)
+    style_loss = sum(np.mean((gram(x[name]) / x[name].size - gram(s[name]) / s[name].size) ** 2) for name in names)
     wide = made.astype(np.float64)
     variation = np.abs(np.diff(wide, axis=0)).sum() + np.abs(np.diff(wide, axis=1)).sum()
-    return float(5 * content_loss + 100 * style_loss + 1e-3 * variation)
+    return float(5 * np.mean(content_squares) + 100 * style_loss + 1e-3 * variation)
 
 
 def fitted(path: Path, size: int) -> NDArray[np.float32]:

@@ -133,7 +133,13 @@ class Adam(_Descent):
 
 
 class GradientDescent(_Descent):
-    """Plain gradient descent, G ← G − lr·∂J/∂G, projected into the box: for teaching and for proofs."""
+    """Plain gradient descent, G ← G − lr·∂J/∂G, projected into the box: for teaching and for proofs.
+
+    Each picture's learning rate is the given one, or that with which its first step is `first_move` long.
+    """
+
+    first_move = 10.0
+    """Length of the first step, unless a learning rate is given: root mean square over the values, in grey levels."""
 
     def __init__(
         self,
@@ -143,13 +149,20 @@ class GradientDescent(_Descent):
         history: int = HISTORY,
     ) -> None:
         super().__init__(pictures)
-        self.learning_rate = 3e-3 if learning_rate is None else learning_rate
+        self.rate = pictures.new_full((len(pictures),), learning_rate or 0)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Step down the gradient; every trial is kept."""
         kept = self._keep(loss)
-        self.trial.sub_(gradient, alpha=self.learning_rate).clamp_(*BOX)
+        length = gradient.square().mean((1, 2, 3)).sqrt().clamp_min(torch.finfo(gradient.dtype).tiny)
+        torch.where(self.rate > 0, self.rate, self.first_move / length, out=self.rate)
+        self.trial.addcmul_(gradient, self.rate[:, None, None, None], value=-1).clamp_(*BOX)
         return kept
+
+    def select(self, which: Tensor) -> None:
+        """Keep only some of the pictures; `which` holds their indices."""
+        super().select(which)
+        self.rate = self.rate[which]
 
 
 class LBFGS:

@@ -97,9 +97,7 @@ def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
     assert [moment.step for moment in moments] == [0, 10, 20, 30]
     assert [moment.seconds for moment in moments] == sorted(moment.seconds for moment in moments)
     Image.fromarray(loop.picture[0].permute(1, 2, 0).round().byte().numpy()).save(tmp_path / "written.png")
-    written = oracles.neural_style_loss(
-        oracles.torchvision_vgg19(weights), tmp_path / "written.png", content, style, 64
-    )
+    written = oracles.written_loss(oracles.torchvision_vgg19(weights), tmp_path / "written.png", content, style, 64)
     assert moments[-1].total == pytest.approx(written, rel=0.01)
     assert moments[-1].total < 0.5 * moments[0].total
 

@@ -42,7 +42,7 @@ def test_the_default_recipe_ends_far_below_500_textbook_steps(images: Path, weig
     stylize(content, style, Recipe(size=SIZE)).picture.save(tmp_path / "ours.png")
     layers = oracles.torchvision_vgg19(weights)
     losses = {
-        name: oracles.neural_style_loss(layers, tmp_path / f"{name}.png", content, style, SIZE)
+        name: oracles.written_loss(layers, tmp_path / f"{name}.png", content, style, SIZE)
         for name in ("theirs", "ours")
     }
     assert end.total == pytest.approx(losses["theirs"], rel=0.01)

@@ -151,10 +151,11 @@ def test_contributions_are_those_of_the_ledgers_first_and_last_rows(out: Path) -
         found = contributions(Out(str(out)), pair_id, "vgg19")
         assert found.keys() == weights.keys()
         assert sum(own.before for own in found.values()) == pytest.approx(1)
+        of_total = 10 / sum(weights.values())
         for name, own in found.items():
             before, after = dict(first["style_layers"])[name], dict(last["style_layers"])[name]
-            assert own.before == pytest.approx(100 * weights[name] * before / first["style"], rel=1e-5)
-            assert own.after == pytest.approx(100 * weights[name] * after / last["style"], rel=1e-5)
+            assert own.before == pytest.approx(of_total * weights[name] * before / first["style"], rel=1e-5)
+            assert own.after == pytest.approx(of_total * weights[name] * after / last["style"], rel=1e-5)
             assert own.remaining == pytest.approx(after / before)
         expected[pair_id] = found
     both = contributions(Out(str(out)), None, "vgg19")

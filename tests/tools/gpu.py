@@ -137,7 +137,7 @@ def check_curves(report: Report, device: torch.device, sizes: Sizes) -> None:
     tiled = painted(contents[:1], [style], recipe, Fitting(sizes.tile)).losses.total
     report.check("final loss in tiles, against whole", relative(tiled, together[:1]), 0.05)
     in_bf16 = painted(contents[:1], [style], recipe.model_copy(update={"precision": "bf16"})).losses.total
-    report.check("final loss in bf16, against fp32", relative(in_bf16, together[:1]), 0.05)
+    report.check("final loss in bf16, against fp32", relative(in_bf16, together[:1]), 0.15)
     again = painted(contents, [style] * 4, recipe).losses.total
     report.check("final loss, a second time in this process", relative(again, together), 0.02)
 
