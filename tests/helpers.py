@@ -6,7 +6,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,11 +27,12 @@ from batchnst.ledger.state import change_state, read_state
 from batchnst.manifest.pair import Pair
 from batchnst.painting.inputs import load_picture
 from batchnst.painting.painter import load_backbone
-from batchnst.painting.tensors import to_tensors
+from batchnst.painting.tensors import to_tensor
 from batchnst.pictures.decode import DecodeOptions, open_picture
 from batchnst.recipe import Recipe
 from batchnst.storage.files import Folder
 from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.canvas import Canvas
 from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.stylize import Guide, Step, Stylized, stylize
 from batchnst.transfer.weights import Weights, tensor_shapes
@@ -184,20 +185,25 @@ def in_double(backbone: Backbone) -> Backbone:
     return exact
 
 
+def canvas_for(backbone: Backbone, *sizes: tuple[int, int], least: tuple[int, int] = (0, 0)) -> Canvas:
+    """The canvas of pictures of these sizes (height, width) on the CPU."""
+    return Canvas(sizes, backbone.layers, CPU, least)
+
+
 def load(path: Path, recipe: Recipe) -> Tensor:
     """A picture (1, 3, H, W), float32, 0..255, at the size of the recipe."""
-    return to_tensors([load_picture(str(path), DecodeOptions(size=recipe.size, resample=recipe.resample)).pixels], CPU)
+    return to_tensor(load_picture(str(path), DecodeOptions(size=recipe.size, resample=recipe.resample)).pixels, CPU)
 
 
 def paint(
-    contents: Tensor,
+    contents: Sequence[Tensor],
     guides: list[list[Guide]],
     recipe: Recipe,
     weights: Weights,
-    starts: Tensor | None = None,
+    starts: Sequence[Tensor] | None = None,
     fitting: Fitting = UNBOUNDED,
 ) -> tuple[Stylized, list[Step]]:
-    """Stylise `contents` (B, 3, H, W) on the CPU, in fp32 unless the recipe names a precision."""
+    """Stylise `contents` (1, 3, H, W) on the CPU, in fp32 unless the recipe names a precision."""
     recipe = recipe.model_copy(update={"precision": "fp32"}) if recipe.precision == "auto" else recipe
     return finish(stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, CPU), starts, fitting))
 
@@ -210,8 +216,8 @@ def finish(painting: Generator[Step, None, Stylized]) -> tuple[Stylized, list[St
             step = next(painting)
         except StopIteration as end:
             return end.value, steps
-        picture = step.render()
-        steps.append(replace(step, render=lambda picture=picture: picture))  # type: ignore[misc]
+        pictures = step.render()
+        steps.append(replace(step, render=lambda pictures=pictures: pictures))  # type: ignore[misc]
 
 
 def whole(*styles: Tensor) -> list[Guide]:

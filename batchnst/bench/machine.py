@@ -30,7 +30,7 @@ from batchnst.engine.run import Options, Planned, run
 from batchnst.errors import EngineError
 from batchnst.manifest.reading import read_manifest
 from batchnst.painting.inputs import decode_options, load_picture
-from batchnst.painting.tensors import to_tensors
+from batchnst.painting.tensors import to_tensor
 from batchnst.progress import Work
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import (
@@ -268,7 +268,7 @@ def load_pair(paths: Sequence[str], recipe: Recipe) -> tuple[Tensor, Tensor]:
     pair = [load_picture(path, decode_options(recipe)).pixels for path in paths]
     content, style = pair or (np.asarray(picture) for picture in generate_pictures(recipe.size))
     cpu = torch.device("cpu")
-    return to_tensors([content], cpu), to_tensors([style], cpu)
+    return to_tensor(content, cpu), to_tensor(style, cpu)
 
 
 def generate_pictures(size: int) -> tuple[Image.Image, Image.Image]:

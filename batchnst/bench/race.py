@@ -6,6 +6,7 @@ import io
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ def race(content: Tensor, style: Tensor, recipe: Recipe, progress: Progress) -> 
     content, style = content.to(device), style.to(device)
     batch = _batch_size(recipe, device, content[0, 0].numel())
     textbook = _run_textbook(content, style, recipe, weights, progress)
-    contents = content.expand(batch, -1, -1, -1)
+    contents = [content] * batch
     _run_recipe(contents, style, recipe.model_copy(update={"steps": 2}), weights)  # warms up
     runs = [_run_recipe(contents, style, recipe, weights) for _ in range(REPEATS)]
     return _compare(batch, textbook, runs)
@@ -86,14 +87,14 @@ def _run_textbook(content: Tensor, style: Tensor, recipe: Recipe, weights: Weigh
         torch.backends.cudnn.allow_tf32 = shortened
 
 
-def _run_recipe(contents: Tensor, style: Tensor, recipe: Recipe, weights: Weights) -> list[Moment]:
-    """Paint `contents` (B, 3, h, w), all the same; returns the best loss of the first after each step at full size."""
-    batch, device = len(contents), contents.device
+def _run_recipe(contents: Sequence[Tensor], style: Tensor, recipe: Recipe, weights: Weights) -> list[Moment]:
+    """Paint `contents` (1, 3, h, w), all the same; returns the best loss of the first after each step at full size."""
+    batch, device = len(contents), style.device
     guides: list[list[Guide]] = [[Guide((style,), (1.0,))]] * batch
     curve, best, content_loss = [], float("inf"), 0.0
     synchronize(device)
     start = time.perf_counter()
-    for step in stylize(contents.contiguous(), guides, recipe, lambda recipe: load_backbone(recipe, weights, device)):
+    for step in stylize(contents, guides, recipe, lambda recipe: load_backbone(recipe, weights, device)):
         if step.scale == recipe.size:
             total = step.losses.total[0].item()
             if total < best:

@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class NoisePainting:
         self.pixels = size * (size * 3 // 4)
         contents = torch.rand(batch, 3, size * 3 // 4, size, device=device) * 255
         guides: list[list[Guide]] = [[Guide((255 - contents[:1],), (1.0,))]] * batch
-        self._painting = stylize(contents, guides, recipe, lambda recipe: load_backbone(recipe, weights, device))
+        network = partial(load_backbone, weights=weights, device=device)
+        self._painting = stylize(list(contents[:, None]), guides, recipe, network)
         self.step()
 
     def step(self) -> None:

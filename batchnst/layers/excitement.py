@@ -19,7 +19,7 @@ from batchnst.painting.ahead import ahead
 from batchnst.painting.inputs import check_size, decode_options, load_picture
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
-from batchnst.painting.tensors import to_tensors
+from batchnst.painting.tensors import to_tensor
 from batchnst.pictures.decode import Pixels
 from batchnst.progress import Progress
 from batchnst.recipe import Recipe
@@ -122,7 +122,7 @@ def _collect(
             left_out.append(str(pixels))
             continue
         with torch.no_grad():
-            features = backbone(to_tensors([pixels], device))
+            features = backbone(to_tensor(pixels, device))
         for name, layer in strongest.items():
             layer.add(features[name][0], pixels.shape[1], pixels.shape[0])
         used.append(address)

@@ -27,6 +27,7 @@ from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.device import Hardware, device_failure, network_dtype, release_memory
 from batchnst.transfer.losses import Losses
 from batchnst.transfer.memory import Fitting, fit_into, memory_problem
+from batchnst.transfer.pyramid import scales
 from batchnst.transfer.stylize import Step, Stylized, stylize
 from batchnst.transfer.weights import Weights
 
@@ -91,6 +92,21 @@ class Retry:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Pictures of a batch that are painted together: their indices, and (width, height) of their canvas."""
+
+    indices: list[int]
+    canvas: tuple[int, int]
+
+    @classmethod
+    def of(cls, batch: Sequence[Inputs], indices: list[int], least: tuple[int, int] = (1, 1)) -> _Part:
+        """The pictures at `indices` of `batch` on a canvas of at least `least`; a single one needs no canvas."""
+        sizes = [_size(batch[index]) for index in indices]
+        width, height = map(max, zip(*sizes, least, strict=True))
+        return cls(indices, (width, height) if len(indices) > 1 else sizes[0])
+
+
 class Painter:
     """Paints pictures of one recipe."""
 
@@ -109,30 +125,41 @@ class Painter:
         self.on_step, self.on_snapshot = on_step, on_snapshot
         self.dtype = network_dtype(recipe.precision, hardware.device)
 
-    def paint(self, batch: Sequence[Inputs], *, want_16_bit: Sequence[bool]) -> Iterator[Work | Retry | Group]:
+    def paint(
+        self, batch: Sequence[Inputs], *, want_16_bit: Sequence[bool], canvas: tuple[int, int] = (1, 1)
+    ) -> Iterator[Work | Retry | Group]:
         """Paint `batch`; every picture is in exactly one Group. `want_16_bit` marks those that need `pixels_16_bit`.
 
-        Pictures of one shape are painted together. An error becomes the result of a Group; only a StorageError, which
-        `on_snapshot` may raise, and DeviceFailed are raised.
+        Pictures with the same scales are painted together, on a canvas of at least `canvas` (width, height); in tiles
+        only pictures of one size. An error becomes the result of a Group; only a StorageError, which `on_snapshot` may
+        raise, and DeviceFailed are raised.
         """
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, inputs in enumerate(batch):
-            by_shape.setdefault(inputs.content.shape, []).append(index)
-        for indices in by_shape.values():
-            yield from self._paint_or_halve(batch, want_16_bit, indices, self.hardware.memory)
+        for part in self._parts(batch, canvas):
+            yield from self._paint_or_halve(batch, want_16_bit, part, self.hardware.memory)
+
+    def _parts(self, batch: Sequence[Inputs], canvas: tuple[int, int]) -> Iterator[_Part]:
+        """Divide `batch` into parts to paint together."""
+        for indices in _grouped(batch, lambda inputs: len(scales(self.recipe, min(_size(inputs))))):
+            part = _Part.of(batch, indices, canvas)
+            fitting = self._find_fitting(part, self.hardware.memory)
+            if fitting and fitting.tile >= max(part.canvas):
+                yield part
+            else:
+                of_one_size = _grouped([batch[index] for index in indices], _size)
+                yield from (_Part.of(batch, [indices[i] for i in same]) for same in of_one_size)
 
     def _paint_or_halve(
-        self, batch: Sequence[Inputs], want_16_bit: Sequence[bool], indices: list[int], memory: float
+        self, batch: Sequence[Inputs], want_16_bit: Sequence[bool], part: _Part, memory: float
     ) -> Iterator[Work | Retry | Group]:
-        """Paint the pictures at `indices`, all of one shape, together in at most `memory` bytes.
+        """Paint the pictures of `part` together in at most `memory` bytes.
 
         If that fails, each half is painted by itself, so that no picture fails because of another one. A single picture
         that ran out of memory is painted again in half the memory.
         """
-        started = datetime.now(UTC)
+        started, indices = datetime.now(UTC), part.indices
         try:
-            fitting = self._require_fitting(batch, indices, memory)
-            painted = yield from self._optimize(batch, want_16_bit, indices, fitting)
+            fitting = self._require_fitting(part, memory)
+            painted = yield from self._optimize(batch, want_16_bit, part, fitting)
         except StorageError:
             raise
         except Exception as error:
@@ -145,9 +172,9 @@ class Painter:
         half = len(indices) // 2
         if half:
             reason = f"failed in a batch of {len(indices)}, painted again in halves: {failure}"
-            tries = [(indices[:half], memory), (indices[half:], memory)]
-        elif isinstance(failure, OutOfMemory) and self._find_fitting(batch, indices, memory / 2):
-            reason, tries = f"painted again in half the memory: {failure}", [(indices, memory / 2)]
+            tries = [(_Part.of(batch, some, part.canvas), memory) for some in (indices[:half], indices[half:])]
+        elif isinstance(failure, OutOfMemory) and self._find_fitting(part, memory / 2):
+            reason, tries = f"painted again in half the memory: {failure}", [(part, memory / 2)]
         else:
             yield Group(indices, failure, started)
             return
@@ -157,28 +184,27 @@ class Painter:
         except RuntimeError as error:  # what failed before was the GPU
             raise device_failure(error) or error from None
         yield Retry(indices, reason)
-        for part, part_memory in tries:
-            yield from self._paint_or_halve(batch, want_16_bit, part, part_memory)
+        for smaller, smaller_memory in tries:
+            yield from self._paint_or_halve(batch, want_16_bit, smaller, smaller_memory)
 
-    def _find_fitting(self, batch: Sequence[Inputs], indices: list[int], memory: float) -> Fitting | None:
-        """The way to paint the pictures at `indices` in `memory` bytes; None if there is none."""
-        height, width = batch[indices[0]].content.shape[:2]
-        return fit_into(memory, self.recipe, (width, height), len(indices), self.dtype)
+    def _find_fitting(self, part: _Part, memory: float) -> Fitting | None:
+        """The way to paint the pictures of `part` in `memory` bytes; None if there is none."""
+        return fit_into(memory, self.recipe, part.canvas, len(part.indices), self.dtype)
 
-    def _require_fitting(self, batch: Sequence[Inputs], indices: list[int], memory: float) -> Fitting:
+    def _require_fitting(self, part: _Part, memory: float) -> Fitting:
         """Like `_find_fitting`, with all devices of the worker; raises OutOfMemory if there is no way."""
-        fitting = self._find_fitting(batch, indices, memory)
+        fitting = self._find_fitting(part, memory)
         if fitting is None:
-            if len(indices) > 1:
+            if len(part.indices) > 1:
                 raise OutOfMemory("they do not fit into memory together")
-            height, width = batch[indices[0]].content.shape[:2]
-            raise OutOfMemory(memory_problem(memory, self.recipe, (width, height), self.dtype))
+            raise OutOfMemory(memory_problem(memory, self.recipe, part.canvas, self.dtype))
         return replace(fitting, devices=self.hardware.devices)
 
     def _optimize(
-        self, batch: Sequence[Inputs], want_16_bit: Sequence[bool], indices: list[int], fitting: Fitting
+        self, batch: Sequence[Inputs], want_16_bit: Sequence[bool], part: _Part, fitting: Fitting
     ) -> Generator[Work, None, list[Painted]]:
-        """Run the algorithm on the pictures at `indices`, all of one shape; yields progress, returns the pictures."""
+        """Run the algorithm on the pictures of `part`; yields progress, returns the pictures."""
+        indices, (width, height) = part.indices, part.canvas
         group = [batch[index] for index in indices]
         painting = stylize(
             self.tensors.contents(group),
@@ -187,6 +213,7 @@ class Painter:
             lambda recipe: load_backbone(recipe, self.weights, self.hardware.device),
             self.tensors.starts(group),
             fitting,
+            (height, width),
         )
         history = _History(len(group))
         reported, steps, pixel_steps = time.perf_counter(), 0, 0
@@ -208,17 +235,17 @@ class Painter:
     @staticmethod
     def _to_host(result: Stylized, history: _History, fitting: Fitting, want_16_bit: Sequence[bool]) -> list[Painted]:
         """Fetch pictures and losses from the device."""
-        losses, pixels, curves = Losses.cat([result.losses]), to_pixels(result.pictures), history.curves()
+        losses, curves = Losses.cat([result.losses]), history.curves()
         return [
             Painted(
-                pixels=pixels[i],
-                pixels_16_bit=to_16_bit_pixels(result.pictures[i]) if want_16_bit[i] else None,
+                pixels=to_pixels(picture),
+                pixels_16_bit=to_16_bit_pixels(picture) if want_16_bit[i] else None,
                 losses=losses.select(torch.tensor([i])),
                 stopped=result.stopped[i],
                 curve=curves[i],
                 fitting=fitting,
             )
-            for i in range(len(pixels))
+            for i, picture in enumerate(result.pictures)
         ]
 
     def _show(self, step: Step, indices: Sequence[int], history: _History) -> None:
@@ -227,9 +254,23 @@ class Painter:
         every = self.recipe.snapshot_every
         due = [i for i in step.active if every and (history.steps[i] - 1) % every == 0]
         if due:
-            pictures = dict(zip(step.active, to_pixels(step.render()), strict=True))
+            pictures = dict(zip(step.active, step.render(), strict=True))
             for i in due:
-                self.on_snapshot(indices[i], history.steps[i] - 1, pictures[i])
+                self.on_snapshot(indices[i], history.steps[i] - 1, to_pixels(pictures[i]))
+
+
+def _size(inputs: Inputs) -> tuple[int, int]:
+    """(width, height) of a picture."""
+    height, width = inputs.content.shape[:2]
+    return width, height
+
+
+def _grouped(batch: Sequence[Inputs], key: Callable[[Inputs], object]) -> list[list[int]]:
+    """Indices of the pictures in `batch` with the same `key`."""
+    groups: dict[object, list[int]] = {}
+    for index, inputs in enumerate(batch):
+        groups.setdefault(key(inputs), []).append(index)
+    return list(groups.values())
 
 
 class _History:

@@ -25,14 +25,13 @@ class TensorCache:
         self.device = device
         self._cache: OrderedDict[int, tuple[Pixels, Tensor]] = OrderedDict()
 
-    def contents(self, batch: Sequence[Inputs]) -> Tensor:
-        """The contents, (B, 3, H, W), float32, 0..255."""
-        return to_tensors([inputs.content for inputs in batch], self.device)
+    def contents(self, batch: Sequence[Inputs]) -> list[Tensor]:
+        """The contents, (1, 3, H, W) each, float32, 0..255."""
+        return [to_tensor(inputs.content, self.device) for inputs in batch]
 
-    def starts(self, batch: Sequence[Inputs]) -> Tensor | None:
-        """The start pictures, (B, 3, H, W), float32, 0..255; None if `init` names no picture."""
-        starts = [inputs.start for inputs in batch if inputs.start is not None]
-        return to_tensors(starts, self.device) if starts else None
+    def starts(self, batch: Sequence[Inputs]) -> list[Tensor] | None:
+        """The start pictures, (1, 3, H, W) each, float32, 0..255; None if `init` names no picture."""
+        return [to_tensor(inputs.start, self.device) for inputs in batch if inputs.start is not None] or None
 
     def guides(self, batch: Sequence[Inputs]) -> list[list[Guide]]:
         """The guides of each picture: one for each part that a content mask marks, or one for the whole picture."""
@@ -65,9 +64,9 @@ class TensorCache:
         return self._cache[id(pixels)][1]
 
 
-def to_tensors(pictures: Sequence[Pixels], device: torch.device) -> Tensor:
-    """Stack pictures (H, W, 3) of one size as (B, 3, H, W), float32, 0..255."""
-    return torch.cat([_to_bytes(pixels, device) for pixels in pictures]).float()
+def to_tensor(pixels: Pixels, device: torch.device) -> Tensor:
+    """Convert a picture (H, W, 3) to (1, 3, H, W), float32, 0..255."""
+    return _to_bytes(pixels, device).float()
 
 
 def _to_bytes(pixels: Pixels, device: torch.device) -> Tensor:
@@ -75,11 +74,12 @@ def _to_bytes(pixels: Pixels, device: torch.device) -> Tensor:
     return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].contiguous()
 
 
-def to_pixels(pictures: Tensor) -> list[Pixels]:
-    """Round pictures (B, 3, H, W), 0..255, to 8 bits a channel, (H, W, 3) each."""
-    return list(pictures.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+def to_pixels(picture: Tensor) -> Pixels:
+    """Round a picture (1, 3, H, W), 0..255, to 8 bits a channel, (H, W, 3)."""
+    pixels: Pixels = picture[0].round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
 
 
 def to_16_bit_pixels(picture: Tensor) -> NDArray[np.uint16]:
-    """Round a picture (3, H, W), 0..255, to 16 bits a channel, (H, W, 3), 0..65535."""
-    return (picture * 257).round().clamp(0, 65535).permute(1, 2, 0).cpu().numpy().astype(np.uint16)
+    """Round a picture (1, 3, H, W), 0..255, to 16 bits a channel, (H, W, 3), 0..65535."""
+    return (picture[0] * 257).round().clamp(0, 65535).permute(1, 2, 0).cpu().numpy().astype(np.uint16)

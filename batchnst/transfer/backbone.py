@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchnst.backbones import Layer, cut
+from batchnst.transfer.canvas import Canvas
 from batchnst.transfer.weights import Weights
 
 aten = torch.ops.aten
@@ -97,13 +98,20 @@ class Backbone(nn.Module):
                 self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
     def forward(
-        self, pictures: Tensor, crops: Crops = MappingProxyType({}), tape: list[Pass] | None = None
+        self,
+        pictures: Tensor,
+        crops: Crops = MappingProxyType({}),
+        tape: list[Pass] | None = None,
+        canvas: Canvas | None = None,
     ) -> dict[str, Tensor]:
         """Return the features (B, C, h, w) of the wanted layers by name, for `pictures` (B, 3, H, W), RGB, 0..255.
 
-        A `tape` is filled with what `backward` needs.
+        A `tape` is filled with what `backward` needs. With a `canvas`, each picture's features are those that it has
+        alone, with zeros around.
         """
         x = (pictures - self.mean).to(self.dtype, memory_format=torch.channels_last)
+        if canvas:
+            canvas.pixels.clear_(x)
         convolve, rectified, features = _fastest(x.device, x.dtype), False, {}
         for layer in self.layers:
             before, winners = x, None
@@ -118,6 +126,8 @@ class Backbone(nn.Module):
                 x, winners = F.max_pool2d(x, layer.kernel, layer.stride, return_indices=True)
             else:
                 x = F.avg_pool2d(x, layer.kernel, layer.stride)
+            if canvas and (layer.is_convolution or layer.is_pooling):  # a ReLU of zeros is zero
+                canvas[layer.name].clear_(x)
             if tape is not None:
                 tape.append(Pass(layer, before, x, winners))
             if layer.name in self.wanted:
@@ -128,13 +138,17 @@ class Backbone(nn.Module):
         return features
 
     def backward(
-        self, tape: list[Pass], add: Callable[[str, Tensor, Tensor], None], crops: Crops = MappingProxyType({})
+        self,
+        tape: list[Pass],
+        add: Callable[[str, Tensor, Tensor], None],
+        crops: Crops = MappingProxyType({}),
+        canvas: Canvas | None = None,
     ) -> Tensor:
         """Return the derivative of a loss with respect to the pictures, (B, 3, H, W), in `dtype`.
 
-        tape: filled by a forward pass with the same `crops`; emptied, so that memory is freed on the way. add: called
-        with the name of each wanted layer, its features, and the derivative with respect to them through the layers
-        above; adds the loss's own, in place.
+        tape: filled by a forward pass with the same `crops` and `canvas`; emptied, so that memory is freed on the way.
+        add: called with the name of each wanted layer, its features, and the derivative with respect to them through
+        the layers above; adds the loss's own, in place.
         """
         gradient, above = torch.zeros_like(tape[-1].after), None
         while tape:
@@ -153,11 +167,13 @@ class Backbone(nn.Module):
                 _mask(gradient, after)
                 gradient = aten.max_pool2d_with_indices_backward(gradient, before, *window, [1, 1], False, winners)
             elif layer.is_pooling:
+                if canvas:  # no ReLU's mask does it
+                    canvas[layer.name].clear_(gradient)
                 gradient = aten.avg_pool2d_backward(gradient, before, *window, False, True, None)
             elif layer.name in self.wanted or not (above and above.is_pooling and self.takes_maxima):
                 _mask(gradient, after)
             above = layer
-        return gradient
+        return canvas.pixels.clear_(gradient) if canvas else gradient
 
     def shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Return the shape (C, h, w) of each layer's features, for a picture of `height` × `width` pixels."""

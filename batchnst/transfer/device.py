@@ -93,6 +93,11 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def keeps_shapes(device: torch.device) -> bool:
+    """Return True if batches on `device` should have few shapes: a GPU searches algorithms anew for each shape."""
+    return device.type != "cpu"
+
+
 def tune_process() -> None:
     """Change settings of the whole process; call it only in a process that does nothing but paint.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Place
+from batchnst.transfer.canvas import Extent
 
 BLOCK = 4096
 """Positions that a CPU multiplies at once: few enough for their float32 copy to stay in its cache."""
@@ -107,14 +108,15 @@ class Sums:
 class Definition:
     """A loss definition: the factors that turn sums over a picture into its losses, each a number or (B,).
 
-    content: factor of a layer's Σ(F − P)², given its target P (B, C, h, w). style: factor of Σ(G − A)² for Gram
-    matrices that are means over positions, given their target A (B, C, C). tv: factor of Σ|dx| + Σ|dy|, given the count
-    of a picture's values. shares: True if the weights of the style layers are divided by their sum.
+    content: factor of a layer's Σ(F − P)², given its target P (B, C, h, w) and each picture's count of values in it
+    (B,). style: factor of Σ(G − A)² for Gram matrices that are means over positions, given their target A (B, C, C).
+    tv: factor of Σ|dx| + Σ|dy|, given each picture's count of values (B,). shares: True if the weights of the style
+    layers are divided by their sum.
     """
 
-    content: Callable[[Tensor], Tensor | float]
+    content: Callable[[Tensor, Tensor], Tensor | float]
     style: Callable[[Tensor], Tensor | float]
-    tv: Callable[[int], float]
+    tv: Callable[[Tensor], Tensor | float]
     shares: bool = False
 
     def style_weights(self, recipe: Recipe) -> dict[str, float]:
@@ -131,14 +133,19 @@ def _relative(target: Tensor) -> Tensor:
 
 DEFINITIONS = {
     # Every term relative to its own target, so that every layer, painting and size counts alike.
-    "balanced": Definition(content=_relative, style=_relative, tv=lambda count: 1 / (255 * count), shares=True),
+    "balanced": Definition(
+        content=lambda target, _: _relative(target),
+        style=_relative,
+        tv=lambda counts: 1 / (255 * counts),
+        shares=True,
+    ),
     # Mean squared errors: of the features, and of Gram/(C·H·W).
     "neural-style": Definition(
-        content=lambda target: 1 / target[0].numel(), style=lambda target: 1 / len(target[0]) ** 4, tv=lambda _: 1
+        content=lambda _, counts: 1 / counts, style=lambda target: 1 / len(target[0]) ** 4, tv=lambda _: 1
     ),
     # Gatys et al. 2016, eq. 1 and 4: with 1/(4 N² M²), each Gram being divided by its own picture's M.
     "gatys2016": Definition(
-        content=lambda _: 1 / 2, style=lambda target: 1 / (4 * len(target[0]) ** 2), tv=lambda _: 1
+        content=lambda *_: 1 / 2, style=lambda target: 1 / (4 * len(target[0]) ** 2), tv=lambda _: 1
     ),
 }
 """Loss definitions by the recipe's `loss`."""
@@ -159,18 +166,26 @@ def neighbours(pictures: Tensor, place: Place = ALL) -> list[tuple[Tensor, Tenso
     return [(across[..., :-1], across[..., 1:]), (down[..., :-1, :], down[..., 1:, :])]
 
 
-def total_variation(pictures: Tensor, place: Place = ALL) -> Tensor:
-    """Return Σ|dx| + Σ|dy| of the pixels of `place` in `pictures` (B, C, H, W), (B,)."""
-    pairs = neighbours(pictures, place)
-    return torch.stack([(second - first).abs_().sum((1, 2, 3)) for first, second in pairs]).sum(0)
+def total_variation(pictures: Tensor, inside: Sequence[Extent], place: Place = ALL) -> Tensor:
+    """Return Σ|dx| + Σ|dy| of the pixels of `place` in `pictures` (B, C, H, W), (B,).
+
+    inside: the extents of dx and of dy, see Canvas.
+    """
+    pairs = zip(neighbours(pictures, place), inside, strict=True)
+    sums = [extent.clear_(second - first).abs_().sum((1, 2, 3)) for (first, second), extent in pairs]
+    return torch.stack(sums).sum(0)
 
 
-def add_variation_(gradient: Tensor, pictures: Tensor, weight: float, place: Place = ALL) -> None:
-    """Add `weight` times the derivative of the total variation to `gradient`, in place."""
-    for pixels, slopes in zip(neighbours(pictures, place), neighbours(gradient, place), strict=True):
-        sign = (pixels[1] - pixels[0]).sign_()
-        slopes[1].add_(sign, alpha=weight)
-        slopes[0].sub_(sign, alpha=weight)
+def add_variation_(
+    gradient: Tensor, pictures: Tensor, weights: Tensor, inside: Sequence[Extent], place: Place = ALL
+) -> None:
+    """Add each picture's weight, of `weights` (B,), times the derivative of its total variation to `gradient`."""
+    weights = weights[:, None, None, None]
+    pairs = zip(neighbours(pictures, place), neighbours(gradient, place), inside, strict=True)
+    for pixels, slopes, extent in pairs:
+        sign = extent.clear_((pixels[1] - pixels[0]).sign_())
+        slopes[1].addcmul_(sign, weights)
+        slopes[0].addcmul_(sign, weights, value=-1)
 
 
 def _and_next(positions: slice) -> slice:

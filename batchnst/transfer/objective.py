@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone, Pass, Place
+from batchnst.transfer.canvas import Canvas
 from batchnst.transfer.losses import (
     ALL,
     DEFINITIONS,
@@ -33,11 +33,11 @@ class Slopes(NamedTuple):
     """Derivatives of the total of whole pictures with respect to their sums.
 
     style: layer → for each region the symmetric matrix (B, C, C) with which its features are multiplied in the
-    gradient: twice the derivative with respect to their ΣFFᵀ. variation: that with respect to Σ|dx| + Σ|dy|.
+    gradient: twice the derivative with respect to their ΣFFᵀ. variation: that with respect to Σ|dx| + Σ|dy|, (B,).
     """
 
     style: dict[str, list[Tensor]]
-    variation: float
+    variation: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,23 @@ WHOLE_PICTURE = Tile(ALL, {}, defaultdict(lambda: ALL), defaultdict(lambda: ALL)
 class Objective:
     """The losses of a batch of pictures against their targets, and the gradient.
 
-    `content` maps each content layer to its target features (B, C, h, w); `regions` hold the style targets.
+    `content` maps each content layer to its target features (B, C, h, w); `regions` hold the style targets. Pictures
+    that are smaller than the `canvas`, and their targets, have zeros around.
     """
 
     recordable = True
     """True if a CUDA graph can record a call."""
 
     def __init__(
-        self, backbone: Backbone, recipe: Recipe, content: dict[str, Tensor], regions: Sequence[Region]
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        content: dict[str, Tensor],
+        regions: Sequence[Region],
+        canvas: Canvas,
     ) -> None:
         self.backbone, self.recipe, self.content, self.regions = backbone, recipe, content, regions
+        self.canvas = canvas
         self.definition = DEFINITIONS[recipe.loss]
         # For each content layer the weight of its Σ(F − P)² in the total, (B,): once, because the targets are large.
         self._content_weights = {name: self._content_weight(name, target) for name, target in content.items()}
@@ -85,7 +92,7 @@ class Objective:
         """
         tape: list[Pass] = []
         sums = self.sums(self.backbone, pictures, tape=tape)
-        losses, slopes = self.losses(sums, *pictures.shape[-2:])
+        losses, slopes = self.losses(sums)
         return losses, self.gradient(self.backbone, pictures, tape, slopes)
 
     def select(self, which: Tensor) -> Self:
@@ -93,6 +100,7 @@ class Objective:
         chosen = copy(self)
         chosen.content = {name: features[which] for name, features in self.content.items()}
         chosen.regions = [region.select(which) for region in self.regions]
+        chosen.canvas = self.canvas.select(which)
         chosen._content_weights = {name: weight[which] for name, weight in self._content_weights.items()}
         return chosen
 
@@ -104,7 +112,7 @@ class Objective:
         A `tape` is filled for `gradient`.
         """
         pictures = pictures.expand(-1, 3, -1, -1)
-        features = backbone(pictures, tile.crops, tape)
+        features = backbone(pictures, tile.crops, tape, self.canvas)
         squares = {
             name: sum_of_squares(self._misses(name, features[name][tile.core[name]], pictures.dtype, tile))
             for name in self.recipe.content_layers
@@ -115,20 +123,21 @@ class Objective:
             factors = [_guide(region, name, core, tile) for region in self.regions]
             seen = [core if factor is None else core * factor for factor in factors]
             products[name] = [channel_products(part) for part in seen]
-        return Sums(squares, products, total_variation(pictures, tile.core[""]))
+        return Sums(squares, products, total_variation(pictures, self.canvas.differences, tile.core[""]))
 
-    def losses(self, sums: Sums, height: int, width: int) -> tuple[Losses, Slopes]:
-        """Compute the losses from the sums over whole pictures of `height` × `width` pixels, and the slopes."""
-        recipe, shapes, definition = self.recipe, self.backbone.shapes(height, width), self.definition
+    def losses(self, sums: Sums) -> tuple[Losses, Slopes]:
+        """Compute the losses from the sums over whole pictures, and the slopes."""
+        recipe, definition = self.recipe, self.definition
         content, style = torch.zeros_like(sums.variation), torch.zeros_like(sums.variation)
         for name, squares in sums.squares.items():
             content += self._content_weights[name] * squares
-        layers, slopes = {}, Slopes({}, recipe.tv_weight * definition.tv(3 * height * width))
+        variation = recipe.tv_weight * definition.tv(3 * self.canvas.pixels.counts)
+        layers, slopes = {}, Slopes({}, torch.zeros_like(style).add_(variation))
         for name, weight in definition.style_weights(recipe).items():
-            positions = math.prod(shapes[name][1:])
+            positions = self.canvas[name].counts.to(style.dtype)
             layers[name], slopes.style[name] = torch.zeros_like(style), []
             for products, region in zip(sums.products[name], self.regions, strict=True):
-                misses = products / positions - region.grams[name]
+                misses = products / positions[:, None, None] - region.grams[name]
                 share = region.share.to(misses.dtype)
                 factor = definition.style(region.grams[name])
                 layers[name] += factor * share * sum_of_squares(misses)
@@ -158,12 +167,15 @@ class Objective:
                     add_product_(through, features * factor, matrices.to(gradient.device))
                     gradient.addcmul_(through, factor)
 
-        result = backbone.backward(tape, add, tile.crops).to(pictures.dtype, memory_format=torch.contiguous_format)
-        add_variation_(result, pictures.expand_as(result), slopes.variation, tile.core[""])
+        result = backbone.backward(tape, add, tile.crops, self.canvas)
+        result = result.to(pictures.dtype, memory_format=torch.contiguous_format)
+        inside, weights = self.canvas.differences, slopes.variation.to(result.device)
+        add_variation_(result, pictures.expand_as(result), weights, inside, tile.core[""])
         return result if pictures.shape[1] == 3 else result.sum(1, keepdim=True)
 
     def _content_weight(self, name: str, target: Tensor) -> Tensor:
-        factor = self.recipe.content_weight * self.recipe.content_layers[name] * self.definition.content(target)
+        counts = target.shape[1] * self.canvas[name].counts.to(target.device)
+        factor = self.recipe.content_weight * self.recipe.content_layers[name] * self.definition.content(target, counts)
         return torch.as_tensor(factor, dtype=sum_dtype(target.dtype)).to(self.backbone.mean.device).expand(len(target))
 
     def _misses(self, name: str, features: Tensor, dtype: torch.dtype, tile: Tile) -> Tensor:

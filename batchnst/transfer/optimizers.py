@@ -12,11 +12,14 @@ An optimiser offers a `trial` to evaluate and is then given its loss and gradien
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, fft
+from torch import Tensor
+
+from batchnst.transfer.canvas import Size
+from batchnst.transfer.lowpass import LowPass
 
 from batchnst.transfer.device import exact_dtype
 
@@ -62,11 +65,13 @@ class OptimizerFactory(Protocol):
         learning_rate: float | None = None,
         step_scale: Tensor | None = None,
         history: int = HISTORY,
+        sizes: Sequence[Size] | None = None,
     ) -> Optimizer:
         """Start at `pictures` (B, C, H, W), inside the box.
 
         learning_rate: None for the optimiser's default. step_scale: (B,), from the coarser scale. history: steps to
-        remember. Adam and gradient descent ignore the last two.
+        remember. sizes: (height, width) of each picture if some are smaller than (H, W); pixels and gradients outside
+        them are 0, and the pixels stay so. Adam and gradient descent ignore the last three.
         """
 
 
@@ -108,6 +113,7 @@ class Adam(_Descent):
         learning_rate: float | None = None,
         step_scale: Tensor | None = None,
         history: int = HISTORY,
+        sizes: Sequence[Size] | None = None,
     ) -> None:
         super().__init__(pictures)
         self.learning_rate = 10.0 if learning_rate is None else learning_rate
@@ -147,6 +153,7 @@ class GradientDescent(_Descent):
         learning_rate: float | None = None,
         step_scale: Tensor | None = None,
         history: int = HISTORY,
+        sizes: Sequence[Size] | None = None,
     ) -> None:
         super().__init__(pictures)
         self.rate = pictures.new_full((len(pictures),), learning_rate or 0)
@@ -195,8 +202,10 @@ class LBFGS:
         learning_rate: float | None = None,
         step_scale: Tensor | None = None,
         history: int = HISTORY,
+        sizes: Sequence[Size] | None = None,
     ) -> None:
-        count, pixels = len(pictures), pictures[0].numel()
+        count, places = len(pictures), pictures[0].numel()
+        sizes = sizes or [(pictures.shape[2], pictures.shape[3])] * count
         self.learning_rate = 1.0 if learning_rate is None else learning_rate
         self.trial, self.best = (pictures.clone(memory_format=torch.contiguous_format) for _ in range(2))
         self.gradient = torch.zeros_like(self.best)
@@ -204,16 +213,15 @@ class LBFGS:
         self.loss = pictures.new_full((count,), torch.inf)
         self.step = pictures.new_ones(count)
         self.refusals = pictures.new_zeros(count)
-        self.gamma = pictures.new_zeros(count) if step_scale is None else step_scale.to(pictures.dtype) * pixels
-        height, width = pictures.shape[-2:]
-        down, across = (f(n, device=pictures.device) for f, n in ((fft.fftfreq, height), (fft.rfftfreq, width)))
-        self.response = (1 + (down[:, None].square() + across.square()) / self.cutoff**2).rsqrt().to(pictures.dtype)
+        self.smooth = LowPass(sizes, self.cutoff, pictures)
+        self.values = pictures.new_tensor([pictures.shape[1] * height * width for height, width in sizes])
+        self.gamma = pictures.new_zeros(count) if step_scale is None else step_scale.to(pictures.dtype) * self.values
         # Rows 2i and 2i + 1 of `curvature` are s and Py of slot i. Each picture fills its slots in turn. There is one
         # more slot than steps to remember, so that a curvature pair that is not worth keeping overwrites none.
         self.slots, self.observed = history + 1, 0
         rows = 2 * self.slots
         # On a CPU, memory that no step needs yet is not touched.
-        self.curvature = (pictures.new_zeros if pictures.is_cuda else pictures.new_empty)(count, rows, pixels)
+        self.curvature = (pictures.new_zeros if pictures.is_cuda else pictures.new_empty)(count, rows, places)
         self.newest = torch.full((count,), history, device=pictures.device)
         self.valid = torch.zeros(count, self.slots, dtype=torch.bool, device=pictures.device)
         self.sy = pictures.new_zeros(count, self.slots, self.slots, dtype=exact_dtype(pictures.device))
@@ -230,8 +238,8 @@ class LBFGS:
         self.refusals.masked_fill_(stuck, 0)
         self.valid &= ~stuck[:, None]
         if self.observed == 0:
-            squares = [self._smooth(self.gradient[part]).square().mean((1, 2, 3)) for part in _planes(self.gradient)]
-            length = torch.stack(squares).mean(0).sqrt().clamp_min(torch.finfo(loss.dtype).tiny)
+            squares = [self.smooth(self.gradient[part]).square().sum((1, 2, 3)) for part in _planes(self.gradient)]
+            length = (torch.stack(squares).sum(0) / self.values).sqrt().clamp_min(torch.finfo(loss.dtype).tiny)
             torch.where(self.gamma > 0, self.gamma, self.first_move / length, out=self.gamma)
         self.step.mul_(self.shrink).masked_fill_(accepted, self.learning_rate)
         self._follow(self._weights(products, slot))
@@ -244,11 +252,12 @@ class LBFGS:
 
         γ grows with this number, because losses are means over pixels.
         """
-        return self.gamma / math.prod(self.best.shape[1:])
+        return self.gamma / self.values
 
     def select(self, which: Tensor) -> None:
         """Keep only some of the pictures; `which` holds their indices."""
-        vectors = ("trial", "best", "gradient", "free", "loss", "step", "refusals", "gamma")
+        self.smooth = self.smooth.select(which)
+        vectors = ("trial", "best", "gradient", "free", "loss", "step", "refusals", "gamma", "values")
         for name in (*vectors, "curvature", "newest", "valid", "sy", "ypy"):
             setattr(self, name, getattr(self, name)[which])
 
@@ -256,11 +265,6 @@ class LBFGS:
     def _written(self) -> int:
         """Rows of `curvature` that a step reads: on a GPU all of them, so that every step is the same."""
         return 2 * (self.slots if self.curvature.is_cuda else min(self.observed, self.slots))
-
-    def _smooth(self, planes: Tensor) -> Tensor:
-        """Apply P to `planes` (B, C, H, W)."""
-        smooth: Tensor = fft.irfft2(fft.rfft2(planes).mul_(self.response), s=planes.shape[-2:])
-        return smooth
 
     def _accept(self, accepted: Tensor, gradient: Tensor, slot: Tensor) -> Tensor:
         """Make the accepted trials the best pictures, and store (s, Py) in each picture's `slot` (B,).
@@ -291,8 +295,8 @@ class LBFGS:
             torch.where(mask, gradient[part], old, out=old)
             torch.logical_not(outward(best, old), out=free)
             torch.mul(old, free, out=downhill)
-            planes[batch, 2 * slot + 1, part[1]] = self._smooth(y)
-            trial.copy_(self._smooth(downhill))
+            planes[batch, 2 * slot + 1, part[1]] = self.smooth(y)
+            trial.copy_(self.smooth(downhill))
             products[:, :written] += planes[:, :written, part[1]].flatten(2) @ pair.flatten(2).mT
         s_y, y_p_y = products[batch, 2 * slot, 0], products[batch, 2 * slot + 1, 0]
         positive = s_y > 1e-4 * (s_squared * y_squared).sqrt()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,8 +14,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from batchnst.recipe import Recipe, fit
 from batchnst.transfer.backbone import Backbone
+from batchnst.transfer.canvas import Canvas, Extent, Size
 from batchnst.transfer.color import COLORS, ColorMethod
-from batchnst.transfer.device import release_memory
+from batchnst.transfer.device import keeps_shapes, release_memory
 from batchnst.transfer.graph import Recorded
 from batchnst.transfer.losses import Losses, Region, guide
 from batchnst.transfer.memory import UNBOUNDED, Fitting
@@ -55,162 +57,196 @@ class Step:
 
     index: int  # through all scales, from 0
     scale: int  # longest side, pixels
-    pixels: int  # of one picture
+    pixels: int  # of each picture's place on the canvas
     active: list[int]  # indices in the batch, (b,)
     losses: Losses  # of the active pictures, (b,)
     share: float  # of the planned steps done so far, 0..1
-    render: Callable[[], Tensor]
-    """Returns the best of the active pictures, (b, 3, h, w), RGB, 0..255, at this scale. Call before the next step."""
+    render: Callable[[], list[Tensor]]
+    """Returns the best of each active picture, (1, 3, h, w), RGB, 0..255, at this scale. Call before the next step."""
 
 
 @dataclass(frozen=True)
 class Stylized:
     """The result of a batch.
 
-    pictures: (B, 3, H, W), RGB, 0..255, float32, each the best of its run. losses: those of the pictures. stopped: why
-    each picture stopped.
+    pictures: (1, 3, H, W) each, RGB, 0..255, float32, the best of its run. losses: those of the pictures, (B,).
+    stopped: why each picture stopped.
     """
 
-    pictures: Tensor
+    pictures: list[Tensor]
     losses: Losses
     stopped: list[str]  # steps, plateau, diverged
 
 
 def stylize(
-    contents: Tensor,
+    contents: Sequence[Tensor],
     guides: Sequence[Sequence[Guide]],
     recipe: Recipe,
     load: Callable[[Recipe], Backbone],
-    starts: Tensor | None = None,
+    starts: Sequence[Tensor] | None = None,
     fitting: Fitting = UNBOUNDED,
+    canvas: Size = (0, 0),
 ) -> Generator[Step, None, Stylized]:
     """Paint `contents` in the styles of `guides`; yields every step and returns the pictures.
 
-    contents: (B, 3, H, W), RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
+    contents: (1, 3, H, W) each, RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
+    Their sizes may differ, but they have the same scales, and one size if they are painted in tiles.
     guides: the parts of each picture, the same number for all. A style tensor that occurs several times is measured
     once a scale.
-    load: returns the backbone for a recipe. starts: (B, 3, H, W), pictures to start from instead of `recipe.init`.
-    fitting: tiles and history that fit into memory.
+    load: returns the backbone for a recipe. starts: pictures to start from instead of `recipe.init`, like `contents`.
+    fitting: tiles and history that fit into memory. canvas: smallest (height, width) of the canvas at full size.
 
     A picture whose loss explodes or is not finite is tried once more with the settings SAFER, from its best state.
     """
     indices = list(range(len(contents)))
-    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, indices, fitting)
+    result = yield from _optimize(contents, guides, recipe, load(recipe), starts, indices, fitting, canvas)
     diverged = [i for i, reason in enumerate(result.stopped) if reason == "diverged"]
     if not diverged:
         return result
     safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
-    finite = result.losses.total[diverged].isfinite()[:, None, None, None]
-    starts = torch.where(finite, result.pictures[diverged], contents[diverged])
-    guides = [guides[i] for i in diverged]
-    rescued = yield from _optimize(contents[diverged], guides, safer, load(safer), starts, diverged, fitting)
-    which = torch.tensor(diverged, device=contents.device)
-    pictures = result.pictures.index_copy(0, which, rescued.pictures)
-    return Stylized(pictures, result.losses.put(which, rescued.losses), result.stopped)
+    finite = result.losses.total.isfinite().tolist()
+    starts = [result.pictures[i] if finite[i] else contents[i] for i in diverged]
+    again = [contents[i] for i in diverged], [guides[i] for i in diverged]
+    rescued = yield from _optimize(*again, safer, load(safer), starts, diverged, fitting, canvas)
+    pictures = dict(enumerate(result.pictures)) | dict(zip(diverged, rescued.pictures, strict=True))
+    which = torch.tensor(diverged, device=contents[0].device)
+    return Stylized(list(pictures.values()), result.losses.put(which, rescued.losses), result.stopped)
 
 
 def _optimize(
-    contents: Tensor,
+    contents: Sequence[Tensor],
     guides: Sequence[Sequence[Guide]],
     recipe: Recipe,
     backbone: Backbone,
-    starts: Tensor | None,
+    starts: Sequence[Tensor] | None,
     indices: Sequence[int],
     fitting: Fitting,
+    least: Size,
 ) -> Generator[Step, None, Stylized]:
     """Optimise the pictures scale by scale; `indices` are their indices in the whole batch, for the steps."""
     color = COLORS[recipe.preserve_color]
-    height, width = contents.shape[-2:]
-    subjects = color.content(contents)
-    guides = [_recolored(parts, contents[i : i + 1], color) for i, parts in enumerate(guides)]
-    starts = _start(subjects, guides, recipe) if starts is None else color.content(starts)
+    subjects = [color.content(content) for content in contents]
+    guides = [_recolored(parts, content, color) for parts, content in zip(guides, contents, strict=True)]
+    starts = _starts(subjects, guides, recipe) if starts is None else [color.content(start) for start in starts]
     begun, painted, step_scale = starts, starts, None
-    pyramid = scales(recipe, min(height, width))
+    pyramid = scales(recipe, min(min(content.shape[2:]) for content in contents))
     index, done, total = 0, 0, sum(scale.steps for scale in pyramid)
     for scale in pyramid:
-        size = fit(width, height, scale.size)
-        objective = _objective(resize(subjects, *size), guides, recipe, backbone, scale, fitting)
-        start = resize(starts, *size)
-        painter = _Painter(objective, _carried(painted, begun, start, recipe), recipe, step_scale, fitting.history)
-        resized = resize(contents, *size)
+        canvas = _canvas(contents, least, recipe, backbone, scale)
+        objective = _objective(_resized(subjects, canvas), guides, recipe, backbone, canvas, scale, fitting)
+        start = _resized(starts, canvas)
+        pictures = [_carried(*states, recipe) for states in zip(painted, begun, start, strict=True)]
+        painter = _Painter(objective, pictures, recipe, step_scale, fitting.history)
+        resized = _resized(contents, canvas)
         for count in range(1, scale.steps + 1):
             active, losses = painter.step()
-            render = partial(_render, color, painter.best, resized, active)
+            render = partial(_render, color, painter, resized, active)
             in_batch = [indices[i] for i in active]
-            yield Step(index, scale.size, size[0] * size[1], in_batch, losses, (done + count) / total, render)
+            pixels = canvas.pixels.height * canvas.pixels.width
+            yield Step(index, scale.size, pixels, in_batch, losses, (done + count) / total, render)
             index += 1
             if count % CHECK_EVERY == 0 and not painter.drop_stopped():
                 break
         painter.close()
         done += scale.steps
         begun, painted, step_scale = start, painter.best, painter.step_scale
-    return Stylized(color.finish(painted, contents), painter.losses, painter.stopped)
+    finished = [color.finish(picture, content) for picture, content in zip(painted, contents, strict=True)]
+    return Stylized(finished, painter.losses, painter.stopped)
+
+
+def _canvas(contents: Sequence[Tensor], least: Size, recipe: Recipe, backbone: Backbone, scale: Scale) -> Canvas:
+    """Return the canvas for `contents` at `scale`; `least` is its smallest (height, width) at full size."""
+    sizes = [fit(content.shape[3], content.shape[2], scale.size)[::-1] for content in contents]
+    height, width = (round(length * (scale.size / recipe.size)) for length in least)
+    return Canvas(sizes, backbone.layers, contents[0].device, (height, width))
+
+
+def _resized(pictures: Sequence[Tensor], canvas: Canvas) -> list[Tensor]:
+    """Return each of `pictures` (1, C, H, W) in its size on the canvas."""
+    sizes = canvas.pixels.sizes
+    return [resize(picture, width, height) for picture, (height, width) in zip(pictures, sizes, strict=True)]
 
 
 def _carried(painted: Tensor, begun: Tensor, start: Tensor, recipe: Recipe) -> Tensor:
-    """Return the pictures to begin a scale with.
+    """Return the picture to begin a scale with.
 
     `painted` came out of the coarser scale, which began with `begun`; `start` is the start at this scale's size.
     """
     height, width = start.shape[-2:]
-    pictures = resize(painted, width, height)
+    picture = resize(painted, width, height)
     if recipe.init == "noise":
-        return pictures
+        return picture
     # The coarser scale has not seen the start's fine detail, so only its changes are carried over.
-    return (pictures - resize(begun, width, height)).add_(start).clamp_(*BOX)
+    return (picture - resize(begun, width, height)).add_(start).clamp_(*BOX)
 
 
-def _render(color: ColorMethod, pictures: Tensor, contents: Tensor, which: list[int]) -> Tensor:
-    return color.finish(pictures[which], contents[which])
+def _render(color: ColorMethod, painter: _Painter, contents: Sequence[Tensor], which: list[int]) -> list[Tensor]:
+    best = painter.best
+    return [color.finish(best[i].clone(), contents[i]) for i in which]
 
 
 class _Painter:
     """The optimisation of a batch at one scale.
 
     active: indices of the pictures that have not stopped. stopped: why each picture stopped.
+
+    A picture that stops leaves the batch. On a device that keeps shapes, it stays in its place, and what happens there
+    is ignored, until half of the places or fewer are needed: so all batches of a night have few shapes.
     """
 
     def __init__(
-        self, objective: Objective, pictures: Tensor, recipe: Recipe, step_scale: Tensor | None, history: int
+        self,
+        objective: Objective,
+        pictures: Sequence[Tensor],
+        recipe: Recipe,
+        step_scale: Tensor | None,
+        history: int,
     ) -> None:
         self.objective, self.tolerance = objective, recipe.tolerance
+        self._extent = objective.canvas.pixels
         self.optimizer = OPTIMIZERS[recipe.optimizer](
-            pictures, learning_rate=recipe.learning_rate, step_scale=step_scale, history=history
+            self._extent.pack(pictures),
+            learning_rate=recipe.learning_rate,
+            step_scale=step_scale,
+            history=history,
+            sizes=self._extent.sizes,
         )
         self.active = list(range(len(pictures)))
         self.stopped = ["steps"] * len(pictures)
-        self._ended: dict[int, Tensor] = {}  # index → best picture
-        self._indices = torch.arange(len(pictures), device=pictures.device)  # `active` on the device
-        self._step_scale = torch.zeros(len(pictures), device=pictures.device)
-        self._current: Losses | None = None  # of the active pictures as they are now
-        self._best: Losses  # of the active pictures' best states
+        self._places = self.active  # the pictures in the optimiser's batch
+        self._ended: dict[int, Tensor] = {}  # index → best state
+        self._indices = torch.arange(len(pictures), device=pictures[0].device)  # `active` on the device
+        self._moving = self._indices  # places of the active pictures
+        self._step_scale = torch.zeros(len(pictures), device=pictures[0].device)
+        self._current: Losses | None = None  # of all places, as their pictures are now
+        self._best: Losses  # of all places, of their best states
         self._losses: Losses  # of all pictures' best states when one of them ended last
-        self._checked = torch.full_like(self._step_scale, torch.inf)  # lowest totals at the last check
+        self._checked = torch.full_like(self._step_scale, torch.inf)  # lowest totals at the last check, of all places
         self._advance = self._record()
 
     @property
-    def best(self) -> Tensor:
-        """The best state of each picture so far, (B, C, H, W)."""
-        if not self._ended:
-            return self.optimizer.best
-        moving = dict(zip(self.active, self.optimizer.best, strict=True))
-        return torch.stack([picture for _, picture in sorted({**self._ended, **moving}.items())])
+    def best(self) -> list[Tensor]:
+        """The best state of each picture so far, (1, C, h, w)."""
+        states = dict(zip(self._places, self.optimizer.best[:, None], strict=True)) | self._ended
+        sizes = self._extent.sizes
+        return [states[i][..., :height, :width] for i, (height, width) in enumerate(sizes)]
 
     @property
     def step_scale(self) -> Tensor:
         """The step scale of each picture for the next scale's optimiser, (B,)."""
-        return self._step_scale.index_copy(0, self._indices, self.optimizer.step_scale.to(self._step_scale.dtype))
+        moving = self.optimizer.step_scale[self._moving].to(self._step_scale.dtype)
+        return self._step_scale.index_copy(0, self._indices, moving)
 
     @property
     def losses(self) -> Losses:
         """The losses of each picture's best state, (B,)."""
-        return self._losses.put(self._indices, self._best)
+        return self._losses.put(self._indices, self._best.select(self._moving))
 
     def step(self) -> tuple[list[int], Losses]:
         """Do one step; returns the active pictures and their losses (b,) now."""
         self._advance()
         assert self._current is not None
-        return self.active, self._current.copy()
+        return self.active, self._current.select(self._moving)
 
     def _record(self) -> Callable[[], None]:
         """Return `_step`, as a CUDA graph where that is possible."""
@@ -234,36 +270,62 @@ class _Painter:
         total = self._best.total
         flat = (self._checked - total <= self.tolerance * total) & (self.tolerance > 0)
         self._checked = total
-        diverged = self._diverged()
-        for picture, is_flat, has_diverged in zip(self.active, flat.tolist(), diverged.tolist(), strict=True):
-            if is_flat or has_diverged:
-                self.stopped[picture] = "diverged" if has_diverged else "plateau"
-        going = (~(flat | diverged)).nonzero()[:, 0].tolist()
-        if len(going) < len(self.active):
-            self._keep(going)
+        reasons = {"plateau": flat.tolist(), "diverged": self._diverged().tolist()}
+        ended = []
+        for place in self._moving_places():
+            for reason in (reason for reason, holds in reasons.items() if holds[place]):
+                self.stopped[self._places[place]] = reason
+                ended.append(place)
+        if ended:
+            self._drop(ended)
         return bool(self.active)
 
     def close(self) -> None:
         """Mark the active pictures that have diverged; to be called after the last step."""
-        for picture, has_diverged in zip(self.active, self._diverged().tolist(), strict=True):
-            if has_diverged:
-                self.stopped[picture] = "diverged"
+        diverged = self._diverged().tolist()
+        for place in self._moving_places():
+            if diverged[place]:
+                self.stopped[self._places[place]] = "diverged"
+
+    def _moving_places(self) -> list[int]:
+        """The places of the active pictures, in ascending order."""
+        return [place for place, picture in enumerate(self._places) if picture in self.active]
 
     def _diverged(self) -> Tensor:
-        """Return a mask of the active pictures, (b,), whose loss is not finite or has exploded."""
+        """Return a mask of the places whose picture's loss is not finite or has exploded."""
         assert self._current is not None
         now = self._current.total
         return ~now.isfinite() | (now > EXPLODED * self._best.total)
 
-    def _keep(self, positions: list[int]) -> None:
-        """Keep only some of the active pictures; `positions` are their positions in `active`."""
-        assert self._current is not None
+    def _drop(self, ended: list[int]) -> None:
+        """End the pictures in the places `ended`, and give up places that are no longer needed."""
         self._step_scale, self._losses = self.step_scale, self.losses
-        ended = [i for i in range(len(self.active)) if i not in positions]
-        self._ended |= {self.active[i]: self.optimizer.best[i].clone() for i in ended}
-        self.active = [self.active[i] for i in positions]
-        which = torch.tensor(positions, dtype=torch.long, device=self._indices.device)
-        self._indices, self._checked = self._indices[which], self._checked[which]
+        self._ended |= {self._places[place]: self.optimizer.best[place : place + 1].clone() for place in ended}
+        self.active = [picture for picture in self._places if picture not in self._ended]
+        needed = self._places_needed()
+        if self.active and needed < len(self._places):
+            moving = self._moving_places()
+            idle = [place for place in range(len(self._places)) if place not in moving]
+            self._keep(sorted(moving + idle[: needed - len(moving)]))
+        device = self._indices.device
+        self._indices = torch.tensor(self.active, dtype=torch.long, device=device)
+        self._moving = torch.tensor(self._moving_places(), dtype=torch.long, device=device)
+
+    def _places_needed(self) -> int:
+        """Number of places that the active pictures need."""
+        if not keeps_shapes(self._indices.device):
+            return len(self.active)
+        places = len(self._places)
+        while places > 1 and (half := math.ceil(places / 2)) >= len(self.active):
+            places = half
+        return places
+
+    def _keep(self, places: list[int]) -> None:
+        """Keep only some of the places."""
+        assert self._current is not None
+        self._places = [self._places[place] for place in places]
+        which = torch.tensor(places, dtype=torch.long, device=self._indices.device)
+        self._checked = self._checked[which]
         self._current, self._best = self._current.select(which), self._best.select(which)
         self.objective = self.objective.select(which)
         self.optimizer.select(which)
@@ -275,62 +337,65 @@ def _recolored(parts: Sequence[Guide], content: Tensor, color: ColorMethod) -> l
     return [replace(part, styles=tuple(color.style(style, content) for style in part.styles)) for part in parts]
 
 
-def _start(subjects: Tensor, guides: Sequence[Sequence[Guide]], recipe: Recipe) -> Tensor:
-    """Return the pictures that `recipe.init` starts from, shaped like `subjects` (B, C, H, W)."""
-    height, width = subjects.shape[-2:]
+def _starts(subjects: Sequence[Tensor], guides: Sequence[Sequence[Guide]], recipe: Recipe) -> Sequence[Tensor]:
+    """Return the pictures that `recipe.init` starts from, shaped like `subjects` (1, C, H, W)."""
     if recipe.init == "noise":
-        # White noise, the same for every pair with this seed; from the CPU, to be the same on every device.
-        noise = torch.rand(subjects.shape[1:], generator=torch.Generator().manual_seed(recipe.seed))
-        return (noise * 255).to(subjects).expand_as(subjects).contiguous()
+        return [_noise(subject, recipe.seed) for subject in subjects]
     if recipe.init == "style":
-        return torch.cat([resize(parts[0].styles[0], width, height) for parts in guides])
+        pairs = zip(subjects, guides, strict=True)
+        return [resize(parts[0].styles[0], subject.shape[3], subject.shape[2]) for subject, parts in pairs]
     return subjects
 
 
+def _noise(subject: Tensor, seed: int) -> Tensor:
+    """Return white noise in the shape of `subject`, the same for every picture of this shape and on every device."""
+    return (torch.rand(subject.shape, generator=torch.Generator().manual_seed(seed)) * 255).to(subject)
+
+
 def _objective(
-    subjects: Tensor,
+    subjects: Sequence[Tensor],
     guides: Sequence[Sequence[Guide]],
     recipe: Recipe,
     backbone: Backbone,
+    canvas: Canvas,
     scale: Scale,
     fitting: Fitting,
 ) -> Objective:
-    """Return the objective at `scale`, whose targets are the features of `subjects` (B, C, h, w) and the style Grams.
+    """Return the objective at `scale`, whose targets are the features of `subjects` (1, C, h, w) and the style Grams.
 
     `subjects` have been resized to the scale.
     """
-    height, width = subjects.shape[-2:]
-    tiled = max(height, width) > fitting.tile
+    pictures, tiled = canvas.pixels.pack(subjects), max(canvas.pixels.height, canvas.pixels.width) > fitting.tile
     with torch.no_grad():
-        host = torch.device("cpu") if tiled else subjects.device
-        content = features(backbone, subjects, recipe.content_layers, FORWARD * fitting.tile, host)
-        shapes = backbone.shapes(height, width)
-        regions = [_region(parts, shapes, recipe, backbone, scale, fitting) for parts in zip(*guides, strict=True)]
+        if tiled:
+            host, side = torch.device("cpu"), FORWARD * fitting.tile
+            content = features(backbone, pictures, recipe.content_layers, side, host)
+        else:
+            seen = backbone(pictures, canvas=canvas)
+            # In the dtype of the losses, so that no step converts them.
+            content = {name: seen[name].to(pictures.dtype) for name in recipe.content_layers}
+        regions = [_region(parts, canvas, recipe, backbone, scale, fitting) for parts in zip(*guides, strict=True)]
     if tiled:
-        release_memory(subjects.device)
-        return TiledObjective(backbone, recipe, content, regions, int(fitting.tile), fitting.devices)
-    # In the dtype of the losses, so that no step converts them.
-    content = {name: target.to(subjects.dtype) for name, target in content.items()}
-    return Objective(backbone, recipe, content, regions)
+        release_memory(pictures.device)
+        return TiledObjective(backbone, recipe, content, regions, canvas, int(fitting.tile), fitting.devices)
+    return Objective(backbone, recipe, content, regions, canvas)
 
 
 def _region(
-    parts: Sequence[Guide],
-    shapes: Mapping[str, tuple[int, int, int]],
-    recipe: Recipe,
-    backbone: Backbone,
-    scale: Scale,
-    fitting: Fitting,
+    parts: Sequence[Guide], canvas: Canvas, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting
 ) -> Region:
-    """Return one region of the batch from the part of each picture; `shapes` are those of the layers' features."""
+    """Return one region of the batch from the part of each picture."""
     blends = [_blend(part, recipe, backbone, scale, fitting) for part in parts]
     grams = {name: torch.cat([blend[name] for blend in blends]) for name in recipe.style_layers}
     share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=backbone.mean.device)
-    factors: dict[str, Tensor] = {}
-    if any(part.content_mask is not None for part in parts):
-        masks = torch.cat([part.content_mask for part in parts if part.content_mask is not None])
-        factors = {name: guide(masks, *shapes[name][1:]).to(backbone.dtype) for name in recipe.style_layers}
-    return Region(grams, factors, share)
+    masks = [part.content_mask for part in parts if part.content_mask is not None]
+    guides = {name: _guides(masks, canvas[name]).to(backbone.dtype) for name in recipe.style_layers if masks}
+    return Region(grams, guides, share)
+
+
+def _guides(masks: Sequence[Tensor], extent: Extent) -> Tensor:
+    """Return the factors (B, 1, h, w) of the pictures' masks for the features of a layer with this extent."""
+    return extent.pack([guide(mask, *size) for mask, size in zip(masks, extent.sizes, strict=True)])
 
 
 def _blend(part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from batchnst.backbones import Layer, strides
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone, Pass, Place
+from batchnst.transfer.canvas import Canvas
 from batchnst.transfer.device import release_memory
 from batchnst.transfer.losses import Losses, Region, Sums, channel_products, guide
 from batchnst.transfer.objective import Objective, Tile
@@ -121,7 +122,8 @@ def _tile(row: _Axis, column: _Axis) -> Tile:
 class TiledObjective(Objective):
     """An objective that computes one tile at a time, with a core of at most `side` pixels a side.
 
-    `content` may be on the host. With several `devices`, each computes a share of the tiles.
+    All pictures are as large as the `canvas`. `content` may be on the host. With several `devices`, each computes a
+    share of the tiles.
     """
 
     recordable = False
@@ -132,10 +134,11 @@ class TiledObjective(Objective):
         recipe: Recipe,
         content: dict[str, Tensor],
         regions: Sequence[Region],
+        canvas: Canvas,
         side: int,
         devices: Sequence[torch.device] = (),
     ) -> None:
-        super().__init__(backbone, recipe, content, regions)
+        super().__init__(backbone, recipe, content, regions, canvas)
         self.side = side
         self.crew = _crew(backbone, tuple(devices[1:]))
 
@@ -153,7 +156,7 @@ class TiledObjective(Objective):
             backbone(pixels.expand(-1, 3, -1, -1), tile.crops, tape)
             return self.gradient(backbone, pixels, tape, slopes, tile).to(pictures.device)
 
-        losses, slopes = self.losses(reduce(Sums.add_, self._map(measure, coarse)), height, width)
+        losses, slopes = self.losses(reduce(Sums.add_, self._map(measure, coarse)))
         gradient = torch.zeros_like(pictures)
         for tile, tile_gradient in zip(fine, self._map(differentiate, fine), strict=True):
             gradient[tile.window] += tile_gradient

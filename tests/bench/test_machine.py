@@ -12,7 +12,7 @@ from PIL import Image
 from batchnst.bench import machine, race, speed
 from batchnst.bench.textbook import Textbook
 from batchnst.painting.inputs import load_picture
-from batchnst.painting.tensors import to_tensors
+from batchnst.painting.tensors import to_tensor
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe
 from batchnst.transfer.pyramid import work
@@ -91,7 +91,7 @@ def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
     images: Path, weights: Weights, tmp_path: Path
 ) -> None:
     content, style = images / "astronaut.png", images / "swirls.png"
-    tensors = [to_tensors([load_picture(str(path), DecodeOptions(size=64)).pixels], CPU) for path in (content, style)]
+    tensors = [to_tensor(load_picture(str(path), DecodeOptions(size=64)).pixels, CPU) for path in (content, style)]
     loop = Textbook(tensors[0], tensors[1], RECIPE, weights)
     moments = loop.run(30)
     assert [moment.step for moment in moments] == [0, 10, 20, 30]

@@ -27,7 +27,7 @@ def test_its_losses_are_ours_on_every_backbone(backbone: str) -> None:
     content, style = torch.rand(2, 1, 3, 64, 48, generator=torch.Generator().manual_seed(2)) * 255
     moment, _ = Textbook(content, style, recipe, weights).run(steps=1)
     network = Backbone(backbone, weights, recipe.layers)
-    first = next(stylize_batch(content, [[Guide((style,), (1.0,))]], recipe, lambda _: network))
+    first = next(stylize_batch([content], [[Guide((style,), (1.0,))]], recipe, lambda _: network))
     assert first.losses.total.item() == pytest.approx(moment.total, rel=1e-4)
 
 

@@ -105,7 +105,7 @@ def out_of_memory_above(pictures: int, monkeypatch: pytest.MonkeyPatch) -> list[
     """Let the optimisation run out of memory for batches larger than this; returns the sizes tried."""
     tried = list[int]()
 
-    def short_of_memory(contents: torch.Tensor, *rest: Any) -> Generator[Step, None, Stylized]:
+    def short_of_memory(contents: list[torch.Tensor], *rest: Any) -> Generator[Step, None, Stylized]:
         tried.append(len(contents))
         if len(contents) > pictures:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -138,15 +138,14 @@ def test_a_pair_that_does_not_fit_alone_says_so(
 def test_a_picture_without_a_finite_loss_is_a_failed_row_and_its_neighbour_is_painted(
     images: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = tensors.to_tensors
+    real = tensors.TensorCache.contents
 
-    def poisoned(contents: Any, device: torch.device) -> torch.Tensor:
-        made = real(contents, device)
-        if len(made) == 2:  # the contents, not the styles
-            made[0, 0, 0, 0] = torch.nan
+    def poisoned(self: tensors.TensorCache, batch: Any) -> list[torch.Tensor]:
+        made = real(self, batch)
+        made[0][0, 0, 0, 0] = torch.nan
         return made
 
-    monkeypatch.setattr(tensors, "to_tensors", poisoned)
+    monkeypatch.setattr(tensors.TensorCache, "contents", poisoned)
     paint([job(images, "a"), job(images, "b")], weights, tmp_path)
     found = rows(tmp_path)
     assert (found["a"]["status"], found["a"]["error_type"], found["a"]["stopped"]) == ("failed", "Diverged", "diverged")
@@ -229,7 +228,7 @@ def test_a_pair_for_which_memory_is_short_is_painted_in_less(
     tried = []
 
     def short_of_memory(*arguments: Any) -> Any:
-        tried.append(arguments[-1])
+        tried.append(arguments[5])
         if math.isinf(tried[-1].tile):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return stylize(*arguments)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,9 @@ FULL = Sizes(picture=256, tile=128, steps=60, measured=(256, 512, 1024), raced=5
 SMALL = Sizes(picture=48, tile=32, steps=4, measured=(36,), raced=36, pairs=2, engines=("inline",))
 
 
-def painted(contents: Tensor, styles: list[Tensor], recipe: Recipe, fitting: Fitting = UNBOUNDED) -> Stylized:
+def painted(contents: Sequence[Tensor], styles: list[Tensor], recipe: Recipe, fitting: Fitting = UNBOUNDED) -> Stylized:
     """Paint `contents`, each in its style, on their device."""
-    weights, device = load_weights(*recipe.network), contents.device
+    weights, device = load_weights(*recipe.network), styles[0].device
     guides = [[Guide((style,), (1.0,))] for style in styles]
     run = stylize(contents, guides, recipe, lambda own: load_backbone(own, weights, device), None, fitting)
     while True:
@@ -103,10 +103,10 @@ def painted(contents: Tensor, styles: list[Tensor], recipe: Recipe, fitting: Fit
             return result
 
 
-def pictures(size: int, count: int, device: torch.device) -> Tensor:
-    """Different smooth pictures, (count, 3, 3/4 size, size)."""
+def pictures(size: int, count: int, device: torch.device) -> list[Tensor]:
+    """Different smooth pictures, (1, 3, 3/4 size, size) each."""
     content, _ = machine.load_pair([], Recipe(size=size))
-    return torch.cat([content.roll(37 * i, -1).flip(-1 - i % 2) for i in range(count)]).to(device)
+    return [content.roll(37 * i, -1).flip(-1 - i % 2).to(device) for i in range(count)]
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
@@ -117,20 +117,21 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 def check_first_steps(report: Report, device: torch.device, sizes: Sizes) -> None:
     """One loss on the CPU in fp32 and on the device in each precision."""
-    contents, style = pictures(sizes.picture, 2, CPU), pictures(sizes.picture, 3, CPU)[2:]
+    contents, style = pictures(sizes.picture, 2, CPU), pictures(sizes.picture, 3, CPU)[2]
     one = {"size": sizes.picture, "min_size": sizes.picture, "steps": 1, "tolerance": 0.0}
     expected = painted(contents, [style] * 2, Recipe(**one, precision="fp32"))
     for precision, limit in (("fp32", 1e-4), ("bf16", 2e-2)):
-        found = painted(contents.to(device), [style.to(device)] * 2, Recipe(**one, precision=precision)).losses.total
+        on_device = [content.to(device) for content in contents]
+        found = painted(on_device, [style.to(device)] * 2, Recipe(**one, precision=precision)).losses.total
         report.check(f"first loss in {precision}, against the CPU", relative(found, expected.losses.total), limit)
 
 
 def check_curves(report: Report, device: torch.device, sizes: Sizes) -> None:
     """Whole runs: against the CPU, in a batch and alone, in tiles and whole, recorded and step by step."""
     recipe = Recipe(size=sizes.picture, steps=sizes.steps, min_size=sizes.picture // 2, tolerance=0.0, precision="fp32")
-    contents, style = pictures(sizes.picture, 4, device), pictures(sizes.picture, 5, device)[4:]
+    contents, style = pictures(sizes.picture, 4, device), pictures(sizes.picture, 5, device)[4]
     together = painted(contents, [style] * 4, recipe).losses.total
-    on_cpu = painted(contents[:1].cpu(), [style.cpu()], recipe).losses.total
+    on_cpu = painted([contents[0].cpu()], [style.cpu()], recipe).losses.total
     report.check("final loss in fp32, against the CPU", relative(together[:1], on_cpu), 0.02)
     alone = painted(contents[3:], [style], recipe).losses.total
     report.check("final loss in a batch of 4, against alone", relative(together[3:], alone), 0.02)
@@ -147,7 +148,7 @@ def check_memory(report: Report, device: torch.device, sizes: Sizes) -> None:
     recipe = Recipe(size=sizes.picture, steps=3, min_size=sizes.picture)
     hardware = Hardware.here()
     own = Painter(recipe, load_weights(*recipe.network), hardware, TensorCache(device))
-    pixels = [picture.permute(1, 2, 0).byte().cpu().numpy() for picture in pictures(sizes.picture, 8, CPU)]
+    pixels = [picture[0].permute(1, 2, 0).byte().cpu().numpy() for picture in pictures(sizes.picture, 8, CPU)]
     inputs = [Inputs(picture, (pixels[0],), (1.0,)) for picture in pixels]
     before = free_memory(device)
     if device.type == "cuda":

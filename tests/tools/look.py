@@ -31,7 +31,7 @@ from torch import Tensor
 import batchnst
 from batchnst.painting.inputs import load_picture
 from batchnst.painting.named_weights import load_weights
-from batchnst.painting.tensors import to_tensors
+from batchnst.painting.tensors import to_tensor
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
@@ -116,7 +116,7 @@ def _smaller(pictures: Tensor, ratio: int) -> Tensor:
 
 
 def _load(path: str, size: int) -> Tensor:
-    return to_tensors([load_picture(path, DecodeOptions(size=size)).pixels], torch.device("cpu"))
+    return to_tensor(load_picture(path, DecodeOptions(size=size)).pixels, torch.device("cpu"))
 
 
 def combinations(grid: list[str]) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def main() -> None:
         painting.picture.save(chosen.out / name)
         pictures[row, column] = painting.picture
         photo = _load(content, recipe.size)
-        picture = to_tensors([painting.painted.pixels], torch.device("cpu"))
+        picture = to_tensor(painting.painted.pixels, torch.device("cpu"))
         measures = look.measure(picture, photo, _load(style, recipe.size)) | {"seconds": seconds}
         results.setdefault(column, []).append(measures)
         print(name, setting, " ".join(f"{key} {value:.4f}" for key, value in measures.items()), flush=True)

@@ -82,7 +82,7 @@ def curve(recipe: Recipe, weights: Weights, device: torch.device = CPU) -> tuple
     contents[1] = contents[1] / 50 + 100  # stops early
     network = in_double(load_backbone(recipe, weights, device))
     guides = [whole(style.to(device))] * 3
-    result, steps = finish(stylize.stylize(contents.to(device), guides, recipe, lambda _: network))
+    result, steps = finish(stylize.stylize(list(contents.to(device)[:, None]), guides, recipe, lambda _: network))
     return result.losses.total, [step.losses.total for step in steps]
 
 

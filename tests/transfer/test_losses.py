@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from batchnst.recipe import Recipe
+from batchnst.transfer.canvas import Canvas
 from batchnst.transfer.losses import (
     ALL,
     BLOCK,
@@ -17,6 +18,7 @@ from batchnst.transfer.losses import (
     total_variation,
 )
 from tests import oracles
+from tests.helpers import CPU
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -55,20 +57,26 @@ def test_gram_of_bf16_features_is_summed_in_float32() -> None:
     np.testing.assert_allclose(gram[0], oracles.gram(features[0].double().numpy()) / 4096, rtol=1e-5)
 
 
+def canvas(height: int, width: int) -> Canvas:
+    """The canvas of two pictures of one size."""
+    return Canvas([(height, width)] * 2, [], CPU)
+
+
 def test_total_variation_is_the_sum_of_absolute_differences() -> None:
     pictures = random(2, 3, 5, 6)
     expected = [np.abs(np.diff(p, axis=1)).sum() + np.abs(np.diff(p, axis=2)).sum() for p in pictures.numpy()]
-    np.testing.assert_allclose(total_variation(pictures), expected)
+    np.testing.assert_allclose(total_variation(pictures, canvas(5, 6).differences), expected)
 
 
 def test_total_variations_derivative_is_right() -> None:
-    pictures = random(2, 3, 6, 7)
+    pictures, inside = random(2, 3, 6, 7), canvas(6, 7).differences
+    weights = torch.tensor([0.5, 2.0], dtype=torch.float64)
     for place in (ALL, (..., slice(1, 4), slice(0, 5))):
         variable = pictures.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(total_variation(variable, place).sum(), variable)
+        (expected,) = torch.autograd.grad(total_variation(variable, inside, place).sum(), variable)
         gradient = torch.ones_like(pictures)
-        add_variation_(gradient, pictures, 0.5, place)
-        torch.testing.assert_close(gradient, 1 + 0.5 * expected)
+        add_variation_(gradient, pictures, weights, inside, place)
+        torch.testing.assert_close(gradient, 1 + weights[:, None, None, None] * expected)
 
 
 def test_neural_style_definition() -> None:
@@ -76,7 +84,7 @@ def test_neural_style_definition() -> None:
     style = random(2, 4, 9, 8, seed=2)
     definition = DEFINITIONS["neural-style"]
     content = [np.mean((a - b) ** 2) for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(p) * sum_of_squares(f - p), content)
+    np.testing.assert_allclose(definition.content(p, torch.tensor([p[0].numel()] * 2)) * sum_of_squares(f - p), content)
     expected = [
         np.mean((oracles.gram(a) / a.size - oracles.gram(b) / b.size) ** 2)
         for a, b in zip(f.numpy(), style.numpy(), strict=True)
@@ -89,7 +97,7 @@ def test_gatys_definition_is_equations_1_and_4() -> None:
     f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
     definition = DEFINITIONS["gatys2016"]
     content = [0.5 * ((a - b) ** 2).sum() for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(p) * sum_of_squares(f - p), content)
+    np.testing.assert_allclose(definition.content(p, torch.tensor([p[0].numel()] * 2)) * sum_of_squares(f - p), content)
     expected = [
         ((oracles.gram(a) - oracles.gram(b)) ** 2).sum() / (4 * 4**2 * 30**2)
         for a, b in zip(f.numpy(), p.numpy(), strict=True)
@@ -102,15 +110,15 @@ def test_balanced_terms_are_relative_to_their_targets() -> None:
     f, p = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
     definition = DEFINITIONS["balanced"]
     content = [((a - b) ** 2).sum() / (b**2).sum() for a, b in zip(f.numpy(), p.numpy(), strict=True)]
-    np.testing.assert_allclose(definition.content(p) * sum_of_squares(f - p), content)
+    np.testing.assert_allclose(definition.content(p, torch.tensor([p[0].numel()] * 2)) * sum_of_squares(f - p), content)
     grams = [(oracles.gram(a), oracles.gram(b)) for a, b in zip(f.numpy(), p.numpy(), strict=True)]
     expected = [((a - b) ** 2).sum() / (b**2).sum() for a, b in grams]
     np.testing.assert_allclose(
         definition.style(gram_matrix(p)) * sum_of_squares(gram_matrix(f) - gram_matrix(p)), expected
     )
-    assert definition.tv(3 * 5 * 6) * float(total_variation(p[:1, :3])) == pytest.approx(
-        (np.abs(np.diff(p[0, :3], axis=1)).sum() + np.abs(np.diff(p[0, :3], axis=2)).sum()) / (255 * 90)
-    )
+    assert float(
+        definition.tv(torch.tensor(3 * 5 * 6)) * total_variation(p[:1, :3], canvas(6, 5).differences)
+    ) == pytest.approx((np.abs(np.diff(p[0, :3], axis=1)).sum() + np.abs(np.diff(p[0, :3], axis=2)).sum()) / (255 * 90))
     weights = definition.style_weights(Recipe(style_layers={"relu1_1": 3, "relu2_1": 1}))
     assert weights == {"relu1_1": 0.75, "relu2_1": 0.25}
 

@@ -15,7 +15,7 @@ from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import Region, gram_matrix, guide
 from batchnst.transfer.objective import Objective
 from tests import oracles
-from tests.helpers import CPU, in_double
+from tests.helpers import CPU, canvas_for, in_double
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -34,6 +34,7 @@ def test_the_objectives_gradient_is_that_of_its_total(vgg: Backbone, loss: str) 
         recipe,
         {"relu2_1": features["relu2_1"]},
         [Region({name: gram_matrix(painted[name]) for name in recipe.style_layers}, {}, torch.ones(2).double())],
+        canvas_for(exact, *[(24, 32)] * 2),
     )
     losses, gradient = objective(pictures)
     assert losses.total.shape == (2,)
@@ -53,7 +54,8 @@ def test_losses_belong_to_one_picture_each(vgg: Backbone) -> None:
     def objective(which: slice) -> Objective:
         grams = {name: gram_matrix(s[name][which]) for name in recipe.style_layers}
         everywhere = Region(grams, {}, torch.ones(len(pictures[which])))
-        return Objective(vgg, recipe, {"relu4_2": c["relu4_2"][which]}, [everywhere])
+        canvas = canvas_for(vgg, *[(32, 32)] * len(pictures[which]))
+        return Objective(vgg, recipe, {"relu4_2": c["relu4_2"][which]}, [everywhere], canvas)
 
     together, gradients = objective(slice(0, 3))(pictures)
     for i in range(3):
@@ -78,7 +80,8 @@ def objective_of(settings: dict[str, Any], height: int, width: int, masked: bool
         guides = {name: guide(mask, *shown[name].shape[2:]) for name in recipe.style_layers}
         regions.append(Region(grams, guides if masked else {}, torch.tensor([0.25, 0.5], dtype=torch.float64)))
     content = {name: shown[name] for name in recipe.content_layers}
-    return Objective(network, recipe, content, regions if masked else regions[:1])
+    canvas = canvas_for(network, *[(height, width)] * 2)
+    return Objective(network, recipe, content, regions if masked else regions[:1], canvas)
 
 
 def check(objective: Objective, pictures: Tensor) -> None:

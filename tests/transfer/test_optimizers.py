@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from batchnst.painting.inputs import load_picture
-from batchnst.painting.tensors import to_tensors
+from batchnst.painting.tensors import to_tensor
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.losses import Region, gram_matrix
 from batchnst.transfer.objective import Objective
 from batchnst.transfer.optimizers import LBFGS, OPTIMIZERS, Adam, GradientDescent, Optimizer
-from tests.helpers import in_double
+from tests.helpers import canvas_for, in_double
 
 RATES = {"lbfgs": None, "adam": None, "sgd": 0.02}  # sgd's own is for losses of millions
 
@@ -98,11 +98,12 @@ def test_lbfgs_follows_torchs_on_a_real_pair(
     # In float64, and with paler pictures, so that neither rounding nor the box plays a part.
     recipe, exact = Recipe(size=48, tv_weight=0), in_double(vgg)
     pixels = [load_picture(str(images / name), DecodeOptions(size=48)).pixels for name in ("astronaut.png", "ihc.png")]
-    content, style = (60 + to_tensors([p], torch.device("cpu")).double() / 2 for p in pixels)
+    content, style = (60 + to_tensor(p, torch.device("cpu")).double() / 2 for p in pixels)
     with torch.no_grad():
         target = {"relu4_2": exact(content)["relu4_2"]}
         grams = {name: gram_matrix(features) for name, features in exact(style).items() if name != "relu4_2"}
-    objective = Objective(exact, recipe, target, [Region(grams, {}, torch.ones(1, dtype=torch.float64))])
+    canvas = canvas_for(exact, (content.shape[2], content.shape[3]))
+    objective = Objective(exact, recipe, target, [Region(grams, {}, torch.ones(1, dtype=torch.float64))], canvas)
 
     def function(pictures: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradient = objective(pictures)

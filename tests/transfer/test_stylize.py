@@ -21,8 +21,7 @@ from tests.helpers import CPU, finish, in_double, load, paint, whole
 
 def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=20, min_size=32)
-    contents = torch.cat([load(images / name, recipe)[..., :40, :56] for name in ("coffee.png", "rocket.jpg")])
-    contents = contents.repeat(2, 1, 1, 1)
+    contents = [load(images / name, recipe)[..., :40, :56] for name in ("coffee.png", "rocket.jpg")] * 2
     styles = [load(images / name, recipe) for name in ("swirls.png", "woodcut.png")]
     guides = [whole(styles[0]), whole(styles[0]), whole(styles[1]), whole(styles[1])]
     together, _ = paint(contents, guides, recipe, weights)
@@ -36,7 +35,7 @@ def test_different_pairs_in_a_batch_with_the_other_optimisers(
     images: Path, weights: Weights, optimizer: str, rate: float | None
 ) -> None:
     recipe = Recipe(size=64, steps=15, optimizer=optimizer, learning_rate=rate)
-    contents = torch.cat([load(images / name, recipe)[..., :40, :64] for name in ("coffee.png", "rocket.jpg")])
+    contents = [load(images / name, recipe)[..., :40, :64] for name in ("coffee.png", "rocket.jpg")]
     guides = [whole(load(images / name, recipe)) for name in ("swirls.png", "woodcut.png")]
     together, _ = paint(contents, guides, recipe, weights)
     assert together.stopped == ["steps", "steps"]
@@ -49,11 +48,11 @@ def test_different_pairs_in_a_batch_with_the_other_optimisers(
 def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
     recipe = Recipe(size=64, steps=20, min_size=32, tolerance=0, optimizer=optimizer)
     content = load(images / "astronaut.png", recipe)
-    result, steps = paint(content, [whole(load(images / "swirls.png", recipe))], recipe, weights)
+    result, steps = paint([content], [whole(load(images / "swirls.png", recipe))], recipe, weights)
     totals = [float(step.losses.total) for step in steps if step.scale == 64]
     assert result.losses.total.item() == min(totals)
     assert min(totals) < 0.2 * totals[0]
-    assert result.pictures.min() >= 0 and result.pictures.max() <= 255
+    assert result.pictures[0].min() >= 0 and result.pictures[0].max() <= 255
     assert [step.scale for step in steps] == [32] * 5 + [64] * 20
     assert [step.index for step in steps] == list(range(25))
     assert steps[-1].share == 1
@@ -62,7 +61,7 @@ def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
 def test_lbfgs_losses_never_rise_within_a_scale_and_end_at_the_written_pictures(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=25, min_size=64)
     content = load(images / "astronaut.png", recipe)
-    result, steps = paint(content, [whole(load(images / "woodcut.png", recipe))], recipe, weights)
+    result, steps = paint([content], [whole(load(images / "woodcut.png", recipe))], recipe, weights)
     totals = torch.cat([step.losses.total for step in steps])
     assert (totals.diff() <= 0).all()
     assert totals[-1] == result.losses.total[0]
@@ -71,17 +70,17 @@ def test_lbfgs_losses_never_rise_within_a_scale_and_end_at_the_written_pictures(
 def test_fp32_is_the_same_byte_for_byte(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=6, init="noise", seed=5)
     content, style = load(images / "chelsea.png", recipe), load(images / "ihc.png", recipe)
-    first, second = (paint(content, [whole(style)], recipe, weights)[0].pictures for _ in range(2))
+    first, second = (paint([content], [whole(style)], recipe, weights)[0].pictures[0] for _ in range(2))
     assert torch.equal(first, second)
-    other = paint(content, [whole(style)], recipe.model_copy(update={"seed": 6}), weights)[0].pictures
+    other = paint([content], [whole(style)], recipe.model_copy(update={"seed": 6}), weights)[0].pictures[0]
     assert not torch.equal(first, other)
 
 
 def test_two_equal_styles_are_one(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=5)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
-    one, _ = paint(content, [whole(style)], recipe, weights)
-    two, _ = paint(content, [[Guide((style, style.clone()), (0.25, 0.75))]], recipe, weights)
+    one, _ = paint([content], [whole(style)], recipe, weights)
+    two, _ = paint([content], [[Guide((style, style.clone()), (0.25, 0.75))]], recipe, weights)
     torch.testing.assert_close(one.losses.total, two.losses.total, rtol=1e-4, atol=0)
 
 
@@ -89,9 +88,9 @@ def test_masks_of_ones_are_no_masks(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=5)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
     ones = torch.ones(1, 1, *content.shape[2:]), torch.ones(1, 1, *style.shape[2:])
-    free, _ = paint(content, [whole(style)], recipe, weights)
-    masked, _ = paint(content, [[Guide((style,), (1.0,), 1.0, *ones)]], recipe, weights)
-    parts, _ = paint(content, [[Guide((style,), (1.0,), share, *ones) for share in (0.3, 0.7)]], recipe, weights)
+    free, _ = paint([content], [whole(style)], recipe, weights)
+    masked, _ = paint([content], [[Guide((style,), (1.0,), 1.0, *ones)]], recipe, weights)
+    parts, _ = paint([content], [[Guide((style,), (1.0,), share, *ones) for share in (0.3, 0.7)]], recipe, weights)
     torch.testing.assert_close(masked.losses.total, free.losses.total, rtol=1e-4, atol=0)
     torch.testing.assert_close(parts.losses.total, free.losses.total, rtol=1e-4, atol=0)
 
@@ -106,24 +105,24 @@ def test_each_part_gets_its_own_style(images: Path, weights: Weights) -> None:
     brighter = []
     for first, second in ((bright, dark), (dark, bright)):
         parts = [Guide((first,), (1.0,), 0.5, left), Guide((second,), (1.0,), 0.5, 1 - left)]
-        result, _ = paint(content, [parts], recipe, weights)
-        brighter.append(result.pictures[..., 4:28].mean() - result.pictures[..., 36:60].mean())
+        result, _ = paint([content], [parts], recipe, weights)
+        brighter.append(result.pictures[0][..., 4:28].mean() - result.pictures[0][..., 36:60].mean())
     assert brighter[0] - brighter[1] > 80
 
 
 def test_a_start_of_the_users_own_is_where_it_starts(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=48, steps=2)
     content, start = load(images / "astronaut.png", recipe), torch.full((1, 3, 48, 48), 77.0)
-    _, steps = paint(content, [whole(content)], recipe, weights, start)
-    assert torch.equal(steps[0].render(), start)
+    _, steps = paint([content], [whole(content)], recipe, weights, [start])
+    assert torch.equal(steps[0].render()[0], start)
 
 
 @pytest.mark.parametrize("init", ["content", "noise", "style"])
 def test_where_it_starts(images: Path, weights: Weights, init: str) -> None:
     recipe = Recipe(size=48, steps=1, init=init)
     content, style = load(images / "coffee.png", recipe), load(images / "woodcut.png", recipe)
-    _, steps = paint(content, [whole(style)], recipe, weights)
-    start = steps[0].render()
+    _, steps = paint([content], [whole(style)], recipe, weights)
+    start = steps[0].render()[0]
     assert start.shape == content.shape
     if init == "content":
         assert torch.equal(start, content)
@@ -138,9 +137,9 @@ def test_a_finer_scale_keeps_the_fine_detail_that_the_coarser_one_has_not_seen(i
     # One step at the coarse scale changes nothing yet: the fine scale must begin at the content itself.
     recipe = Recipe(size=96, steps=1, min_size=48)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
-    _, steps = paint(content, [whole(style)], recipe, weights)
+    _, steps = paint([content], [whole(style)], recipe, weights)
     assert [step.scale for step in steps] == [48, 96]
-    torch.testing.assert_close(steps[1].render(), content, rtol=0, atol=1e-3)
+    torch.testing.assert_close(steps[1].render()[0], content, rtol=0, atol=1e-3)
 
 
 def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
@@ -156,11 +155,11 @@ def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
         return gram_matrices(*arguments)
 
     monkeypatch.setattr(module, "gram_matrices", counting)
-    first, _ = paint(content, [whole(style)], recipe, weights)
+    first, _ = paint([content], [whole(style)], recipe, weights)
     assert measured == 2  # scales
-    second, _ = paint(content, [whole(style)], recipe, weights)
+    second, _ = paint([content], [whole(style)], recipe, weights)
     assert measured == 2
-    assert torch.equal(first.pictures, second.pictures)
+    assert torch.equal(first.pictures[0], second.pictures[0])
     known = len(module._measured)
     del style
     assert len(module._measured) == known - 1
@@ -169,12 +168,12 @@ def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
 def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=15, preserve_color="luminance")
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
-    result, _ = paint(content, [whole(style)], recipe, weights)
-    painted, photo = result.pictures, content
+    result, _ = paint([content], [whole(style)], recipe, weights)
+    painted, photo = result.pictures[0], content
     chroma, own = painted - luminance(painted), photo - luminance(photo)
     assert torch.nn.functional.cosine_similarity(chroma.flatten(), own.flatten(), dim=0) > 0.97
     # Starting from the written picture, the loss is the one that was reported.
-    _, steps = paint(content, [whole(style)], recipe.model_copy(update={"steps": 1}), weights, painted)
+    _, steps = paint([content], [whole(style)], recipe.model_copy(update={"steps": 1}), weights, [painted])
     torch.testing.assert_close(steps[0].losses.total, result.losses.total, rtol=1e-3, atol=0)
 
 
@@ -184,7 +183,7 @@ def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights:
     network = in_double(load_backbone(recipe, weights, CPU))
     content, style = (load(images / name, recipe).double() for name in ("astronaut.png", "swirls.png"))
     # The first picture is its own style and content: nothing to gain. The second has far to go.
-    contents = torch.cat([content, content])
+    contents = [content, content]
     guides = [whole(content), whole(style)]
     result, steps = finish(stylize(contents, guides, recipe, lambda _: network))
     active = [step.active for step in steps]
@@ -192,14 +191,14 @@ def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights:
     assert active[-1] == [1]
     assert result.stopped[0] == "plateau"
     assert all(len(step.losses.total) == len(step.active) for step in steps)
-    alone, _ = finish(stylize(content, [guides[1]], recipe, lambda _: network))
+    alone, _ = finish(stylize([content], [guides[1]], recipe, lambda _: network))
     torch.testing.assert_close(result.losses.total[1:], alone.losses.total, rtol=1e-3, atol=0)
 
 
 def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=48, steps=20, optimizer="sgd", learning_rate=1e9)
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
-    contents = torch.cat([content, content])
+    contents = [content, content]
     result, steps = paint(contents, [whole(style), whole(style)], recipe, weights)
     assert result.stopped == ["diverged", "diverged"]
     best = torch.stack([step.losses.total for step in steps if len(step.active) == 2]).nan_to_num(torch.inf).amin(0)
@@ -210,7 +209,7 @@ def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: We
 def test_losses_beyond_all_numbers_end_as_diverged(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=48, steps=10, loss="neural-style", style_weight=1e38)
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
-    result, _ = paint(content, [whole(style)], recipe, weights)
+    result, _ = paint([content], [whole(style)], recipe, weights)
     assert result.stopped == ["diverged"]
     assert not result.losses.total.isfinite().any()
 
@@ -222,9 +221,9 @@ def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, op
     for precision in ("fp32", "bf16"):
         recipe = Recipe(size=128, steps=60, tolerance=0, precision=precision, optimizer=optimizer)
         content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
-        painted, _ = paint(content, [whole(style)], recipe, weights)
+        painted, _ = paint([content], [whole(style)], recipe, weights)
         exact = recipe.model_copy(update={"precision": "fp32", "steps": 1})
-        _, steps = paint(content, [whole(style)], exact, weights, painted.pictures)
+        _, steps = paint([content], [whole(style)], exact, weights, painted.pictures)
         totals[precision] = steps[0].losses.total.item()
         assert painted.losses.total.item() == pytest.approx(totals[precision], rel=0.02)
     assert totals["bf16"] == pytest.approx(totals["fp32"], rel=0.02)

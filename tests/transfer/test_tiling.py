@@ -20,7 +20,7 @@ from batchnst.transfer.objective import Objective
 from batchnst.transfer.stylize import Guide, stylize
 from batchnst.transfer.tiling import TiledObjective, features, gram_matrices, grid
 from batchnst.transfer.weights import Weights
-from tests.helpers import CPU, finish, in_double, load, paint, whole
+from tests.helpers import CPU, canvas_for, finish, in_double, load, paint, whole
 
 RELUS = [name for name in layer_names("vgg19") if name.startswith("relu")]
 
@@ -55,9 +55,10 @@ def both(
     grams = {name: gram_matrix(painted[name]).expand(count, -1, -1) for name in recipe.style_layers}
     everywhere = Region(grams, {}, torch.ones(count, dtype=dtype))
     target = {name: shown[name] for name in recipe.content_layers}
+    canvas = canvas_for(backbone, *[(height, width)] * count)
     return (
-        Objective(backbone, recipe, target, [everywhere]),
-        TiledObjective(backbone, recipe, target, [everywhere], side),
+        Objective(backbone, recipe, target, [everywhere], canvas),
+        TiledObjective(backbone, recipe, target, [everywhere], canvas, side),
     )
 
 
@@ -117,8 +118,9 @@ def test_a_batch_several_regions_gray_pictures_and_the_papers_loss(weights: Weig
             )
             for mask, style in zip(masks, (pictures(1, 64, 64, 7), pictures(1, 50, 90, 8)), strict=True)
         ]
-    losses, gradient = Objective(backbone, recipe, target, regions)(shown)
-    tiled = TiledObjective(backbone, recipe, target, regions, 32)
+    canvas = canvas_for(backbone, *[size] * count)
+    losses, gradient = Objective(backbone, recipe, target, regions, canvas)(shown)
+    tiled = TiledObjective(backbone, recipe, target, regions, canvas, 32)
     found, derivative = tiled(shown)
     assert apart(found.total, losses.total) < 1e-10
     assert apart(derivative, gradient) < 1e-10
@@ -132,7 +134,7 @@ def test_tiles_spread_over_devices_give_the_same(weights: Weights) -> None:
     recipe = Recipe()
     backbone = network(weights, recipe)
     whole, tiled = both(backbone, recipe, 97, 131, 64)
-    spread = TiledObjective(backbone, recipe, tiled.content, tiled.regions, 64, devices=[CPU] * 3)
+    spread = TiledObjective(backbone, recipe, tiled.content, tiled.regions, tiled.canvas, 64, devices=[CPU] * 3)
     shown = pictures(1, 97, 131)
     gradient = spread(shown)[1]
     assert len(spread.crew) == 3
@@ -186,7 +188,7 @@ def test_a_run_in_tiles_follows_the_whole_ones_curve(
     guides = [Guide((style,), (1.0,), 0.5, part) for part in (mask, 1 - mask)] if masked else whole(style)
     curves = []
     for fitting in (UNBOUNDED, replace(UNBOUNDED, tile=32)):
-        _, steps = finish(stylize(content, [guides], recipe, lambda _: exact, fitting=fitting))
+        _, steps = finish(stylize([content], [guides], recipe, lambda _: exact, fitting=fitting))
         curves.append(torch.cat([step.losses.total for step in steps]))
     assert len(curves[0]) == 35
     torch.testing.assert_close(*curves, rtol=1e-6, atol=0)
@@ -198,7 +200,7 @@ def test_colours_are_preserved_in_tiles_too(images: Path, weights: Weights, colo
     recipe = Recipe(size=96, min_size=96, steps=4, precision="fp32", preserve_color=color)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
     pictures = [
-        paint(content, [whole(style)], recipe, weights, fitting=fitting)[0].pictures
+        paint([content], [whole(style)], recipe, weights, fitting=fitting)[0].pictures
         for fitting in (UNBOUNDED, replace(UNBOUNDED, tile=32))
     ]
     torch.testing.assert_close(*pictures, rtol=0, atol=0.05)
