@@ -14,7 +14,7 @@ from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.named_weights import load_networks
 from batchnst.recipe import Recipe
-from batchnst.transfer.device import Hardware, best_device, gpu_count, usable_cpus
+from batchnst.transfer.device import Hardware, best_device, gpu_count, keeps_shapes, usable_cpus
 from batchnst.transfer.memory import Fitting, least_memory, slowdown
 from batchnst.transfer.pyramid import scales
 
@@ -40,7 +40,7 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
     jobs = plan.sample(SAMPLE)
     pairs_per_job = len(plan) / max(1, len(jobs))
     hardware = Hardware.here(memory)
-    batches = make_batches(jobs, None, workers, largest_by_recipe(hardware))
+    batches = make_batches(jobs, None, workers, largest_by_recipe(hardware), mixed=keeps_shapes(hardware.device))
     readable = [batch for batch in batches if batch.size]
     speed, source = _worker_speed(readable[0].recipe, workers) if readable else (0.0, "")
     lines = [

@@ -1,17 +1,17 @@
-"""Plan a run: find the pairs that are left, and group them into batches of one recipe and one size."""
+"""Plan a run: find the pairs that are left, and group them into batches of one recipe."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
 from batchnst.ledger.out import Outcomes
 from batchnst.manifest.manifest import Manifest
@@ -22,7 +22,7 @@ from batchnst.recipe import Recipe, fit
 from batchnst.storage.threads import in_threads
 from batchnst.transfer.device import Hardware
 from batchnst.transfer.memory import Fitting, fit_into, largest_batch, memory_problem
-from batchnst.transfer.pyramid import work
+from batchnst.transfer.pyramid import scales, work
 
 PROBES = 16
 """Headers of contents that are read at the same time."""
@@ -39,13 +39,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Jobs with one recipe and one working size, which are painted together.
+    """Jobs with one recipe, which are painted together.
 
-    `size` is (width, height) in pixels; None if the header of the content cannot be read.
+    `size` is (width, height) of the canvas that holds all of its pictures, in pixels: their working size, if they have
+    the same; None if the header of the content cannot be read.
     """
 
     jobs: tuple[Job, ...]
-    size: tuple[int, int] | None
+    size: Size | None
 
     @property
     def recipe(self) -> Recipe:
@@ -54,7 +55,7 @@ class Batch:
 
     @property
     def work(self) -> int:
-        """Pixel-steps of the whole batch, in proportion to its painting time; 0 if the size is unknown."""
+        """Pixel-steps of the whole canvas, in proportion to its painting time; 0 if the size is unknown."""
         return len(self.jobs) * work(self.recipe, *self.size) if self.size else 0
 
     def fitting(self, hardware: Hardware, count: int) -> Fitting | None:
@@ -214,44 +215,50 @@ def make_plan(
 
 
 def make_batches(
-    jobs: Sequence[Job], batch_size: int | None, workers: int, largest: Callable[[Recipe], int]
+    jobs: Sequence[Job], batch_size: int | None, workers: int, largest: Callable[[Recipe], int], *, mixed: bool = False
 ) -> list[Batch]:
-    """Group jobs by recipe and working size; batches that take longest come first.
+    """Group jobs by recipe and size; batches that take longest come first.
 
     `batch_size` is the number of pairs in a batch. If it is None, a batch has at most `largest(recipe)` pixels, and
     fewer if there would be too few batches to keep all `workers` busy. A pair whose size is unknown is alone.
+
+    Pictures in a batch have one working size, or with `mixed` a canvas that they share, so that there are few shapes.
     """
     sizes = _working_sizes(jobs)
     all_pixels = sum(math.prod(sizes[job.pair.id] or (0, 0)) for job in jobs)
-    key = {job.pair.id: (*_group_key(job), sizes[job.pair.id] or (0, 0)) for job in jobs}
-    batches: list[Batch] = []
-    for _, group in groupby(sorted(jobs, key=lambda job: key[job.pair.id]), lambda job: key[job.pair.id]):
-        members = list(group)
-        size = sizes[members[0].pair.id]
-        pixels = math.prod(size or (1, 1))
-        max_count = min(largest(members[0].pair.recipe) // pixels, math.ceil(all_pixels / workers / pixels))
-        count = (batch_size or _even_batch_size(len(members), max_count)) if size else 1
-        parts = (members[start : start + count] for start in range(0, len(members), count))
-        batches += [Batch(tuple(part), size) for part in parts]
+    batches = [Batch((job,), None) for job in jobs if not sizes[job.pair.id]]
+    groups: dict[tuple[object, ...], list[tuple[Job, Size]]] = {}
+    for job in jobs:
+        if size := sizes[job.pair.id]:
+            groups.setdefault(_group_key(job, size, mixed), []).append((job, size))
+    for members in groups.values():
+        recipe = members[0][0].pair.recipe
+
+        def most(size: Size, recipe: Recipe = recipe) -> int:
+            pixels = math.prod(size)
+            return batch_size or max(1, min(largest(recipe) // pixels, math.ceil(all_pixels / workers / pixels)))
+
+        parts = mix([size for _, size in members], recipe.size, most, even=batch_size is None)
+        batches += [Batch(tuple(members[i][0] for i in indices), canvas) for indices, canvas in parts]
     return sorted(batches, key=lambda batch: -batch.work)
 
 
-def _group_key(job: Job) -> tuple[str, int]:
-    """Recipe and number of content masks: beside the size, pairs in one batch must have these in common."""
-    return job.pair.recipe.json_text, len(job.pair.content_masks)
+def _group_key(job: Job, size: Size, mixed: bool) -> tuple[object, ...]:
+    """The properties that pairs in one batch have in common: recipe, number of content masks, and size.
+
+    If they are `mixed`, the number of scales instead of the size, except in tiles.
+    """
+    recipe = job.pair.recipe
+    common = len(scales(recipe, min(size))) if mixed and not recipe.tile_side else size
+    return recipe.json_text, len(job.pair.content_masks), common
 
 
-def _even_batch_size(count: int, max_count: int) -> int:
-    """Batch size, at most `max_count`, that divides `count` pairs into batches of about the same size."""
-    return math.ceil(count / math.ceil(count / max(1, max_count)))
-
-
-def _working_sizes(jobs: Sequence[Job]) -> dict[str, tuple[int, int] | None]:
+def _working_sizes(jobs: Sequence[Job]) -> dict[str, Size | None]:
     """Working size (width, height) by pair id, from the header of each content; None if it cannot be read."""
     contents = sorted({job.pair.content for job in jobs})
     full_sizes = dict(zip(contents, in_threads(isolated.probe, contents, PROBES), strict=True))
     isolated.release()
-    sizes: dict[str, tuple[int, int] | None] = {}
+    sizes: dict[str, Size | None] = {}
     for job in jobs:
         size = full_sizes[job.pair.content]
         sizes[job.pair.id] = fit(*size, job.pair.recipe.size) if size else None

@@ -30,7 +30,7 @@ from batchnst.painting.ahead import ahead
 from batchnst.painting.named_weights import load_networks
 from batchnst.progress import Work
 from batchnst.storage.files import resolve
-from batchnst.transfer.device import Hardware, tune_process
+from batchnst.transfer.device import Hardware, keeps_shapes, tune_process
 from batchnst.transfer.weights import Weights
 
 BLOCK = 10_000
@@ -253,9 +253,13 @@ def plan_run(
 
 def _blocks(plan: Plan, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:
     """Yield the batches of each block of the plan, and True with the last; blocks are made ahead, in a thread."""
-    largest = largest_by_recipe(hardware)
+    largest, mixed = largest_by_recipe(hardware), keeps_shapes(hardware.device)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
-    for part, batches in ahead(lambda part: make_batches(plan.jobs(part), batch_size, engine.workers, largest), parts):
+
+    def batches_of(part: slice) -> list[Batch]:
+        return make_batches(plan.jobs(part), batch_size, engine.workers, largest, mixed=mixed)
+
+    for part, batches in ahead(batches_of, parts):
         yield batches, part is parts[-1]
 
 

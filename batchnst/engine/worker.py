@@ -80,7 +80,8 @@ def _paint(
             painter = Painter(
                 batch.recipe, weights, hardware, tensors, on_snapshot=partial(_write_snapshot, committer, jobs)
             )
-            for event in painter.paint(inputs, want_16_bit=[is_16_bit(job.pair.output) for job in jobs]):
+            want_16_bit = [is_16_bit(job.pair.output) for job in jobs]
+            for event in painter.paint(inputs, want_16_bit=want_16_bit, canvas=batch.size or (1, 1)):
                 if isinstance(event, Work):
                     yield event
                     yield from commits.finished()

@@ -134,6 +134,20 @@ def test_automatic_batches_fill_the_device_but_leave_no_worker_idle(jobs: list[J
     assert [len(b.jobs) for b in make_batches(wide, None, workers=1, largest=lambda _: 1)] == [1] * 5
 
 
+def test_on_gpus_pictures_of_several_sizes_share_a_batch_if_their_scales_are_the_same(tmp_path: Path) -> None:
+    found = []
+    for i, size in enumerate([(512, 384), (512, 341), (512, 341), (512, 60)]):  # the last is too thin for 128 pixels
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", size).save(path)
+        found += [Job(pair(f"{i}{tile}", path, recipe=Recipe(tile=tile)), "f", 1) for tile in ("auto", 64)]
+    batches = make_batches(found, None, workers=1, largest=lambda _: 10**9, mixed=True)
+    names = {(batch.size, *sorted(job.pair.id for job in batch.jobs)) for batch in batches}
+    whole = {((512, 384), "0auto", "1auto", "2auto"), ((512, 60), "3auto")}
+    assert names == whole | {((512, 384), "064"), ((512, 341), "164", "264"), ((512, 60), "364")}
+    apart = make_batches(found, None, workers=1, largest=lambda _: 10**9)
+    assert len(apart) == 6
+
+
 def test_pictures_of_unknown_size_are_painted_one_by_one_with_all_the_memory_that_there_is(tmp_path: Path) -> None:
     jobs = [Job(pair(str(i), tmp_path / f"{i}.png"), "f", 1) for i in range(3 * UNKNOWN)]
     batches = make_batches(jobs, None, workers=1, largest=lambda _: 10**9)
