@@ -20,7 +20,8 @@ def test_every_part_of_make_gpu_runs_and_holds(monkeypatch: pytest.MonkeyPatch) 
     assert report.errors == {}
     assert report.holds, report.checks
     assert report.skipped == ["a failing GPU"]
-    assert len(report.checks) >= 10
+    assert len(report.checks) >= 12
+    assert "final loss in a batch of mixed shapes, against alone" in report.checks
     assert {"ceiling", "race against the textbook loop", "a run of 2 pairs with inline"} <= report.figures.keys()
     json.dumps(asdict(report))
 

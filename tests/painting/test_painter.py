@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import errno
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from batchnst.engine.mixing import mix
 from batchnst.errors import DeviceFailed, InputError, OutOfMemory
 from batchnst.painting import painter
 from batchnst.painting.inputs import Inputs
-from batchnst.painting.painter import as_pair_error
+from batchnst.painting.painter import Group, as_pair_error
 from batchnst.painting.tensors import TensorCache
 from batchnst.recipe import Recipe
+from batchnst.transfer import backbone, stylize
 from batchnst.transfer.device import Hardware
 from batchnst.transfer.weights import Weights
 from tests.helpers import CPU
@@ -95,3 +100,85 @@ def test_a_gpu_that_fails_while_memory_is_released_fails_no_pair(
     inputs = Inputs(np.zeros((48, 48, 3), np.uint8), (np.zeros((48, 48, 3), np.uint8),), (1.0,))
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         list(own.paint([inputs] * 2, want_16_bit=[False, False]))
+
+
+def photo(height: int, width: int, seed: int = 0) -> Inputs:
+    """A noisy picture, painted in the style of another one."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
+    return Inputs(pixels[0], (pixels[1],), (1.0,))
+
+
+def groups_of(own: painter.Painter, batch: list[Inputs], **options: Any) -> list[Group]:
+    """The groups in which a batch is painted, by their indices."""
+    events = own.paint(batch, want_16_bit=[True] * len(batch), **options)
+    return sorted((event for event in events if isinstance(event, Group)), key=lambda group: group.indices)
+
+
+def painter_of(weights: Weights, **settings: Any) -> painter.Painter:
+    recipe = Recipe.from_settings({"size": 48, "min_size": 24, "steps": 2, "precision": "fp32", **settings})
+    return painter.Painter(recipe, weights, Hardware.here(), TensorCache(CPU))
+
+
+def test_pictures_of_several_sizes_are_painted_together_and_written_in_their_own(weights: Weights) -> None:
+    batch = [photo(33, 48), photo(48, 40, 1), photo(20, 48, 2)]  # the last is too thin for two scales
+    snapshots = list[tuple[int, ...]]()
+    own = painter_of(weights, snapshot_every=1)
+    own.on_snapshot = lambda index, step, pixels: snapshots.append((index, step, *pixels.shape))
+    groups = groups_of(own, batch, canvas=(48, 64))
+    assert [group.indices for group in groups] == [[0, 1], [2]]
+    for group in groups:
+        assert isinstance(group.result, list)
+        for index, painted in zip(group.indices, group.result, strict=True):
+            assert painted.pixels.shape == batch[index].content.shape
+            assert painted.pixels_16_bit is not None and painted.pixels_16_bit.shape == batch[index].content.shape
+            (alone,) = groups_of(painter_of(weights), [batch[index]])
+            assert isinstance(alone.result, list)
+            np.testing.assert_allclose(painted.losses.total, alone.result[0].losses.total, rtol=1e-3)
+    assert (1, 2, 48, 40, 3) in snapshots
+
+
+def test_in_tiles_and_after_a_failure_pictures_go_on_in_smaller_parts(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
+    batch = [photo(96, 64), photo(64, 96), photo(96, 64)]
+    in_tiles = painter_of(weights, size=96, steps=1, tile=64)
+    assert [group.indices for group in groups_of(in_tiles, batch)] == [[0, 2], [1]]
+    real, canvases = stylize.stylize, list[tuple[int, int]]()
+
+    def short_of_memory(contents: Any, *rest: Any) -> Any:
+        canvases.append(rest[-1])
+        if len(contents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (yield from real(contents, *rest))
+
+    monkeypatch.setattr(painter, "stylize", short_of_memory)
+    groups = groups_of(painter_of(weights, size=96, steps=1), batch, canvas=(96, 100))
+    assert [group.indices for group in groups] == [[0], [1, 2]]
+    assert all(isinstance(group.result, list) for group in groups)
+    assert canvases == [(100, 96), (96, 64), (100, 96)]
+
+
+def test_a_small_collection_shows_the_network_few_shapes(monkeypatch: pytest.MonkeyPatch, weights: Weights) -> None:
+    """The planner's batches, painted as on a GPU: the shapes that reach the first convolution."""
+    monkeypatch.setattr(stylize, "keeps_shapes", lambda _: True)
+    sizes = [(48, 32), (48, 31), (48, 27), (32, 48), (27, 48), (48, 48), (48, 34), (36, 48), (48, 36), (43, 48)]
+    batch = [photo(height, width, seed) for seed, (width, height) in enumerate(sizes)]
+    own, seen = painter_of(weights, style_layers="relu1_1", content_layers="relu1_2", style_scale=0.5), set[object]()
+    real = F.conv2d
+
+    def convolve(pictures: Tensor, *rest: Any) -> Tensor:
+        seen.add(tuple(pictures.shape))
+        result: Tensor = real(pictures, *rest)
+        return result
+
+    monkeypatch.setattr(backbone, "_fastest", lambda *_: lambda *arguments: convolve(*arguments).relu_())
+    monkeypatch.setattr(F, "conv2d", convolve)
+    planned = list(mix(sizes, 48, lambda _: 4))
+    for indices, canvas in planned:
+        (group,) = groups_of(own, [batch[i] for i in indices], canvas=canvas)
+        assert isinstance(group.result, list)
+    first = {shape for shape in seen if isinstance(shape, tuple) and shape[1] == 3 and shape[0] > 1}
+    finest = {shape for shape in first if max(shape[2:]) == 48}
+    assert finest == {(len(indices), 3, height, width) for indices, (width, height) in planned if len(indices) > 1}
+    assert len(finest) <= 4 < len(set(sizes))
+    assert len(first) == 2 * len(finest)  # scales

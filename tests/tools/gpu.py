@@ -143,6 +143,18 @@ def check_curves(report: Report, device: torch.device, sizes: Sizes) -> None:
     report.check("final loss, a second time in this process", relative(again, together), 0.02)
 
 
+def check_mixed_shapes(report: Report, device: torch.device, sizes: Sizes) -> None:
+    """Pictures of several sizes on one canvas, against each alone."""
+    recipe = Recipe(size=sizes.picture, steps=sizes.steps, min_size=sizes.picture // 2, tolerance=0.0, precision="fp32")
+    whole, style = pictures(sizes.picture, 3, device), pictures(sizes.picture, 4, device)[3]
+    contents = [whole[0], whole[1][..., : -sizes.picture // 7, :], whole[2].mT.contiguous()]
+    one_step = recipe.model_copy(update={"steps": 1, "min_size": sizes.picture})
+    for name, own, limit in (("first", one_step, 1e-4), ("final", recipe, 0.02)):
+        together = painted(contents, [style] * 3, own).losses.total
+        alone = torch.cat([painted([content], [style], own).losses.total for content in contents])
+        report.check(f"{name} loss in a batch of mixed shapes, against alone", relative(together, alone), limit)
+
+
 def check_memory(report: Report, device: torch.device, sizes: Sizes) -> None:
     """A batch that does not fit is halved; what was freed is free again; the estimate is no less than what is used."""
     recipe = Recipe(size=sizes.picture, steps=3, min_size=sizes.picture)
@@ -243,6 +255,7 @@ def measure_run(report: Report, device: torch.device, folder: Path, engine: str,
 PARTS: list[Callable[[Report, torch.device, Sizes], None]] = [
     check_first_steps,
     check_curves,
+    check_mixed_shapes,
     check_memory,
     check_failure,
     measure_speed,

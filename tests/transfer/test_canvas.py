@@ -12,6 +12,7 @@ from batchnst.backbones import layer_names
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
+from batchnst.transfer import stylize as stylize_module
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.canvas import Canvas, Extent
 from batchnst.transfer.losses import Losses, Region, gram_matrix, guide
@@ -242,3 +243,63 @@ def test_whole_paintings_are_each_pictures_own(settings: dict[str, Any]) -> None
         for step, expected in zip(steps, own, strict=True):
             torch.testing.assert_close(step.losses.total[i : i + 1], expected.losses.total, rtol=1e-8, atol=0)
             torch.testing.assert_close(step.render()[i], expected.render()[0], rtol=0, atol=1e-6)
+
+
+def curve_of(steps: list[Step], picture: int) -> list[float]:
+    """The totals of a picture for as long as it was active."""
+    return [float(step.losses.total[step.active.index(picture)]) for step in steps if picture in step.active]
+
+
+def batches_of(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Collects the shapes of the batches (B, height, width) that the network sees, style pictures left out."""
+    seen: list[tuple[int, ...]] = []
+    real = backbone.forward
+
+    def forward(pictures: Tensor, *rest: Any, **options: Any) -> dict[str, Tensor]:
+        if len(rest) == 3 or options.get("canvas"):
+            seen.append((len(pictures), *pictures.shape[2:]))
+        return real(pictures, *rest, **options)
+
+    monkeypatch.setattr(backbone, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize(("early", "places"), [([2], {5}), ([0, 2, 4], {5, 2})])
+def test_a_picture_that_stops_leaves_its_place_until_half_are_free(
+    monkeypatch: pytest.MonkeyPatch, early: list[int], places: set[int]
+) -> None:
+    settings = {"size": 48, "min_size": 48, "steps": 22, "tolerance": 0.02}
+    layers = {"style_layers": "relu1_1,relu2_1", "content_layers": "relu2_2"}
+    recipe, exact = network(settings | layers)
+    sizes = [(33, 48), (48, 48), (33, 48), (48, 48), (40, 48)]
+    contents, styles = smooth(sizes, 1), smooth([(40, 52)] * 5, 2)
+    for i in early:  # nothing to gain: their own styles
+        styles[i] = contents[i] = contents[i] / 50 + 100
+    guides = [whole(style) for style in styles]
+    runs = {}
+    for keeps in (True, False):
+        monkeypatch.setattr(stylize_module, "keeps_shapes", lambda _, keeps=keeps: keeps)
+        with monkeypatch.context() as patch:
+            shapes = batches_of(exact, patch)
+            runs[keeps] = *finish(stylize(contents, guides, recipe, lambda _: exact, canvas=(48, 48))), shapes
+    kept, steps, shapes = runs[True]
+    dropped, expected, others = runs[False]
+    assert set(shapes) == {(count, 48, 48) for count in places}
+    assert set(others) == {(count, 48, 48) for count in (5, 5 - len(early))}
+    assert [step.active for step in steps] == [step.active for step in expected]
+    assert steps[-1].active == [i for i in range(5) if i not in early]
+    for i in range(5):
+        torch.testing.assert_close(curve_of(steps, i), curve_of(expected, i), rtol=1e-7, atol=0)
+        torch.testing.assert_close(kept.pictures[i], dropped.pictures[i], rtol=0, atol=1e-5)
+    assert kept.stopped == dropped.stopped
+    torch.testing.assert_close(kept.losses.total, dropped.losses.total, rtol=1e-7, atol=0)
+
+
+def test_what_explodes_in_a_mixed_batch_is_painted_again() -> None:
+    exploding = {"optimizer": "sgd", "learning_rate": 10.0, "loss": "neural-style"}
+    recipe, exact = network({"size": 48, "min_size": 48, "steps": 20, **exploding})
+    contents = smooth([(48, 33), (40, 48)], 1)
+    result, steps = finish(stylize(contents, [whole(*smooth([(48, 48)], 2))] * 2, recipe, lambda _: exact))
+    assert result.stopped == ["diverged", "diverged"]
+    assert [picture.shape for picture in result.pictures] == [content.shape for content in contents]
+    assert (result.losses.total < steps[0].losses.total).all()
