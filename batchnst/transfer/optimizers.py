@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from batchnst.transfer.canvas import Size
-from batchnst.transfer.lowpass import LowPass
-
 from batchnst.transfer.device import exact_dtype
+from batchnst.transfer.lowpass import LowPass
 
 BOX = (0.0, 255.0)
 """Lowest and highest valid value of a pixel."""

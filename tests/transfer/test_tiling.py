@@ -138,7 +138,7 @@ def test_tiles_spread_over_devices_give_the_same(weights: Weights) -> None:
     shown = pictures(1, 97, 131)
     gradient = spread(shown)[1]
     assert len(spread.crew) == 3
-    next_scale = TiledObjective(backbone, recipe, tiled.content, tiled.regions, 64, devices=[CPU] * 3)
+    next_scale = TiledObjective(backbone, recipe, tiled.content, tiled.regions, tiled.canvas, 64, devices=[CPU] * 3)
     assert next_scale.crew is spread.crew, "threads and networks are made anew at each scale"
     assert apart(gradient, whole(shown)[1]) < 1e-10
     assert torch.equal(gradient, spread(shown)[1]), "the order of the sums depends on who is ready first"
