@@ -30,7 +30,7 @@ from batchnst.redaction import has_credentials, public
 from batchnst.storage.azure import AzureAccount
 from batchnst.storage.conditional import azure_client, gs_client, s3_client
 from batchnst.storage.retries import is_transient, retry
-from batchnst.storage.stores import Disk, Store, from_fsspec
+from batchnst.storage.stores import FILE_URIS, Store, from_fsspec
 
 S3_ATTEMPTS = 5
 """Attempts of pyarrow's S3 client at one request. Code that reads through pyarrow directly has no other retries."""
@@ -69,7 +69,9 @@ def address_problem(address: str) -> str | None:
         if has_credentials(part):
             advice = _CREDENTIALS.get(scheme, _of_fsspec(scheme))
             return f"{public(part)}: no passwords or keys in addresses: they would be written to the ledger; {advice}"
-        if scheme in _PYARROW and re.search(r"\?[\w.%-]+=", rest):
+        if scheme == "file" and rest.partition("/")[0] not in ("", "localhost", socket.gethostname()):
+            return f"{part}: names another machine; expected file:///… with three slashes, or a path"
+        if scheme in _PYARROW and scheme != "file" and re.search(r"\?[\w.%-]+=", rest):
             return (
                 f"{public(part.partition('?')[0])}: options after a ? are not read; set them in the environment "
                 "(for self-hosted S3: AWS_ENDPOINT_URL and AWS_REGION)"
@@ -176,7 +178,7 @@ def _hdfs(prefix: str, name: str) -> Store:
 
 
 def _file(prefix: str, name: str) -> Store:
-    return Disk(pafs.LocalFileSystem(), prefix, "/")
+    return FILE_URIS
 
 
 _PYARROW: dict[str, Callable[[str, str], Store]] = {

@@ -52,7 +52,7 @@ def test_a_derived_id_is_the_same_in_every_run_and_says_what_it_is(tmp_path: Pat
     first = read_manifest(write(tmp_path, text), {})
     again = read_manifest(write(tmp_path, text.replace(",y", ",z")), {"size": 64})
     assert [pair.id for pair in first] == [pair.id for pair in again]
-    assert first[0].id.startswith("t-1--s--")
+    assert first[0].id.startswith("ete-1--s--")
     assert first[0].output == f"{first[0].id}.png"
     assert len({pair.id for pair in first}) == 2
 
@@ -85,7 +85,7 @@ def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
         "a.jpg,s.png,one,,-3,adm,\n"
         "a.jpg,s.png,a b,x.gif,,,\n"
         "a.jpg,s.png,d,,,,0\n"
-        "a.jpg,s.png,e,,,,,,,\n"
+        "a.jpg,s.png,e,,,,,,,x\n"
         "a.jpg,s.png,f,E.png,,,\n"
         "a.jpg,s.png,g,e.png,,,\n",
     )
@@ -213,14 +213,6 @@ def test_two_rows_that_write_the_same_file_are_refused(tmp_path: Path, first: st
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ManifestError, match=r"line 2, (output|id): .* is already the (output|id) of line 1"):
         read_manifest(str(tmp_path / "m.jsonl"), {})
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "cp1252", "shift_jis"])
-def test_a_csv_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
-    name = "写真.png" if encoding in ("utf-16", "shift_jis") else "été.png"
-    (tmp_path / "m.csv").write_bytes(f"content,style\n{name},s.png\n".encode(encoding))
-    with pytest.raises(ManifestError, match=r"m\.csv: line \d: not UTF-8 \(byte 0x"):
-        read_manifest(str(tmp_path / "m.csv"), {})
 
 
 def test_names_of_every_kind_come_through(tmp_path: Path) -> None:
