@@ -14,6 +14,7 @@ from batchnst.manifest.columns import Row, Unreadable
 from batchnst.manifest.parquet_rows import read_parquet
 from batchnst.manifest.spreadsheet import read_table
 from batchnst.redaction import public
+from batchnst.storage.s3 import canonical
 from batchnst.storage.files import list_files, open_file
 
 Rows = Iterator[tuple[int, Row | str]]
@@ -52,7 +53,7 @@ ENDINGS = [".csv", ".jsonl", ".ndjson", ".parquet", ".tsv"]
 
 def ending(address: str) -> str:
     """The file name ending of an address, in lower case."""
-    return PurePosixPath(public(address)).suffix.lower()
+    return PurePosixPath(canonical(public(address))).suffix.lower()
 
 
 def find_files(address: str) -> list[str]:

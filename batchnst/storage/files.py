@@ -28,6 +28,7 @@ from batchnst.errors import InputError, RequestError, StorageError, UnwritableNa
 from batchnst.storage import walk
 from batchnst.storage.addresses import store_name, store_of
 from batchnst.storage.retries import Deadline, Patience, is_transient
+from batchnst.storage.s3 import canonical
 from batchnst.storage.stores import DISK, FILE_URIS, PIECE, Disk, Store
 
 _REFUSED_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
@@ -61,7 +62,7 @@ def resolve(address: str, base: str) -> str:
     if re.match("file:/(?!/)", address):  # as Java writes it
         address = address.replace("file:/", "file:///", 1)
     if is_uri(address):
-        return address
+        return canonical(address)
     if is_uri(base) and not address.startswith(("/", "~")):
         # In a URI of this machine's files, a name is percent-encoded.
         return f"{base.rstrip('/')}/{quote(address) if base.startswith('file://') else address}"
@@ -71,7 +72,7 @@ def resolve(address: str, base: str) -> str:
 def parent(address: str) -> str:
     """The folder that contains `address`."""
     if is_uri(address):
-        return address.rpartition("/")[0]
+        return canonical(address).rpartition("/")[0]
     return os.path.dirname(local_path(address))
 
 
@@ -239,6 +240,7 @@ def find_files(where: str) -> Listing:
     unless the glob names one. Raises StorageError if the store does not answer, RequestError for a folder on a web
     server.
     """
+    where = canonical(where)
     store = _store(where)
     with _as_storage_error(where, "listed"):
         return _find_on_disk(store, where) if isinstance(store, Disk) else _find_in_store(store, where)
@@ -302,7 +304,7 @@ class Folder:
 
     def __init__(self, address: str) -> None:
         """Raises RequestError if no store serves `address` or it is read-only, StorageError if it does not answer."""
-        self.address = address if is_uri(address) else DISK.path(address)
+        self.address = resolve(address, ".")
         self._store = _store(address)
         _check_writable(self._store, address, "written or listed")
         self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)

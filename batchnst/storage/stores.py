@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batchnst.storage.retries import is_transient, retry
+from batchnst.storage.s3 import canonical
 
 PIECE = 1 << 20
 """Bytes that are read at once from a file of unknown size."""
@@ -56,7 +57,7 @@ class Store:
 
     def path(self, address: str) -> str:
         """The path of `address` on the filesystem."""
-        return f"{self.root.rstrip('/')}/{address.removeprefix(self.prefix).removeprefix('/')}"
+        return f"{self.root.rstrip('/')}/{canonical(address).removeprefix(self.prefix).removeprefix('/')}"
 
     def retry(self, action: Callable[[], T]) -> T:
         """Call `action` and return its result; retry for a while if the store does not answer."""
