@@ -276,6 +276,7 @@ def stylize(
 ) -> None:
     """Paint one picture, without manifest and ledger, to try settings."""
     from batchnst.cli.display import Bar
+    from batchnst.manifest.outputs import format_problem
     from batchnst.painting.single import report_steps
     from batchnst.painting.single import stylize as paint
     from batchnst.pictures import encode
@@ -286,6 +287,8 @@ def stylize(
         raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(encode.FORMATS)}")
     files.check_writable(out)
     recipe = Recipe.from_settings(settings)
+    if problem := format_problem(out, recipe):
+        raise RequestError(f"--out {problem}")
     tune_process()
     with Bar() as bar:
         painting = paint(

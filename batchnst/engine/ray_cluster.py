@@ -357,8 +357,8 @@ class Cluster:
 def _connection_problem(error: Exception, address: str) -> str:
     """Why Ray cannot be started or reached, in a line."""
     if versions := _VERSIONS.search(str(error)):
-        theirs, mine = (f"Ray {ray} on Python {python}" for ray, python in (versions.groups()[:2], versions.groups()[2:]))
-        return f"the cluster has {theirs}, this machine {mine}; install the same on both"
+        text = "the cluster has Ray {} on Python {}, this machine Ray {} on Python {}; install the same on both"
+        return text.format(*versions.groups())
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if address == LOCAL:
         return f"cannot be started: {reason}"

@@ -26,7 +26,7 @@ _KEYS = ("run_id", "pair_id", "attempt", "status", "error_type", "step", "scale"
 """Columns that rows are searched by. Large files have statistics of them, so that row groups can be skipped."""
 
 _ENCODINGS: dict[str, dict[str, Any]] = {
-    # Dictionaries save nothing of a curve's floats. Byte stream split would save a third of their bytes, but fastparquet
+    # Dictionaries save nothing of a curve's floats. Byte stream split would save a sixth of the bytes, but fastparquet
     # and older readers do not know it.
     "losses": {"use_dictionary": ["run_id", "pair_id", "attempt", "step", "scale", "style_layers.key_value.key"]},
 }

@@ -29,8 +29,11 @@ MAX_PATH = 4095
 MAX_KEY = 1024
 """Longest name of a file that S3, Google's and Azure's stores take, in bytes, folders and all."""
 
-MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500, "AVIF": 65_536}
-"""Longest side that a format and its encoder take, in pixels; all others take more than any recipe paints."""
+MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500, "AVIF": 32_768}
+"""Longest side of a picture that can be written and read again, in pixels; other formats take all that recipes paint.
+
+JPEG's and AVIF's are those of the libraries libjpeg and libavif.
+"""
 
 LONGEST_OUTPUT = MAX_PATH - len("images/")
 """Longest `output` if OUT is not known, in bytes."""

@@ -14,8 +14,8 @@ from batchnst.manifest.columns import Row, Unreadable
 from batchnst.manifest.parquet_rows import read_parquet
 from batchnst.manifest.spreadsheet import read_table
 from batchnst.redaction import public
-from batchnst.storage.s3 import canonical
 from batchnst.storage.files import list_files, open_file
+from batchnst.storage.s3 import canonical
 
 Rows = Iterator[tuple[int, Row | str]]
 """The line number of each row with its values, or with the problem of a line that cannot be read."""

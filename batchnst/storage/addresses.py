@@ -30,8 +30,8 @@ from batchnst.errors import RequestError, StorageError
 from batchnst.redaction import has_credentials, public
 from batchnst.storage.azure import AzureAccount
 from batchnst.storage.conditional import azure_client, gs_client, s3_client
-from batchnst.storage.s3 import S3Options, canonical
 from batchnst.storage.retries import is_transient, retry
+from batchnst.storage.s3 import S3Options, canonical
 from batchnst.storage.stores import FILE_URIS, Store, from_fsspec
 
 S3_ATTEMPTS = 5

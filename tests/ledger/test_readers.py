@@ -39,7 +39,7 @@ READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "pandas": lambda file: pd.read_parquet(file).to_dict("records"),
     "polars": lambda file: pl.read_parquet(file).to_dicts(),
     "pyarrow": lambda file: pq.read_table(file).to_pylist(),
-    "duckdb": lambda file: duckdb.sql(f"from '{file}'").to_arrow_table().to_pylist(),
+    "duckdb": lambda file: duckdb.read_parquet(str(file)).to_arrow_table().to_pylist(),
 }
 
 OLDER_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
@@ -73,7 +73,7 @@ def test_every_reader_reads_every_table(out: Out, reader: str, compacted: bool) 
     assert sorted(found["total"] for found in losses) == sorted(2 * [step.total for step in steps])
     pairs = {found["pair_id"]: found for file in files(out, "pairs") for found in read(file)}
     assert pairs["p1"]["total_loss"] == 1 / 3
-    assert {name for name in asdict(RUN)} <= read(files(out, "runs")[0])[0].keys()
+    assert set(asdict(RUN)) <= read(files(out, "runs")[0])[0].keys()
     for table in SCHEMAS:
         for file in files(out, table):
             groups = pq.ParquetFile(file).metadata.to_dict()["row_groups"]
@@ -93,6 +93,7 @@ def test_where_all_pairs_failed_the_losses_are_an_empty_table(out: Out, reader: 
 def test_queries_find_nothing_where_all_pairs_failed(out: Out) -> None:
     with out.claim("r1") as claim:
         out.commit(claim.lease(), {}, [row("a", status="failed", error_type="InputError")], [])
-    assert duckdb.sql(f"select count(*) from '{out.address}/ledger/losses/*.parquet'").fetchall() == [(0,)]
-    joined = f"select count(*) from '{out.address}/ledger/pairs/*.parquet' join '{out.address}/ledger/losses/*.parquet'"
-    assert duckdb.sql(f"{joined} using (run_id, pair_id, attempt)").fetchall() == [(0,)]
+    pairs, losses = (f"'{out.address}/ledger/{table}/*.parquet'" for table in ("pairs", "losses"))
+    with duckdb.connect() as connection:
+        for table in (losses, f"{pairs} join {losses} using (run_id, pair_id, attempt)"):
+            assert connection.execute(f"select count(*) from {table}").fetchall() == [(0,)]

@@ -12,6 +12,7 @@ import pytest
 from batchnst.errors import ManifestError
 from batchnst.manifest.pair import Pair
 from batchnst.manifest.reading import read_manifest
+from tests.helpers import batchnst
 
 
 def write(folder: Path, text: str | bytes, name: str = "m.csv") -> str:
@@ -269,3 +270,29 @@ def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
     text = '{"content": "a", "style": "s", "output": "%s.png"}\n'
     path = write(tmp_path, text % "\\ud83d\\ude00" + text % "\\ud83d", "m.jsonl")
     assert problems(path) == ["line 2: has half of a character, \\ud83d; expected both halves"]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("webp", 16_383), ("jpg", 65_500), ("JPEG", 65_500), ("avif", 32_768)])
+@pytest.mark.parametrize("by", ["output", "format", "options"])
+def test_a_format_that_cannot_hold_the_size_is_refused(tmp_path: Path, kind: str, most: int, by: str) -> None:
+    def row(size: int) -> tuple[dict[str, Any], dict[str, object]]:
+        row: dict[str, Any] = {"content": "a", "style": "s"} | ({"size": size} if by != "options" else {})
+        if by == "output":
+            return row | {"output": f"x.{kind}"}, {}
+        kind_key: dict[str, Any] = {"format": kind.lower().replace("jpeg", "jpg")}
+        return (row | kind_key, {}) if by == "format" else (row, {"size": size} | kind_key)
+
+    fits, settings = row(most)
+    assert len(read_manifest(write(tmp_path, json.dumps(fits), "m.jsonl"), settings)) == 1
+    too_long, settings = row(most + 1)
+    (problem,) = problems(write(tmp_path, json.dumps(too_long), "m.jsonl"), **settings)
+    assert problem.endswith(f"holds at most {most:,} pixels on a side, but size is {most + 1:,}; expected .png or .tif")
+
+
+def test_plan_run_and_stylize_refuse_it_before_they_paint(tmp_path: Path) -> None:
+    path = write(tmp_path, "content,style,output\na.png,s.png,x.webp\n")
+    for command in (["plan", path], ["run", path, "--out", tmp_path / "out"]):
+        result = batchnst(*command, "--size", 16_384)
+        assert (result.exit_code, "line 2, output: 'x.webp' holds at most 16,383" in result.stderr) == (2, True)
+    result = batchnst("stylize", "a.png", "s.png", "--out", tmp_path / "x.webp", "--size", 16_384)
+    assert (result.exit_code, "x.webp' holds at most 16,383 pixels" in result.stderr) == (2, True)
