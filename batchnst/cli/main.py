@@ -343,10 +343,7 @@ def manifest(
     filters = Filters(exclude or (), min_side, max_aspect)
     options = Options(pairing.value, seed, limit, output, kind.removeprefix("."), filters)
     rows, left_out = pair_rows(contents, styles, out, options)
-    for name in left_out.unnamable:
-        _error(f"left out: {name}: its name is not UTF-8; rename it")
-    if line := left_out.line():
-        _error(line)
+    _error("\n".join([*left_out.unnamable_lines(), left_out.line()]).strip())
     files.write(out, encode_rows(rows, out))
     _print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 

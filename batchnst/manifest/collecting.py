@@ -24,6 +24,9 @@ MORE_ENDINGS = {".mpo"}
 PROBES = 16
 """Headers of pictures that are read at the same time."""
 
+MOST_NAMES = 20
+"""Largest number of names that are not UTF-8 to tell."""
+
 ADVICE = {".jxl": "`pip install 'batchnst[jxl]'` reads .jxl"}
 """How to read more endings."""
 
@@ -60,6 +63,12 @@ class LeftOut:
     pictures: dict[str, str] = field(default_factory=dict)
     unnamable: dict[str, None] = field(default_factory=dict)
 
+    def unnamable_lines(self) -> list[str]:
+        """A line for each name that is not UTF-8, and one for those beyond MOST_NAMES."""
+        more = len(self.unnamable) - MOST_NAMES
+        lines = [f"left out: {name}: its name is not UTF-8; rename it" for name in list(self.unnamable)[:MOST_NAMES]]
+        return [*lines, f"left out: {more} more such names"] if more > 0 else lines
+
     def line(self) -> str:
         """All of it, counted, in one line; empty if nothing was left out."""
         endings, options = Counter(self.files.values()), Counter(self.pictures.values())
@@ -94,6 +103,8 @@ def collect(where: str, left_out: LeftOut, exclude: Sequence[str] = ()) -> list[
             left_out.files[address] = picture.inside.suffix.lower() or "without an ending"
         else:
             pictures.append(picture)
+    if not pictures and left_out.unnamable:
+        raise RequestError("\n".join(left_out.unnamable_lines()))
     if not pictures:
         line = f" ({left_out.line()})" if left_out.line() else ""
         raise RequestError(f"{where}: no pictures there; expected a folder, a prefix, or a glob in quotes{line}")

@@ -23,6 +23,7 @@ from batchnst.recipe import Recipe, is_start_picture, is_weights_file
 from batchnst.redaction import public, redact
 from batchnst.storage.addresses import address_problem
 from batchnst.storage.files import is_uri, parent, resolve
+from batchnst.storage.walk import is_utf8
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
@@ -51,13 +52,8 @@ def read_manifest(address: str, settings: Mapping[str, Any], out: str | None = N
 
 def _check_name(address: str) -> None:
     """Raise Unreadable if `address`, in whose folder relative addresses are, cannot be kept as text."""
-    if not _is_text(os.path.abspath(address)):
+    if not is_utf8(os.path.abspath(address)):
         raise Unreadable("has a name, or lies in a folder with a name, that is not UTF-8; rename it")
-
-
-def _is_text(value: str) -> bool:
-    """False if `value` has bytes of a name that is not UTF-8, or half of a character."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:

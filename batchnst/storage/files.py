@@ -250,6 +250,8 @@ def _find_on_disk(store: Disk, where: str) -> Listing:
     path = store.path(where)
     if os.path.isfile(path):
         return Listing(parent(where), [where])
+    if not walk.is_utf8(path):
+        return Listing(parent(where), [], [walk.shown(path)])
     root, pattern = (path, "**") if os.path.lexists(path) else walk.split_glob(path)
     paths, unnamable = walk.find(root, pattern)
 
@@ -305,6 +307,8 @@ class Folder:
     def __init__(self, address: str) -> None:
         """Raises RequestError if no store serves `address` or it is read-only, StorageError if it does not answer."""
         self.address = resolve(address, ".")
+        if not walk.is_utf8(self.address):
+            raise RequestError(f"{walk.shown(self.address)}: its name is not UTF-8; rename it")
         self._store = _store(address)
         _check_writable(self._store, address, "written or listed")
         self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)

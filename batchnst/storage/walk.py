@@ -100,8 +100,8 @@ class _Search:
             if fnmatchcase(entry.name, pattern) and (not is_hidden(entry.name) or is_hidden(pattern))
         ]
         self.linked = self.linked or any(entry.is_symlink() for entry in matching)
-        self.unnamable.update(_shown(entry.path) for entry in matching if not _is_utf8(entry.name))
-        return [entry for entry in matching if _is_utf8(entry.name)]
+        self.unnamable.update(shown(entry.path) for entry in matching if not is_utf8(entry.name))
+        return [entry for entry in matching if is_utf8(entry.name)]
 
 
 def _is(check: Callable[[], bool]) -> bool:
@@ -112,12 +112,12 @@ def _is(check: Callable[[], bool]) -> bool:
         return False
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """False if `name` has bytes that are not UTF-8."""
     return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """`path` with the bytes that are not UTF-8 as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

@@ -191,6 +191,27 @@ def test_a_name_that_is_not_utf_8_is_told(folder: Path, contents: str) -> None:
     assert all("caf" not in name for name in photos())
 
 
+def test_many_such_names_are_told_in_few_lines(folder: Path) -> None:
+    for number in range(50):
+        open(os.fsencode(folder / "photos") + b"/%02d\xff.jpg" % number, "wb").close()
+    lines = manifest().stderr.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "batchnst: left out: 30 more such names"
+
+
+def test_a_folder_whose_name_is_not_utf_8_gets_a_line(folder: Path) -> None:
+    os.rename("photos", b"\xff")
+    for contents in ("\udcff", "\udcff/*"):
+        result = manifest(contents=contents)
+        assert result.exit_code == 2
+        assert "\\xff" in result.stderr
+        assert result.stderr.endswith(": its name is not UTF-8; rename it\n")
+    for command in (["status", "\udcff"], ["plan", "m.csv", "--out", "\udcff"]):
+        Path("m.csv").write_text("content,style,weights\na,s,random\n")
+        result = batchnst(*command)
+        assert (result.exit_code, "xff: its name is not UTF-8; rename it" in result.stderr) == (2, True)
+
+
 # Outputs -----------------------------------------------------------------------------------------------------------
 
 
