@@ -57,8 +57,8 @@ simulate: .venv/.ready
 chaos: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.tools.chaos
 
-fuzz: .venv/.ready $(IMAGES)
-	FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/manifest/test_fuzz.py
+fuzz: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.fuzz
 
 volume: .venv/.ready
 	$(BIN)/python -m tests.tools.volume

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from batchnst.backbones import BACKBONES, cut, layer_names, smallest_side
+from batchnst.encodings import decode
 from batchnst.errors import RecipeError
 
 SMALLEST_TILE = 64
@@ -267,11 +268,11 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """Read the settings in a TOML recipe file, without validation; raises RecipeError if it cannot be read."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(decode(Path(path).read_bytes()))
     except OSError as error:
         presets = ", ".join(PRESETS)
         raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}; a TOML file, or {presets}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of tomllib, of another encoding, or nested too deep
         raise RecipeError(f"recipe {path}: not valid TOML: {error}") from None
 
 

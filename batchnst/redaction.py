@@ -242,7 +242,7 @@ def _user(found: re.Match[str], shown: str) -> str:
     name_only = found["only"] is not None
     if scheme in _NO_PASSWORD or (name_only and scheme not in ("http", "https", "s3", "s3a", "gs", "gcs")):
         return found[0]
-    if name_only and scheme in ("gs", "gcs") and found["only"] == "anonymous":
+    if name_only and scheme in ("gs", "gcs", "s3") and found["only"] == "anonymous":
         return found[0]
     return f"{found['scheme']}{found['slashes']}{shown and f'{shown}@'}"
 

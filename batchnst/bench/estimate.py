@@ -21,7 +21,7 @@ from batchnst.transfer.pyramid import scales
 PNG_BYTES_PER_PIXEL = 2.0
 """Disk space of a painted PNG for each pixel, in bytes (measured at 256 pixels)."""
 
-LEDGER_BYTES_PER_STEP = 35
+LEDGER_BYTES_PER_STEP = 42
 """Disk space of a row in `losses`, in bytes."""
 
 SAMPLE = 10_000

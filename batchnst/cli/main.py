@@ -21,6 +21,7 @@ from batchnst.cli import signals
 from batchnst.cli.options import with_options, with_recipe_options
 from batchnst.cli.streams import make_lasting
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
+from batchnst.manifest.columns import OUTPUT_FIELDS, OUTPUT_TEMPLATE
 from batchnst.recipe import Recipe
 from batchnst.redaction import redact, redact_json, redact_logs
 
@@ -74,6 +75,10 @@ class EngineName(StrEnum):
 
     ray = "ray"
     inline = "inline"
+
+
+_FIELDS = ", ".join(f"{{{name}}}" for name in OUTPUT_FIELDS)
+"""The names that a template of outputs may have, for the help."""
 
 
 class Pairing(StrEnum):
@@ -140,6 +145,16 @@ Manifest = Annotated[
 ]
 
 
+def _read_manifest(address: str, settings: dict[str, Any], out: str | None) -> Any:
+    """Read a manifest for `run` or `plan`, and print remarks on how it was read."""
+    from batchnst.manifest.reading import read_manifest
+
+    pairs = read_manifest(address, settings, out)
+    for note in pairs.notes:
+        _error(f"{address}: {note}")
+    return pairs
+
+
 Memory = Annotated[
     float | None,
     typer.Option(min=0.1, help="Memory that each worker may use, in GB.", show_default="its device's, less a reserve"),
@@ -187,9 +202,8 @@ def run(
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
     from batchnst.cli.display import RunDisplay
     from batchnst.engine import run as engine_run
-    from batchnst.manifest.reading import read_manifest
 
-    pairs = read_manifest(manifest, settings, out)
+    pairs = _read_manifest(manifest, settings, out)
     options = engine_run.Options(
         out=out,
         engine=engine.value,
@@ -235,9 +249,8 @@ def plan(
 ) -> None:
     """Show everything that `run` would check and decide, without running."""
     from batchnst.bench.estimate import describe
-    from batchnst.manifest.reading import read_manifest
 
-    _print(describe(read_manifest(manifest, settings, out), out, retry_failed=retry_failed, memory=in_bytes(memory)))
+    _print(describe(_read_manifest(manifest, settings, out), out, retry_failed=retry_failed, memory=in_bytes(memory)))
 
 
 @app.command()
@@ -263,6 +276,7 @@ def stylize(
 ) -> None:
     """Paint one picture, without manifest and ledger, to try settings."""
     from batchnst.cli.display import Bar
+    from batchnst.manifest.outputs import format_problem
     from batchnst.painting.single import report_steps
     from batchnst.painting.single import stylize as paint
     from batchnst.pictures import encode
@@ -273,6 +287,8 @@ def stylize(
         raise RequestError(f"--out {out}: cannot be written; expected a name that ends in {', '.join(encode.FORMATS)}")
     files.check_writable(out)
     recipe = Recipe.from_settings(settings)
+    if problem := format_problem(out, recipe):
+        raise RequestError(f"--out {problem}")
     tune_process()
     with Bar() as bar:
         painting = paint(
@@ -296,18 +312,38 @@ def manifest(
         str, typer.Argument(help="Contents: a folder, a prefix, or a glob in quotes.", show_default=False)
     ],
     styles: Annotated[str, typer.Argument(help="Styles: a folder, a prefix, or a glob in quotes.", show_default=False)],
-    out: Annotated[str, typer.Option(help="Manifest to write: .csv, .jsonl or .parquet.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Manifest to write: .csv, .tsv, .jsonl or .parquet.", show_default=False)],
     pairing: Annotated[
         Pairing,
         typer.Option(help="cross: every content in every style; zip: first with first; random: one style for each."),
     ] = Pairing.cross,
-    seed: Annotated[int, typer.Option(help="Seed of a random pairing.")] = 0,
+    output: Annotated[
+        str, typer.Option(metavar="TEMPLATE", help=f"Name of each picture in OUT/images, made of {_FIELDS}.")
+    ] = OUTPUT_TEMPLATE,
+    kind: Annotated[str, typer.Option("--format", help="File format for {format} in --output.")] = "png",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out files or folders of this name or path; may be repeated."),
+    ] = None,
+    min_side: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", help="Leave out contents with a shorter side.")
+    ] = None,
+    max_aspect: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="RATIO", help="Leave out contents longer than this many times their short side."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of pairs; they are drawn by --seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
 ) -> None:
     """Write a manifest that pairs two collections of pictures."""
-    from batchnst.manifest.pairing import encode_rows, pair_rows
+    from batchnst.manifest.collecting import Filters
+    from batchnst.manifest.pairing import Options, encode_rows, pair_rows
     from batchnst.storage import files
 
-    rows = pair_rows(contents, styles, out, pairing.value, seed)
+    filters = Filters(exclude or (), min_side, max_aspect)
+    options = Options(pairing.value, seed, limit, output, kind.removeprefix("."), filters)
+    rows, left_out = pair_rows(contents, styles, out, options)
+    _error("\n".join([*left_out.unnamable_lines(), left_out.line()]).strip())
     files.write(out, encode_rows(rows, out))
     _print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 

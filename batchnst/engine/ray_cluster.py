@@ -103,6 +103,9 @@ AUTOSCALER_SECONDS = 3600.0
 LOCAL_SECONDS = 30.0
 """The same on a cluster on this machine for this run alone, which no node joins."""
 
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)\s.*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+"""The versions of a cluster and of this process in Ray's message that they differ."""
+
 MAX_STYLES = 64
 """Styles kept in the object store for later tasks."""
 
@@ -347,10 +350,19 @@ class Cluster:
             with _blocked(signal.SIGHUP):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             signal.signal(signal.SIGTERM, handler)  # Ray installs a handler that exits with 15
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            hint = "; a cluster with another user's token needs it in RAY_AUTH_TOKEN" if address != LOCAL else ""
-            raise EngineError(f"Ray at {address}: cannot be reached: {reason}{hint}") from None
+        except (RayError, RuntimeError, ValueError, OSError) as error:
+            raise EngineError(f"Ray at {address}: {_connection_problem(error, address)}") from None
+
+
+def _connection_problem(error: Exception, address: str) -> str:
+    """Why Ray cannot be started or reached, in a line."""
+    if versions := _VERSIONS.search(str(error)):
+        text = "the cluster has Ray {} on Python {}, this machine Ray {} on Python {}; install the same on both"
+        return text.format(*versions.groups())
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if address == LOCAL:
+        return f"cannot be started: {reason}"
+    return f"cannot be reached: {reason}; a cluster with another user's token needs it in RAY_AUTH_TOKEN"
 
 
 def _by_node_names(resources: Mapping[str, float]) -> dict[str, float]:

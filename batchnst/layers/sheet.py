@@ -12,7 +12,7 @@ from batchnst.layers.contributions import Contribution, contributions
 from batchnst.layers.excitement import Channel, excitement, load, name_of
 from batchnst.layers.receptive import Field, fields
 from batchnst.ledger.out import Out
-from batchnst.manifest.pairing import list_pictures
+from batchnst.manifest.collecting import list_pictures
 from batchnst.painting.single import stylize
 from batchnst.progress import Progress
 from batchnst.recipe import Recipe

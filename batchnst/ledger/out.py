@@ -174,9 +174,8 @@ class Out:
             self.folder.write(f"{INTENTS}/{name}.json", intent, before=lambda: self.check(lease))
         for output, data in pictures.items():
             self._write_picture(lease, output, data, versions[output])
-        if losses:
-            data = _encode(losses, "losses")
-            self.folder.write(f"ledger/losses/{name}.parquet", data, before=lambda: self.check(lease))
+        # Also without rows: a query of a table without a file is an error.
+        self.folder.write(f"ledger/losses/{name}.parquet", _encode(losses, "losses"), before=lambda: self.check(lease))
         self.folder.write(f"ledger/pairs/{name}.parquet", _encode(pairs, "pairs"), before=lambda: self.check(lease))
         if replaced:
             self.folder.remove(f"{INTENTS}/{name}.json")

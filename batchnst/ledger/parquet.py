@@ -26,11 +26,9 @@ _KEYS = ("run_id", "pair_id", "attempt", "status", "error_type", "step", "scale"
 """Columns that rows are searched by. Large files have statistics of them, so that row groups can be skipped."""
 
 _ENCODINGS: dict[str, dict[str, Any]] = {
-    "losses": {
-        # Byte stream split saves a third of the bytes of a curve's floats; dictionaries save nothing there.
-        "use_byte_stream_split": ["total", "content", "style", "tv", "style_layers.key_value.value", "seconds"],
-        "use_dictionary": ["run_id", "pair_id", "attempt", "step", "scale", "style_layers.key_value.key"],
-    }
+    # Dictionaries save nothing of a curve's floats. Byte stream split would save a sixth of the bytes, but fastparquet
+    # and older readers do not know it.
+    "losses": {"use_dictionary": ["run_id", "pair_id", "attempt", "step", "scale", "style_layers.key_value.key"]},
 }
 
 

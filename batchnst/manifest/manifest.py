@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.manifest.blocks import BLOCK_ROWS
 from batchnst.manifest.pair import Pair
-from batchnst.manifest.readers import BLOCK_ROWS
 from batchnst.recipe import Recipe
 
 _PATTERNS = {key: rf'"{key}": (?P<text>"(?:[^"\\]|\\.)*")' for key in ("backbone", "weights")}
@@ -44,11 +44,14 @@ class Manifest:
 
     address: path or URI of the manifest.
     settings: recipe settings from options and recipe file; a row's own settings override them.
+    notes: remarks for the user on how the file was read.
     """
 
-    def __init__(self, address: str, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, address: str, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any], notes: Sequence[str] = ()
+    ) -> None:
         """`blocks` have the columns of SCHEMA and BLOCK_ROWS rows each; the last one may have fewer."""
-        self.address, self.settings = address, dict(settings)
+        self.address, self.settings, self.notes = address, dict(settings), tuple(notes)
         self._blocks = blocks
         self._recipe = lru_cache(maxsize=1024)(lambda row: Recipe.from_settings({**settings, **json.loads(row)}))
 

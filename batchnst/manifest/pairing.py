@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
+from operator import itemgetter
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnst.errors import RequestError
+from batchnst.manifest import templates
+from batchnst.manifest.collecting import Filters, LeftOut, collect, fitting
+from batchnst.manifest.columns import OUTPUT_TEMPLATE
 from batchnst.manifest.pair import derive_id
-from batchnst.pictures import isolated
-from batchnst.storage.files import is_uri, list_files, parent
+from batchnst.storage.files import is_uri, parent
 
 Row = dict[str, str]
 
@@ -50,35 +56,59 @@ PAIRINGS: dict[str, Callable[[Sequence[str], Sequence[str], int], Iterator[tuple
 """Functions that pair contents with styles, by the values of `--pairing`."""
 
 
-def pair_rows(contents: str, styles: str, manifest: str, pairing: str, seed: int = 0) -> list[Row]:
-    """Make the rows of a manifest from the pictures at `contents` and at `styles`, paired as `pairing` says.
+@dataclass(frozen=True)
+class Options:
+    """How to make pairs of two collections.
+
+    pairing: a key of PAIRINGS. seed: decides what is drawn. limit: largest number of pairs; they are drawn.
+    output: template of the outputs, see `templates`. kind: ending for its `{format}`.
+    """
+
+    pairing: str = "cross"
+    seed: int = 0
+    limit: int | None = None
+    output: str = OUTPUT_TEMPLATE
+    kind: str = "png"
+    filters: Filters = field(default_factory=Filters)
+
+
+def pair_rows(contents: str, styles: str, manifest: str, options: Options) -> tuple[list[Row], LeftOut]:
+    """Make the rows of a manifest from the pictures at `contents` and at `styles`; return also what was left out.
 
     `contents` and `styles` are folders, prefixes, globs or single pictures. Addresses in the folder of `manifest`, the
     file to be written, become relative to it. The same pictures give the same rows and ids in every run. Raises
-    RequestError if there are no pictures, or if they cannot be paired.
+    RequestError if there are no pictures, if they cannot be paired, or if two outputs would be one.
     """
+    left_out, template = LeftOut(), templates.Template(options.output, options.kind)
+    photos = collect(contents, left_out, options.filters.exclude)
+    photos = fitting(photos, options.filters, left_out)
+    if not photos:
+        raise RequestError(f"{contents}: no pictures are left ({left_out.line()})")
+    paintings = collect(styles, left_out, options.filters.exclude)
     base = parent(manifest)
-    content_addresses = [_relative(address, base) for address in list_pictures(contents)]
-    style_addresses = [_relative(address, base) for address in list_pictures(styles)]
-    pairs = PAIRINGS[pairing](content_addresses, style_addresses, seed)
-    rows = ({"content": content, "style": style} for content, style in pairs)
-    return [row | {"id": derive_id(row)} for row in rows]
+    of = {_relative(picture.address, base): picture for picture in (*photos, *paintings)}
+    pictures = [_relative(photo.address, base) for photo in photos]
+    pairs = PAIRINGS[options.pairing](pictures, [_relative(style.address, base) for style in paintings], options.seed)
+    rows = []
+    for content, style in _drawn(pairs, options):
+        row = {"content": content, "style": style}
+        row["id"] = derive_id(row)
+        rows.append(row | {"output": template.output(of[content], of[style], row["id"])})
+    templates.check_outputs(rows)
+    return rows, left_out
 
 
-def list_pictures(where: str) -> list[str]:
-    """List the addresses of all pictures at `where`, sorted: files with an ending that Pillow knows.
-
-    Raises RequestError if there are none.
-    """
-    endings = isolated.endings()
-    addresses = [address for address in list_files(where) if PurePosixPath(address).suffix.lower() in endings]
-    if not addresses:
-        raise RequestError(f"{where}: no pictures there; expected a folder, a prefix, or a glob in quotes")
-    return addresses
+def _drawn(pairs: Iterator[tuple[str, str]], options: Options) -> Iterable[tuple[str, str]]:
+    """At most `limit` of the pairs, drawn by their names and `seed`, in their order: new pairs change few others."""
+    if options.limit is None:
+        return pairs
+    ranked = ((random.Random(f"{options.seed} {pair}").random(), number, pair) for number, pair in enumerate(pairs))
+    drawn = heapq.nsmallest(options.limit, ranked)
+    return (pair for _, _, pair in sorted(drawn, key=itemgetter(1)))
 
 
 def encode_rows(rows: Sequence[Row], name: str) -> bytes:
-    """Encode `rows` as a manifest in the format of the ending of `name`: .csv, .jsonl or .parquet.
+    """Encode `rows` as a manifest in the format of the ending of `name`: .csv, .jsonl, .parquet or .tsv.
 
     Raises RequestError for another ending, and for an address that a CSV cannot hold.
     """
@@ -88,13 +118,13 @@ def encode_rows(rows: Sequence[Row], name: str) -> bytes:
     return writer(rows)
 
 
-def _csv(rows: Sequence[Row]) -> bytes:
-    contents, styles = ({row[column] for row in rows} for column in ("content", "style"))
-    for address in sorted(contents | styles):
-        if address != address.strip() or (address in styles and "|" in address):
-            raise RequestError(f"{address!r}: a CSV cannot hold this name; write a .jsonl or .parquet manifest")
+def _csv(rows: Sequence[Row], separator: str = ",") -> bytes:
+    for column in ("content", "style", "output"):
+        for value in sorted({row[column] for row in rows}):
+            if value != value.strip() or (column == "style" and "|" in value):
+                raise RequestError(f"{value!r}: a CSV cannot hold this name; write a .jsonl or .parquet manifest")
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, ["content", "style", "id"], lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n", delimiter=separator)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
@@ -110,7 +140,12 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     return bytes(sink.getvalue())
 
 
-WRITERS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
+WRITERS: dict[str, Callable[[Sequence[Row]], bytes]] = {
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+    ".tsv": partial(_csv, separator="\t"),
+}
 """Encoders of rows, by the manifest's file name ending."""
 
 

@@ -1,110 +1,113 @@
-"""Read the rows of a manifest, each with its line number, from CSV, JSON Lines or Parquet."""
+"""Read the rows of a manifest's files, each with its line number: CSV, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import BinaryIO, TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from batchnst.encodings import WESTERN, find_encoding, marked_encoding
+from batchnst.errors import RequestError
+from batchnst.manifest.columns import Row, Unreadable
+from batchnst.manifest.parquet_rows import read_parquet
+from batchnst.manifest.spreadsheet import read_table
+from batchnst.redaction import public
+from batchnst.storage.files import list_files, open_file
+from batchnst.storage.s3 import canonical
 
-from batchnst.recipe import recipe_keys
-from batchnst.storage.files import open_file
-
-Row = dict[str, Any]
-"""A row's values, by column."""
-
-LIST_COLUMNS = ("style", "style_weights", "content_mask", "style_mask")
-"""Columns that may hold several values."""
-
-RECIPE_KEYS = frozenset(recipe_keys())
-
-KNOWN_COLUMNS = frozenset(("content", "id", "output", *LIST_COLUMNS)) | RECIPE_KEYS
-"""Columns with a meaning; all others are copied to the ledger's `extra`."""
-
-BLOCK_ROWS = 1 << 14
-"""Rows per block: only one block at a time is held as Python objects, the others as Arrow columns."""
+Rows = Iterator[tuple[int, Row | str]]
+"""The line number of each row with its values, or with the problem of a line that cannot be read."""
 
 
-class Unreadable(Exception):
-    """The manifest as a whole cannot be read; the message says why."""
-
-
-def _read_csv(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
-    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
+def _read_json_lines(text: TextIO) -> Rows:
+    for line, data in enumerate(text, 1):
+        if not data.strip():
+            continue
         try:
-            header = [name.strip() for name in next(reader, [])]
-            header = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in header]
-            _check_columns(header)
-            end = reader.line_num
-            for cells in reader:
-                line, end = end + 1, reader.line_num
-                if len(cells) > len(header):
-                    yield line, f"has {len(cells)} cells; expected {len(header)}, one for each column of the header"
-                elif cells:
-                    row: Row = dict(zip(header, map(str.strip, cells), strict=False))
-                    for column in LIST_COLUMNS:
-                        if "|" in row.get(column, ""):
-                            row[column] = [part.strip() for part in row[column].split("|")]
-                    yield line, row
-        except csv.Error as error:
-            raise Unreadable(f"line {reader.line_num}: not valid CSV: {error}") from None
-
-
-def _read_json_lines(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
-    with io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
-        for line, data in enumerate(text, 1):
-            if not data.strip():
-                continue
-            try:
-                row = json.loads(data)
-                if "\\u" in data:
-                    json.dumps(row, ensure_ascii=False).encode()
-            except json.JSONDecodeError as error:
-                yield line, f"not valid JSON: {error.msg} at column {error.colno}"
-                continue
-            except UnicodeEncodeError as error:
-                yield line, f"has half of a character, \\u{ord(error.object[error.start]):04x}; expected both halves"
-                continue
+            row = json.loads(data)
+            if "\\u" in data:
+                json.dumps(row, ensure_ascii=False).encode()
+        except json.JSONDecodeError as error:
+            yield line, f"not valid JSON: {error.msg} at column {error.colno}"
+        except UnicodeEncodeError as error:
+            yield line, f"has half of a character, \\u{ord(error.object[error.start]):04x}; expected both halves"
+        except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+            yield line, f"not usable JSON: {error}"
+        else:
             yield line, row if isinstance(row, dict) else f"expected a JSON object; found {data.strip()[:40]}"
 
 
-def _read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
+_TEXT_READERS: dict[str, tuple[Callable[[TextIO], Rows], str]] = {
+    ".csv": (read_table, ""),
+    ".jsonl": (_read_json_lines, "\n"),
+    ".ndjson": (_read_json_lines, "\n"),
+    ".tsv": (read_table, ""),
+}
+"""Readers of texts by file name ending, with the end of their lines; empty for any."""
+
+ENDINGS = [".csv", ".jsonl", ".ndjson", ".parquet", ".tsv"]
+"""File name endings of manifests."""
+
+
+def ending(address: str) -> str:
+    """The file name ending of an address, in lower case."""
+    return PurePosixPath(canonical(public(address))).suffix.lower()
+
+
+def find_files(address: str) -> list[str]:
+    """The files of the manifest at `address`: itself, or the Parquet files in a folder and its subfolders, sorted.
+
+    A folder's name may end in `.parquet`, as of those that Spark writes. Names that begin with `_` are passed over.
+    Raises Unreadable if there are none, StorageError if the store does not answer.
+    """
+    known = ending(address) in ENDINGS
+    if known and ending(address) != ".parquet":
+        return [address]
     try:
-        parquet = pq.ParquetFile(file)
-        _check_columns(parquet.schema_arrow.names)
-        line = 0
-        for batch in parquet.iter_batches(batch_size=BLOCK_ROWS):
-            for row in batch.to_pylist(maps_as_pydicts="strict"):
-                line += 1
-                yield line, row
-    except (pa.ArrowException, OSError) as error:
-        raise Unreadable(f"not a readable Parquet file: {error}") from None
+        listed = list_files(address)
+    except RequestError:  # a web server, which lists nothing
+        listed = []
+    files = [file for file in listed if ending(file) == ".parquet" and is_counted(file.removeprefix(address))]
+    if not (files or known):
+        raise Unreadable(f"expected a manifest that ends in {', '.join(ENDINGS)}, or a folder of Parquet files")
+    return files or [address]
 
 
-READERS = {".csv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".parquet": _read_parquet}
-"""Readers by file name ending. Each yields (line number, row), or (line number, problem) for a broken line."""
+def is_counted(path: str) -> bool:
+    """False if a folder or file of the relative `path` begins with `_`: other programs write those."""
+    return not any(part.startswith("_") for part in path.split("/"))
 
 
-def _check_columns(names: list[str]) -> None:
-    missing = [column for column in ("content", "style") if column not in names]
-    if missing:
-        raise Unreadable(f"has no column {' and no column '.join(missing)}; it has: {', '.join(names) or 'none'}")
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise Unreadable(f"has the column {', '.join(sorted(repeated))} twice")
+def read_rows(address: str, note: Callable[[str], None]) -> Rows:
+    """Yield the rows of the file at `address`; `note` is called with a remark on how it is read.
 
-
-def first_bad_line(address: str) -> str:
-    """Find the first line of a text file that is not UTF-8; the message for the user."""
+    Raises Unreadable if it cannot be read as a whole, and InputError as `open_file` does.
+    """
     with open_file(address) as file:
-        for line, data in enumerate(file, 1):
+        if ending(address) == ".parquet":
+            yield from read_parquet(file)
+            return
+        reader, line_end = _TEXT_READERS[ending(address)]
+        encoding = _encoding(file, western=reader is read_table)
+        if encoding == WESTERN:
+            note(f"is not UTF-8, and was read as {WESTERN}")
+        with io.TextIOWrapper(file, encoding, newline=line_end) as text:
             try:
-                data.decode()
-            except UnicodeDecodeError as error:
-                return f"line {line}: not UTF-8 (byte {data[error.start]:#04x})"
-    raise AssertionError("the file changed while it was read")
+                yield from reader(text)
+            except UnicodeError as error:
+                raise Unreadable(f"is not {encoding}, though its first bytes say so: {error}") from None
+
+
+def _encoding(file: BinaryIO, *, western: bool) -> str:
+    """The encoding of a text file, which is at its beginning before and after."""
+    encoding = marked_encoding(file.read(4))
+    file.seek(0)
+    if encoding is None:
+        try:
+            encoding = find_encoding(file, western=western)
+        except ValueError as error:
+            raise Unreadable(str(error)) from None
+        file.seek(0)
+    return encoding

@@ -5,73 +5,55 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Mapping
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
+from batchnst.manifest.blocks import Table
+from batchnst.manifest.columns import KNOWN_COLUMNS, LIST_COLUMNS, RECIPE_KEYS, Row, Unreadable
 from batchnst.manifest.manifest import SCHEMA, Manifest
+from batchnst.manifest.outputs import Clash, Names, format_problem, longest_output, output_problem
 from batchnst.manifest.pair import derive_id, mask_problems, style_shares, to_json, to_texts
-from batchnst.manifest.readers import (
-    BLOCK_ROWS,
-    KNOWN_COLUMNS,
-    LIST_COLUMNS,
-    READERS,
-    RECIPE_KEYS,
-    Row,
-    Unreadable,
-    first_bad_line,
-)
-from batchnst.pictures.encode import FORMATS, OPAQUE
+from batchnst.manifest.readers import find_files, read_rows
 from batchnst.recipe import Recipe, is_start_picture, is_weights_file
 from batchnst.redaction import public, redact
 from batchnst.storage.addresses import address_problem
-from batchnst.storage.files import is_uri, open_file, parent, resolve
+from batchnst.storage.files import is_uri, parent, resolve
+from batchnst.storage.walk import is_utf8
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
-
-_NAMES_SCHEMA = pa.schema({"line": pa.int64(), "id": pa.string(), "output": pa.string(), "folded": pa.string()})
-"""Columns to find duplicates in; `folded` is the output without differences of case and Unicode form."""
-
-MAX_NAME = 255
-"""Longest name of a file or folder that Linux file systems take, in bytes."""
-
-MAX_PATH = 4095
-"""Longest path of a file on Linux, in bytes."""
-
-MAX_KEY = 1024
-"""Longest name of a file that S3, Google's and Azure's stores take, in bytes, folders and all."""
 
 
 def read_manifest(address: str, settings: Mapping[str, Any], out: str | None = None) -> Manifest:
     """Read the pairs of the manifest at `address`; a row's recipe keys override `settings` (from file and options).
 
-    `out` is the folder or URI to paint into, if known: it limits the length of an `output`. Raises ManifestError with
-    all errors of all rows, each with its line.
+    It is one file, or a folder of Parquet files, which are read as one. `out` is the folder or URI to paint into, if
+    known: it limits the length of an `output`. Raises ManifestError with all errors of all rows, each with its line.
     """
-    place = public(address)
-    reader = READERS.get(PurePosixPath(place).suffix.lower())
-    if reader is None:
-        raise ManifestError(address, [f"expected a manifest that ends in {', '.join(READERS)}"])
-    builder, unreadable = _Builder(parent(place), settings, _longest_output(out)), None
+    builder, unreadable = _Builder(settings, longest_output(out)), None
     try:
-        with open_file(address) as file:
-            for line, row in reader(file):
+        _check_name(address)
+        files = find_files(address)
+        builder.base = parent(public(files[0])) if files == [address] else resolve(address, ".")
+        for file in files:
+            builder.begin("" if file == address else PurePosixPath(file).name)
+            for line, row in read_rows(file, builder.note):
                 builder.add(line, row)
     except (InputError, StorageError) as error:
         raise ManifestError(address, [str(error).removeprefix(f"{redact(address)}: ")]) from None
     except Unreadable as error:
-        unreadable = str(error)
-    except UnicodeDecodeError:
-        unreadable = first_bad_line(address)
+        unreadable = builder.placed(str(error))
     return builder.finish(address, unreadable)
+
+
+def _check_name(address: str) -> None:
+    """Raise Unreadable if `address`, in whose folder relative addresses are, cannot be kept as text."""
+    if not is_utf8(os.path.abspath(address)):
+        raise Unreadable("has a name, or lies in a folder with a name, that is not UTF-8; rename it")
 
 
 def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
@@ -84,57 +66,51 @@ def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
     return resolved
 
 
-class _Table:
-    """A table that is built row by row, and stored in columns."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._blocks: list[pa.RecordBatch] = []
-        self._rows: list[tuple[Any, ...]] = []
-
-    def add(self, *row: Any) -> None:
-        """Add a row, with its values in the schema's order."""
-        self._rows.append(row)
-        if len(self._rows) == BLOCK_ROWS:
-            self._pack()
-
-    def finish(self) -> list[pa.RecordBatch]:
-        """The whole table, in blocks of BLOCK_ROWS rows; the last one may have fewer."""
-        self._pack()
-        return self._blocks
-
-    def _pack(self) -> None:
-        """Convert the latest rows to a block of columns."""
-        if self._rows:
-            columns = [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
-            ]
-            self._blocks.append(pa.record_batch(columns, self._schema))
-            self._rows = []
-
-
 class _Builder:
-    """Makes pairs of rows, and collects the problems of all rows."""
+    """Makes pairs of rows, and collects the problems of all rows.
 
-    def __init__(self, base: str, settings: Mapping[str, Any], longest_output: int) -> None:
-        """`base` is the manifest's folder, for relative addresses; `longest_output` is in bytes."""
-        self.base, self.settings, self.longest_output = base, dict(settings), longest_output
-        self._pairs, self._names = _Table(SCHEMA), _Table(_NAMES_SCHEMA)
+    Lines are numbered through all files. `base` is the folder that relative addresses are relative to.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], longest: int) -> None:
+        """`longest` is that of an `output`, in bytes."""
+        self.base, self.settings, self._longest = ".", dict(settings), longest
+        self._pairs, self._names = Table(SCHEMA), Names()
         self._problems: list[tuple[int, str]] = []
+        self._notes: list[str] = []
+        self._starts, self._files = list[int](), list[str]()
         self._line = 0
         self._recipe = lru_cache(maxsize=1024)(self._read_recipe)
         self._resolved = lru_cache(maxsize=1024)(self._resolve_all)
         self._shares = lru_cache(maxsize=1024)(style_shares)
         self._address_problem = lru_cache(maxsize=1024)(lambda text: address_problem(text) if is_uri(text) else None)
 
+    def begin(self, file: str) -> None:
+        """Begin a file; `file` is its name, empty if it is the whole manifest."""
+        self._starts.append(self._line)
+        self._files.append(file)
+
+    def note(self, remark: str) -> None:
+        """Keep a remark on how the current file is read."""
+        self._notes.append(self.placed(remark))
+
+    def placed(self, text: str) -> str:
+        """`text` with the name of the current file in front, unless it is the whole manifest."""
+        return f"{self._files[-1]}: {text}" if self._files and self._files[-1] else text
+
+    def _place(self, line: int) -> str:
+        """The line, counted through all files, as the user finds it."""
+        file = bisect_right(self._starts, line - 1) - 1
+        name = self._files[file]
+        return f"{name}: line {line - self._starts[file]}" if name else f"line {line}"
+
     def add(self, line: int, row: Row | str) -> None:
-        """Add the row at `line`, or the problem that makes the line unreadable."""
-        self._line, problems_before = line, len(self._problems)
+        """Add the row at `line` of the current file, or the problem that makes the line unreadable."""
+        self._line, problems_before = self._starts[-1] + line, len(self._problems)
         if isinstance(row, str):
             self._report(row)
             return
-        row = {key: value for key, value in row.items() if value not in (None, "", [])}
+        row = {key: value for key, value in row.items() if not _is_absent(value)}
         for column in ("content", "style"):
             if column not in row:
                 self._report("is missing; expected a path or URI", column)
@@ -152,8 +128,7 @@ class _Builder:
         pair_id = str(row["id"]) if "id" in row else derive_id(row)
         self._check_id(pair_id)
         output = self._check_output(str(row.get("output", f"{pair_id}.{recipe.format}")), recipe)
-        # Some stores ignore case or Unicode forms: outputs that differ only there could be one file.
-        self._names.add(line, pair_id, output, unicodedata.normalize("NFC", output).casefold())
+        self._names.add(self._line, pair_id, output)
         if len(self._problems) == problems_before:
             extra = {key: value for key, value in row.items() if key not in KNOWN_COLUMNS}
             self._pairs.add(
@@ -170,12 +145,14 @@ class _Builder:
 
     def _report(self, text: str, column: str = "") -> None:
         """Record a problem of the current row."""
-        where = f"line {self._line}, {column}" if column else f"line {self._line}"
+        where = f"{self._place(self._line)}, {column}" if column else self._place(self._line)
         self._problems.append((self._line, f"{where}: {text}"))
 
     def finish(self, address: str, unreadable: str | None) -> Manifest:
         """Return all pairs; raises ManifestError if there are problems, in the order of lines, `unreadable` last."""
-        self._report_duplicates(pa.Table.from_batches(self._names.finish(), _NAMES_SCHEMA))
+        for clash in self._names.clashes():
+            self._line = clash.line
+            self._report(self._clash_text(clash), clash.column)
         problems = [text for _, text in sorted(self._problems, key=itemgetter(0))]
         pairs = self._pairs.finish()
         if unreadable:
@@ -184,7 +161,13 @@ class _Builder:
             problems.append("has no rows; expected at least one pair of content and style")
         if problems:
             raise ManifestError(address, problems)
-        return Manifest(address, pairs, self.settings)
+        return Manifest(address, pairs, self.settings, self._notes)
+
+    def _clash_text(self, clash: Clash) -> str:
+        where = self._place(clash.other)
+        if clash.is_folder:
+            return f"{clash.value!r} is a folder of the output of {where}; expected a file of its own"
+        return f"{clash.value!r} is already the {clash.column} of {where}; expected a unique one"
 
     def _resolve_all(self, addresses: tuple[str, ...]) -> list[str]:
         return [resolve(address, self.base) for address in addresses]
@@ -220,6 +203,8 @@ class _Builder:
             parts = value if column in LIST_COLUMNS and isinstance(value, list | tuple) else [value]
             if not all(isinstance(part, str) for part in parts):
                 self._report(f"expected text, found {to_json(value)[:40]}", column)
+            elif column != "output" and any("\0" in part for part in parts):
+                self._report("has a character with the code 0, which no name has", column)
 
     def _check_addresses(self, row: Row) -> None:
         """Report addresses that carry passwords, keys or options."""
@@ -234,74 +219,11 @@ class _Builder:
 
     def _check_output(self, output: str, recipe: Recipe) -> str:
         """Report an output that is not allowed; returns its normalised path."""
-        path = PurePosixPath(output)
-        if path.is_absolute() or ".." in path.parts or "\\" in output or "\0" in output:
-            self._report(f"{output!r} leaves OUT; expected a path inside its images/ folder", "output")
-        elif path.suffix.lower() not in FORMATS:
-            self._report(f"{output!r} cannot be written; expected a name that ends in {', '.join(FORMATS)}", "output")
-        elif problem := self._length_problem(path):
-            self._report(f"{output[:40]!r}… {problem}", "output")
-        elif recipe.alpha == "keep" and FORMATS[path.suffix.lower()] in OPAQUE:
-            self._report(
-                f"{output!r} holds no transparency, but alpha is keep; expected .png, .webp, .avif or .tif", "output"
-            )
-        return str(path)
-
-    def _length_problem(self, path: PurePosixPath) -> str | None:
-        """Explain why an output is longer than a file system takes; None if it is not."""
-        longest = max(len(os.fsencode(name)) for name in path.parts)
-        if longest > MAX_NAME:
-            return f"has a name of {longest} bytes; expected at most {MAX_NAME}"
-        length = len(os.fsencode(path))
-        if length > self.longest_output:
-            return f"is {length} bytes long; expected at most {self.longest_output}, so that it fits into OUT"
-        return None
-
-    def _report_duplicates(self, names: pa.Table) -> None:
-        """Report each row whose id an earlier row has.
-
-        Of the other rows, report each whose output an earlier row has, or is a folder of another row's output.
-        """
-        reported = []
-        for line, pair_id, first in _duplicates(names, "id", "id"):
-            self._line = line
-            self._report(f"{pair_id!r} is already the id of line {first}; expected a unique one", "id")
-            reported.append(line)
-        others = names.filter(pc.invert(pc.is_in(names["line"], pa.array(reported, pa.int64()))))
-        for line, output, first in _duplicates(others, "folded", "output"):
-            self._line = line
-            self._report(f"{output!r} is already the output of line {first}; expected a unique one", "output")
-        for line, output, other in _folders(others):
-            self._line = line
-            self._report(f"{output!r} is a folder of the output of line {other}; expected a file of its own", "output")
+        if problem := output_problem(output, self._longest) or format_problem(output, recipe):
+            self._report(problem, "output")
+        return str(PurePosixPath(output))
 
 
-def _longest_output(out: str | None) -> int:
-    """Longest `output` for pictures in `out`, in bytes."""
-    if out is None:
-        return MAX_PATH - len("images/")
-    if is_uri(out) and not out.startswith("file://"):
-        return MAX_KEY - len(os.fsencode(f"{urlsplit(out).path.strip('/')}/images/"))
-    return MAX_PATH - len(os.fsencode(f"{os.path.abspath(out.removeprefix('file://'))}/images/"))
-
-
-def _folders(names: pa.Table) -> Iterator[tuple[int, str, int]]:
-    """Find outputs that are folders of other outputs: their line, the output, and the first line of such another."""
-    nested = names.filter(pc.match_substring(names["folded"], "/"))
-    parents = pa.table({"line": nested["line"], "parent": pc.replace_substring_regex(nested["folded"], "/[^/]*$", "")})
-    lines: dict[str, int] = {}
-    for row in parents.group_by("parent").aggregate([("line", "min")]).to_pylist():
-        for folder in [row["parent"], *map(str, PurePosixPath(row["parent"]).parents)]:
-            lines[folder] = min(row["line_min"], lines.get(folder, row["line_min"]))
-    for row in names.filter(pc.is_in(names["folded"], pa.array(list(lines), pa.string()))).to_pylist():
-        yield row["line"], row["output"], lines[row["folded"]]
-
-
-def _duplicates(names: pa.Table, key: str, label: str) -> Iterator[tuple[int, str, int]]:
-    """Find rows whose value of `key` an earlier row has: their line, their `label`, and that row's line."""
-    counted = names.group_by(key).aggregate([("line", "min"), ("line", "count")])
-    shared = counted.filter(pc.greater(counted["line_count"], 1))
-    first = dict(zip(shared[key].to_pylist(), shared["line_min"].to_pylist(), strict=True))
-    for row in names.filter(pc.is_in(names[key], shared[key])).to_pylist():
-        if row["line"] != first[row[key]]:
-            yield row["line"], row[label], first[row[key]]
+def _is_absent(value: Any) -> bool:
+    """True for a cell without a value; NaN is how some programs mark one."""
+    return value is None or (isinstance(value, str | list) and not value) or value != value

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from batchnst.backbones import BACKBONES, layer_names
 from batchnst.errors import BatchNSTError, RequestError
+from batchnst.painting.expected_input import recognise
 from batchnst.storage import files
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import NORMALISATIONS, Tensors, Weights, by_layer, tensor_shapes, to_arrays, to_weights
@@ -44,14 +45,17 @@ class WeightsFile:
     def normalisation(self) -> str:
         """The normalisation that the network expects of its input, a key of NORMALISATIONS.
 
-        It is taken from the metadata, else from the names of the tensors. Raises RequestError if neither tells.
+        It is taken from the metadata; with torchvision's names, else from what the layers do. Raises RequestError if
+        neither tells.
         """
         if normalisation := self.metadata.get("normalisation"):
             if normalisation not in NORMALISATIONS:
                 raise self._error(f"its normalisation is {normalisation!r}; expected {' or '.join(NORMALISATIONS)}")
             return normalisation
         if any(name.startswith("features.") for name in self.tensors):
-            return "imagenet"  # torchvision's names, so torchvision's normalisation
+            backbone = self.backbone()
+            if normalisation := recognise(backbone, self.arrays(backbone)):
+                return normalisation
         choices = "|".join(NORMALISATIONS)
         raise self._error(
             "does not say what input it expects; "

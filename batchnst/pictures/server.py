@@ -81,6 +81,8 @@ def main() -> None:
     """Answer requests from stdin on stdout until the input ends."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     register_heif_opener(decode_threads=THREADS)
+    with suppress(ImportError):  # JPEG XL is an extra
+        import pillow_jxl  # noqa: F401
     AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
     Image.MAX_IMAGE_PIXELS = None  # replaced by max_megapixels, which the user can change
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):

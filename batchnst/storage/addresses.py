@@ -5,7 +5,8 @@ the environment, in each store's usual variables, never from the address: addres
 
 | store | environment, in addition to the configuration files of the store's own tools |
 | --- | --- |
-| s3 | AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE; self-hosted: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL |
+| s3 | AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE; self-hosted: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL;
+`s3://anonymous@bucket/…` or AWS_NO_SIGN_REQUEST for public ones; for one bucket alone see `s3` |
 | gs | GOOGLE_APPLICATION_CREDENTIALS; `gs://anonymous@bucket/…` for public ones |
 | az | AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and _ACCOUNT_KEY or _SAS_TOKEN |
 | hdfs | HADOOP_HOME, JAVA_HOME, CLASSPATH |
@@ -30,7 +31,8 @@ from batchnst.redaction import has_credentials, public
 from batchnst.storage.azure import AzureAccount
 from batchnst.storage.conditional import azure_client, gs_client, s3_client
 from batchnst.storage.retries import is_transient, retry
-from batchnst.storage.stores import Disk, Store, from_fsspec
+from batchnst.storage.s3 import S3Options, canonical
+from batchnst.storage.stores import FILE_URIS, Store, from_fsspec
 
 S3_ATTEMPTS = 5
 """Attempts of pyarrow's S3 client at one request. Code that reads through pyarrow directly has no other retries."""
@@ -56,6 +58,7 @@ def store_of(address: str) -> Store:
 
     Raises RequestError if no store can be opened by this URI, StorageError if the store does not answer.
     """
+    address = canonical(address)
     if problem := address_problem(address):
         raise RequestError(problem)
     scheme, _, rest = address.partition("://")
@@ -64,12 +67,14 @@ def store_of(address: str) -> Store:
 
 def address_problem(address: str) -> str | None:
     """Why the URI `address` is refused, because it carries credentials or options; None if it does not."""
-    for part in address.split("::"):
+    for part in map(canonical, address.split("::")):
         scheme, _, rest = part.partition("://")
         if has_credentials(part):
             advice = _CREDENTIALS.get(scheme, _of_fsspec(scheme))
             return f"{public(part)}: no passwords or keys in addresses: they would be written to the ledger; {advice}"
-        if scheme in _PYARROW and re.search(r"\?[\w.%-]+=", rest):
+        if scheme == "file" and rest.partition("/")[0] not in ("", "localhost", socket.gethostname()):
+            return f"{part}: names another machine; expected file:///… with three slashes, or a path"
+        if scheme in _PYARROW and scheme != "file" and re.search(r"\?[\w.%-]+=", rest):
             return (
                 f"{public(part.partition('?')[0])}: options after a ? are not read; set them in the environment "
                 "(for self-hosted S3: AWS_ENDPOINT_URL and AWS_REGION)"
@@ -132,22 +137,24 @@ def _open(scheme: str, name: str) -> Store:
         raise RequestError(f"{prefix}: no storage can be opened by this URI: {reason}") from None
 
 
-def _s3(prefix: str, bucket: str) -> Store:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+def _s3(prefix: str, name: str) -> Store:
+    options = S3Options.of(name)
+    bucket, endpoint = options.bucket, options.endpoint
     filesystem = pafs.S3FileSystem(
         endpoint_override=endpoint,
-        region=None if endpoint else pafs.resolve_s3_region(bucket),
+        region=options.region or (None if endpoint else pafs.resolve_s3_region(bucket)),
         connect_timeout=TIMEOUT_SECONDS,
         request_timeout=TIMEOUT_SECONDS,
         allow_delayed_open=True,  # one request for a small file, not three
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        **options.for_pyarrow(),
     )
     return Store(
         filesystem,
         prefix,
         bucket,
         atomic_bytes=REQUEST_BYTES,
-        conditional=s3_client(bucket, endpoint, TIMEOUT_SECONDS),
+        conditional=s3_client(bucket, endpoint, TIMEOUT_SECONDS, options.for_obstore()),
     )
 
 
@@ -176,7 +183,7 @@ def _hdfs(prefix: str, name: str) -> Store:
 
 
 def _file(prefix: str, name: str) -> Store:
-    return Disk(pafs.LocalFileSystem(), prefix, "/")
+    return FILE_URIS
 
 
 _PYARROW: dict[str, Callable[[str, str], Store]] = {

@@ -58,12 +58,14 @@ class ObjectStoreClient:
             obstore.put(self._store, _key(path), data, mode=mode, use_multipart=False)
 
 
-def s3_client(bucket: str, endpoint: str | None, seconds: float) -> ObjectStoreClient | None:
+def s3_client(
+    bucket: str, endpoint: str | None, seconds: float, config: S3Config | None = None
+) -> ObjectStoreClient | None:
     """A client for a bucket of S3; None if its credentials are in a profile that obstore cannot read.
 
-    `seconds` without an answer are a failure.
+    `seconds` without an answer are a failure. `config` has the bucket's own credentials, if there are some.
     """
-    credentials = _s3_credentials()
+    credentials = config or _s3_credentials()
     if credentials is None:
         return None
     store = S3Store(

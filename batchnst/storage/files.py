@@ -15,17 +15,21 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from batchnst.errors import InputError, RequestError, StorageError, UnwritableName
+from batchnst.storage import walk
 from batchnst.storage.addresses import store_name, store_of
 from batchnst.storage.retries import Deadline, Patience, is_transient
-from batchnst.storage.stores import DISK, PIECE, Disk, Store
+from batchnst.storage.s3 import canonical
+from batchnst.storage.stores import DISK, FILE_URIS, PIECE, Disk, Store
 
 _REFUSED_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
 """Error numbers that say that a file system does not take a name, or has a folder or a file in its way."""
@@ -48,20 +52,28 @@ def is_uri(address: str) -> bool:
     return "://" in address
 
 
+def local_path(address: str) -> str:
+    """The absolute path of a local path or `file://` URI; `~` is the user's home."""
+    return FILE_URIS.path(address) if is_uri(address) else DISK.path(address)
+
+
 def resolve(address: str, base: str) -> str:
     """Resolve `address` against the folder `base`; URIs stay as they are, local paths become absolute."""
+    if re.match("file:/(?!/)", address):  # as Java writes it
+        address = address.replace("file:/", "file:///", 1)
     if is_uri(address):
-        return address
-    if is_uri(base) and not address.startswith("/"):
-        return f"{base.rstrip('/')}/{address}"
-    return os.path.abspath(os.path.join(base, address))
+        return canonical(address)
+    if is_uri(base) and not address.startswith(("/", "~")):
+        # In a URI of this machine's files, a name is percent-encoded.
+        return f"{base.rstrip('/')}/{quote(address) if base.startswith('file://') else address}"
+    return DISK.path(address if is_uri(base) else os.path.join(base, os.path.expanduser(address)))
 
 
 def parent(address: str) -> str:
     """The folder that contains `address`."""
     if is_uri(address):
-        return address.rpartition("/")[0]
-    return os.path.dirname(os.path.abspath(address))
+        return canonical(address).rpartition("/")[0]
+    return os.path.dirname(local_path(address))
 
 
 def read(address: str) -> bytes:
@@ -201,29 +213,71 @@ def _as_input_error(address: str) -> Iterator[None]:
         raise InputError(f"{address}: {problem}: {reason}", transient=transient, unread=address) from None
 
 
-def list_files(where: str) -> list[str]:
-    """List the addresses of all files in `where`, sorted: a folder, a prefix, a glob or a single file.
+@dataclass(frozen=True)
+class Listing:
+    """The files in a folder, or those that match a glob.
 
-    Subfolders are included. In a glob, `**` stands for any number of folders. Names that begin with `.` are left out,
-    as the ones that macOS writes beside each file, unless the glob names one. Raises StorageError if the store does not
-    answer, RequestError for a folder on a web server.
+    root: the folder's address, or that of the part of a glob before its first wildcard.
+    addresses: of the files, sorted.
+    unnamable: what was passed over because its name is not UTF-8, as texts for the user.
     """
+
+    root: str
+    addresses: list[str]
+    unnamable: list[str] = field(default_factory=list)
+
+
+def list_files(where: str) -> list[str]:
+    """The addresses of all files in `where`, sorted, as of `find_files`."""
+    return find_files(where).addresses
+
+
+def find_files(where: str) -> Listing:
+    """Find all files in `where`: a folder, a prefix, a glob or a single file.
+
+    Subfolders are included; on a disk links are followed, and each file is listed once, however many links lead to it.
+    In a glob, `**` stands for any number of folders. Hidden and system files are left out, see `walk.is_hidden`,
+    unless the glob names one. Raises StorageError if the store does not answer, RequestError for a folder on a web
+    server.
+    """
+    where = canonical(where)
     store = _store(where)
-    path = store.path(where).rstrip("/") or "/"
     with _as_storage_error(where, "listed"):
-        info = store.retry(lambda: store.filesystem.get_file_info(path))
-        if info.type == pafs.FileType.File:
-            return [where]
-        _check_writable(store, where, "listed")
-        if any(character in path for character in "*?[") and info.type == pafs.FileType.NotFound:
-            paths = store.retry(lambda: ArrowFSWrapper(store.filesystem).glob(path))
-            where = re.split(r"[*?[]", where)[0].rpartition("/")[0]
-            hidden = "/." in path.removeprefix(store.path(where))
-        else:
-            hidden, paths = False, [info.path for info in store.retry(lambda: Store.list(store, path))]
-    base = where if is_uri(where) else os.path.abspath(where)
+        return _find_on_disk(store, where) if isinstance(store, Disk) else _find_in_store(store, where)
+
+
+def _find_on_disk(store: Disk, where: str) -> Listing:
+    path = store.path(where)
+    if os.path.isfile(path):
+        return Listing(parent(where), [where])
+    if not walk.is_utf8(path):
+        return Listing(parent(where), [], [walk.shown(path)])
+    root, pattern = (path, "**") if os.path.lexists(path) else walk.split_glob(path)
+    paths, unnamable = walk.find(root, pattern)
+
+    def address(path: str) -> str:
+        return f"file://{quote(path)}" if is_uri(where) else path
+
+    return Listing(address(root), list(map(address, paths)), unnamable)
+
+
+def _find_in_store(store: Store, where: str) -> Listing:
+    path = store.path(where).rstrip("/") or "/"
+    info = store.retry(lambda: store.filesystem.get_file_info(path))
+    if info.type == pafs.FileType.File:
+        return Listing(parent(where), [where])
+    _check_writable(store, where, "listed")
+    hidden = False
+    if walk.has_wildcard(path) and info.type == pafs.FileType.NotFound:
+        paths = store.retry(lambda: ArrowFSWrapper(store.filesystem).glob(path))
+        hidden = any(map(walk.is_hidden, path.split("/")))
+        where = walk.split_glob(where)[0]
+    else:
+        paths = [info.path for info in store.retry(lambda: store.list(path))]
     inside = (path.strip("/").removeprefix(store.path(where).strip("/")).strip("/") for path in paths)
-    return sorted(f"{base.rstrip('/')}/{name}" for name in inside if hidden or "/." not in f"/{name}")
+    shown = (name for name in inside if hidden or not any(map(walk.is_hidden, name.split("/"))))
+    root = where.rstrip("/")
+    return Listing(root, sorted(f"{root}/{name}" for name in shown))
 
 
 def check_writable(address: str) -> None:
@@ -252,7 +306,9 @@ class Folder:
 
     def __init__(self, address: str) -> None:
         """Raises RequestError if no store serves `address` or it is read-only, StorageError if it does not answer."""
-        self.address = address if is_uri(address) else os.path.abspath(address)
+        self.address = resolve(address, ".")
+        if not walk.is_utf8(self.address):
+            raise RequestError(f"{walk.shown(self.address)}: its name is not UTF-8; rename it")
         self._store = _store(address)
         _check_writable(self._store, address, "written or listed")
         self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)

@@ -11,11 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batchnst.storage.retries import is_transient, retry
+from batchnst.storage.s3 import canonical
 
 PIECE = 1 << 20
 """Bytes that are read at once from a file of unknown size."""
@@ -55,7 +57,7 @@ class Store:
 
     def path(self, address: str) -> str:
         """The path of `address` on the filesystem."""
-        return f"{self.root.rstrip('/')}/{address.removeprefix(self.prefix).removeprefix('/')}"
+        return f"{self.root.rstrip('/')}/{canonical(address).removeprefix(self.prefix).removeprefix('/')}"
 
     def retry(self, action: Callable[[], T]) -> T:
         """Call `action` and return its result; retry for a while if the store does not answer."""
@@ -182,8 +184,8 @@ class Disk(Store):
     """The local disk; a write or move is on disk when it returns."""
 
     def path(self, address: str) -> str:
-        """The absolute path of `address`."""
-        return os.path.abspath(address.removeprefix(self.prefix))
+        """The absolute path of `address`; `~` is the user's home."""
+        return os.path.abspath(os.path.expanduser(address))
 
     def retry(self, action: Callable[[], T]) -> T:
         """Call `action` once: the operating system has its own retries."""
@@ -247,6 +249,16 @@ class Disk(Store):
         _sync_folder(Path(target).parent)
 
 
+class FileUris(Disk):
+    """The local disk by `file://` URIs, in which names are percent-encoded."""
+
+    def path(self, address: str) -> str:
+        """The path that `address` names; taken literally if only that exists, as by programs that encode nothing."""
+        literal = os.path.abspath(f"/{address.removeprefix('file://').partition('/')[2]}")
+        decoded = unquote(literal, errors="surrogateescape")
+        return literal if os.path.lexists(literal) and not os.path.lexists(decoded) else decoded
+
+
 def _open_regular(path: str, flags: int) -> int:
     """Open a regular file; raises OSError for a folder, pipe, socket or device."""
     _check_regular(os.stat(path))
@@ -268,6 +280,9 @@ def _check_regular(status: os.stat_result) -> None:
 
 DISK = Disk(pafs.LocalFileSystem(), "", "/")
 """The store of all local paths."""
+
+FILE_URIS = FileUris(pafs.LocalFileSystem(), "file://", "/")
+"""The store of all `file://` URIs."""
 
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}

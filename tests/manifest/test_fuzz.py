@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from batchnst.manifest.reading import read_manifest
 from batchnst.pictures.decode import DecodeOptions, open_picture
 from batchnst.recipe import Recipe, read_recipe_file, recipe_keys
 from tests.pictures import zoo
+from tests.tools import fuzz
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 
@@ -125,3 +129,20 @@ def test_damaged_pictures(data: st.DataObject) -> None:
         else:
             assert decoded.image.mode == "RGB"
             assert len(decoded.image.tobytes()) == 3 * decoded.image.width * decoded.image.height
+
+
+@pytest.mark.parametrize("reader", fuzz.READERS)
+def test_the_seeds_of_every_reader(reader: str, tmp_path: Path) -> None:
+    read, seeds = fuzz.READERS[reader]
+    for seed in seeds():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for data in (seed, seed[: len(seed) // 2], b""):
+                read(data, tmp_path)
+
+
+def test_the_tool_says_what_it_tried(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.tools.fuzz", "recipe", "--seconds", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert re.fullmatch(r"recipe    [1-9]\d* inputs, \d+ new edges of [1-9]\d*, 0 crashes\n", run.stdout), run.stdout
+    assert run.returncode == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchnst.errors import InputError, ManifestError
-from batchnst.manifest import reading
+from batchnst.manifest import readers
 from batchnst.manifest.pair import Pair, derive_id, fingerprint
 from batchnst.manifest.reading import read_manifest
 
@@ -87,7 +87,7 @@ def test_credentials_are_refused_with_where_they_belong(tmp_path: Path, column: 
 def test_a_manifest_may_be_signed(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "https://host/night/m.csv?X-Amz-Signature=abc/def"
     files = {address: b"content,style\na.png,s.png\n"}
-    monkeypatch.setattr(reading, "open_file", lambda address: nullcontext(io.BytesIO(files[address])))
+    monkeypatch.setattr(readers, "open_file", lambda address: nullcontext(io.BytesIO(files[address])))
     (pair,) = read_manifest(address, {})
     assert (pair.content, pair.styles) == ("https://host/night/a.png", ("https://host/night/s.png",))
 
@@ -96,6 +96,6 @@ def test_a_signed_manifest_that_cannot_be_read_is_named_once(monkeypatch: pytest
     def fail(address: str) -> None:
         raise InputError(f"{address}: no such file")
 
-    monkeypatch.setattr(reading, "open_file", fail)
+    monkeypatch.setattr(readers, "open_file", fail)
     with pytest.raises(ManifestError, match=r"^https://host/m\.csv: no such file$"):
         read_manifest("https://host/m.csv?X-Amz-Signature=abc/def", {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from batchnst.manifest.pairing import list_pictures
+from batchnst.manifest.collecting import list_pictures
 from batchnst.manifest.reading import read_manifest
 from tests.helpers import batchnst
 

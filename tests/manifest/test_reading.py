@@ -12,6 +12,7 @@ import pytest
 from batchnst.errors import ManifestError
 from batchnst.manifest.pair import Pair
 from batchnst.manifest.reading import read_manifest
+from tests.helpers import batchnst
 
 
 def write(folder: Path, text: str | bytes, name: str = "m.csv") -> str:
@@ -52,7 +53,7 @@ def test_a_derived_id_is_the_same_in_every_run_and_says_what_it_is(tmp_path: Pat
     first = read_manifest(write(tmp_path, text), {})
     again = read_manifest(write(tmp_path, text.replace(",y", ",z")), {"size": 64})
     assert [pair.id for pair in first] == [pair.id for pair in again]
-    assert first[0].id.startswith("t-1--s--")
+    assert first[0].id.startswith("ete-1--s--")
     assert first[0].output == f"{first[0].id}.png"
     assert len({pair.id for pair in first}) == 2
 
@@ -85,7 +86,7 @@ def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
         "a.jpg,s.png,one,,-3,adm,\n"
         "a.jpg,s.png,a b,x.gif,,,\n"
         "a.jpg,s.png,d,,,,0\n"
-        "a.jpg,s.png,e,,,,,,,\n"
+        "a.jpg,s.png,e,,,,,,,x\n"
         "a.jpg,s.png,f,E.png,,,\n"
         "a.jpg,s.png,g,e.png,,,\n",
     )
@@ -215,14 +216,6 @@ def test_two_rows_that_write_the_same_file_are_refused(tmp_path: Path, first: st
         read_manifest(str(tmp_path / "m.jsonl"), {})
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "cp1252", "shift_jis"])
-def test_a_csv_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
-    name = "写真.png" if encoding in ("utf-16", "shift_jis") else "été.png"
-    (tmp_path / "m.csv").write_bytes(f"content,style\n{name},s.png\n".encode(encoding))
-    with pytest.raises(ManifestError, match=r"m\.csv: line \d: not UTF-8 \(byte 0x"):
-        read_manifest(str(tmp_path / "m.csv"), {})
-
-
 def test_names_of_every_kind_come_through(tmp_path: Path) -> None:
     names = [
         "with space.png",
@@ -277,3 +270,29 @@ def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
     text = '{"content": "a", "style": "s", "output": "%s.png"}\n'
     path = write(tmp_path, text % "\\ud83d\\ude00" + text % "\\ud83d", "m.jsonl")
     assert problems(path) == ["line 2: has half of a character, \\ud83d; expected both halves"]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("webp", 16_383), ("jpg", 65_500), ("JPEG", 65_500), ("avif", 32_768)])
+@pytest.mark.parametrize("by", ["output", "format", "options"])
+def test_a_format_that_cannot_hold_the_size_is_refused(tmp_path: Path, kind: str, most: int, by: str) -> None:
+    def row(size: int) -> tuple[dict[str, Any], dict[str, object]]:
+        row: dict[str, Any] = {"content": "a", "style": "s"} | ({"size": size} if by != "options" else {})
+        if by == "output":
+            return row | {"output": f"x.{kind}"}, {}
+        kind_key: dict[str, Any] = {"format": kind.lower().replace("jpeg", "jpg")}
+        return (row | kind_key, {}) if by == "format" else (row, {"size": size} | kind_key)
+
+    fits, settings = row(most)
+    assert len(read_manifest(write(tmp_path, json.dumps(fits), "m.jsonl"), settings)) == 1
+    too_long, settings = row(most + 1)
+    (problem,) = problems(write(tmp_path, json.dumps(too_long), "m.jsonl"), **settings)
+    assert problem.endswith(f"holds at most {most:,} pixels on a side, but size is {most + 1:,}; expected .png or .tif")
+
+
+def test_plan_run_and_stylize_refuse_it_before_they_paint(tmp_path: Path) -> None:
+    path = write(tmp_path, "content,style,output\na.png,s.png,x.webp\n")
+    for command in (["plan", path], ["run", path, "--out", tmp_path / "out"]):
+        result = batchnst(*command, "--size", 16_384)
+        assert (result.exit_code, "line 2, output: 'x.webp' holds at most 16,383" in result.stderr) == (2, True)
+    result = batchnst("stylize", "a.png", "s.png", "--out", tmp_path / "x.webp", "--size", 16_384)
+    assert (result.exit_code, "x.webp' holds at most 16,383 pixels" in result.stderr) == (2, True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from batchnst.backbones import BACKBONES
 from batchnst.errors import RequestError
 from batchnst.painting.named_weights import Entry, describe, entries, import_weights, load_weights
-from batchnst.transfer.weights import SOURCES
+from batchnst.transfer.weights import NORMALISATIONS, SOURCES, tensor_shapes
 from tests.helpers import State, as_pth, random_state, torchvision_names
 
 
@@ -216,3 +216,50 @@ def test_what_is_at_hand_is_listed(tmp_path: Path, cache: Path, monkeypatch: pyt
     assert mine.origin == f"{path}; licence not recorded"
     assert found["bundled", "vgg19"].sha256 == SOURCES["bundled"]("vgg19").sha256
     assert describe(mine) == f"mine           alexnet    9.9 MB  {mine.sha256}  {path}; licence not recorded"
+
+
+def originals(backbone: str = "vgg19") -> State:
+    """The tensors of the original VGG19, from Caffe; of VGG16, those of its layers: BGR, 0..255."""
+    weights = SOURCES["bundled"]("vgg19")
+    state = {name: torch.from_numpy(weights.tensors[name].copy()) for name in tensor_shapes(backbone)}
+    state["conv1_1.weight"] = state["conv1_1.weight"].flip(1)
+    return state
+
+
+def for_imagenet(state: State) -> State:
+    """The same network for the input that torchvision's networks expect."""
+    expected = NORMALISATIONS["imagenet"]
+    unit = sum(expected.std) / 3
+    state = {name: tensor / unit if name.endswith("bias") else tensor for name, tensor in state.items()}
+    scale = torch.tensor(expected.std).reshape(1, 3, 1, 1) / unit
+    return {**state, "conv1_1.weight": state["conv1_1.weight"].flip(1) * scale}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "write"), [("vgg19", as_pth), ("vgg16", as_pth), ("vgg19", safetensors.torch.save)]
+)
+def test_caffes_networks_by_torchvisions_names_are_recognised(
+    backbone: str, write: Callable[[State], bytes], tmp_path: Path, cache: Path
+) -> None:
+    state = {name: tensor.contiguous() for name, tensor in originals(backbone).items()}
+    path = put(tmp_path, write(torchvision_names(state, backbone)))
+    found = load_weights(backbone, path)
+    assert found == import_weights(path, "told", "caffe")[1] == import_weights(path, "recognised")[1]
+    assert found != import_weights(path, "wrong", "imagenet")[1]
+    if backbone == "vgg19":
+        assert found == SOURCES["bundled"]("vgg19")
+
+
+@pytest.mark.parametrize("state", [for_imagenet(originals()), random_state("vgg19"), random_state("vgg16")])
+def test_networks_for_torchvisions_input_are_not_taken_for_caffes(state: State, tmp_path: Path, cache: Path) -> None:
+    backbone = "vgg19" if "conv3_4.bias" in state else "vgg16"
+    path = put(tmp_path, as_pth(torchvision_names(state, backbone)))
+    assert load_weights(backbone, path) == import_weights(path, "told", "imagenet")[1]
+
+
+def test_a_network_of_which_it_cannot_be_told_is_asked_for(tmp_path: Path, cache: Path) -> None:
+    state = {name: tensor * (0.015 if name.endswith("bias") else 1) for name, tensor in random_state("vgg16").items()}
+    path = put(tmp_path, as_pth(torchvision_names(state, "vgg16")))
+    with pytest.raises(RequestError, match=r"does not say what input it expects; .* --normalisation imagenet\|caffe`$"):
+        load_weights("vgg16", path)
+    assert import_weights(path, "told", "caffe")[1].mean == NORMALISATIONS["caffe"].mean

@@ -11,7 +11,7 @@ import pytest
 from batchnst import read_ledger
 from batchnst.layers.contributions import contributions
 from batchnst.ledger.out import Out
-from batchnst.manifest.pairing import list_pictures
+from batchnst.manifest.collecting import list_pictures
 from tests.helpers import batchnst, scene
 
 JUNK = b"\0\5\26\7\0\2\0\0Mac OS X        "

@@ -1,0 +1,62 @@
+"""Read rows of Parquet files as plain Python values, with times and intervals as text; without pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchnst.manifest.columns import Row, Unreadable, check_columns
+
+BATCH_ROWS = 1 << 14
+"""Rows that are held as Python objects at a time."""
+
+
+def read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
+    """Yield the number of each row, from 1, with its values."""
+    number = 0
+    try:
+        parquet = pq.ParquetFile(file)
+        check_columns(parquet.schema_arrow.names)
+        plain = pa.schema([(field.name, plain_type(field.type)) for field in parquet.schema_arrow])
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+            for row in batch.cast(plain).to_pylist(maps_as_pydicts="strict"):
+                number += 1
+                yield number, row
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"has, in row {number + 1} or later, a text that is not UTF-8 (byte {_byte(error)})") from None
+    except (pa.ArrowException, OSError, KeyError, OverflowError) as error:
+        raise Unreadable(f"not a readable Parquet file: {_first_line(error)}") from None
+
+
+def _byte(error: UnicodeDecodeError) -> str:
+    return f"{error.object[error.start]:#04x}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The Arrow type as which a column of type `kind` is read: one that Python has in full.
+
+    Python's times have neither nanoseconds nor all years, so that times become text; intervals become numbers.
+    """
+    types = pa.types
+    if isinstance(kind, pa.ExtensionType):
+        return plain_type(kind.storage_type)
+    if types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind):
+        return pa.string()
+    if types.is_duration(kind):
+        return pa.int64()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    return kind

@@ -1,0 +1,87 @@
+"""The template by which `batchnst manifest` names the outputs of pairs."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from batchnst.errors import RequestError
+from batchnst.manifest.collecting import Picture
+from batchnst.manifest.columns import OUTPUT_FIELDS
+from batchnst.manifest.outputs import LONGEST_OUTPUT, Clash, Names, output_problem
+from batchnst.pictures.encode import FORMATS
+from batchnst.recipe import did_you_mean
+
+MOST_CLASHES = 20
+"""Largest number of collisions that are told."""
+
+
+class Template:
+    """A template with names in braces, such as OUTPUT_TEMPLATE; raises RequestError if it is none."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        """`kind` is the ending for `{format}`, without the dot."""
+        if f".{kind}" not in FORMATS:
+            known = [ending.removeprefix(".") for ending in FORMATS]
+            raise RequestError(f"--format {kind}: {did_you_mean(kind, known)}expected one of {', '.join(known)}")
+        self._text, self._kind = text, kind
+        self._parts = _parse(text)
+
+    def output(self, content: Picture, style: Picture, pair_id: str) -> str:
+        """The output of a pair: a relative path, without empty names and without backslashes."""
+        values = {
+            **_fields(content, "folder", "name", "ending"),
+            **_fields(style, "style_folder", "style", "style_ending"),
+            "id": pair_id,
+            "format": self._kind,
+        }
+        path = "".join(f"{literal}{values[name] if name else ''}" for literal, name in self._parts)
+        return "/".join(part for part in path.replace("\\", "-").split("/") if part not in ("", "."))
+
+
+def _fields(picture: Picture, folder: str, name: str, ending: str) -> Mapping[str, str]:
+    parent = str(picture.inside.parent)
+    values = "" if parent == "." else parent, picture.inside.stem, picture.inside.suffix.removeprefix(".")
+    return dict(zip((folder, name, ending), values, strict=True))
+
+
+def _parse(text: str) -> list[tuple[str, str | None]]:
+    """Each literal of a template with the name that follows it; None at the end."""
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise RequestError(f"--output {text}: {error}; {_known()}") from None
+    for _, name, options, conversion in parts:
+        if name is not None and (name not in OUTPUT_FIELDS or options or conversion):
+            raise RequestError(f"--output {text}: no {{{name}}}{did_you_mean(name, list(OUTPUT_FIELDS))}; {_known()}")
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def _known() -> str:
+    return f"expected names of {', '.join(f'{{{name}}}' for name in OUTPUT_FIELDS)}"
+
+
+def check_outputs(rows: Sequence[Mapping[str, str]]) -> None:
+    """Raise RequestError, with a line for each, if outputs of `rows` are not allowed, or two would be one file."""
+    names, problems = Names(), list[str]()
+    for number, row in enumerate(rows):
+        if problem := output_problem(row["output"], LONGEST_OUTPUT):
+            problems.append(f"{_pair(row)}: --output: {problem}")
+        names.add(number, row["id"], row["output"])
+    clashes = list(names.clashes())
+    problems += [_clash_text(clash, rows) for clash in clashes]
+    if problems:
+        more = [f"… and {len(problems) - MOST_CLASHES} more"] if len(problems) > MOST_CLASHES else []
+        advice = ["add {ending}, {style_folder} or {id} to --output"] if clashes else []
+        raise RequestError("\n".join([*problems[:MOST_CLASHES], *more, *advice]))
+
+
+def _clash_text(clash: Clash, rows: Sequence[Mapping[str, str]]) -> str:
+    other = _pair(rows[clash.other])
+    how = f"would be a folder of the output of {other}" if clash.is_folder else f"is that of {other} too"
+    return f"{_pair(rows[clash.line])}: {clash.column} {clash.value!r} {how}"
+
+
+def _pair(row: Mapping[str, str]) -> str:
+    return f"{row['content']} in {PurePosixPath(row['style']).name}"
