@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from batchnst.backbones import Layer
+from batchnst.transfer.device import exact_dtype
 
 Size = tuple[int, int]
 """(height, width), in positions."""
@@ -35,9 +36,9 @@ class Extent:
 
     @cached_property
     def counts(self) -> Tensor:
-        """Number of positions of each picture, (B,), float64."""
+        """Number of positions of each picture, (B,), float64 if possible."""
         counts = [height * width for height, width in self.sizes]
-        return torch.tensor(counts, dtype=torch.float64, device=self.device)
+        return torch.tensor(counts, dtype=exact_dtype(self.device), device=self.device)
 
     @cached_property
     def _outside(self) -> list[Tensor]:

@@ -171,9 +171,8 @@ def test_an_optimizer_moves_each_picture_as_if_alone(name: str) -> None:
     minimum = [2 * picture - 128 for picture in noise(SIZES, seed=1)]
     curvature = [0.1 + 40 * (picture / 255) ** 3 for picture in noise(SIZES, seed=2)]
     start, scale = noise(SIZES), torch.tensor([0.0, 1e-5, 0.0, 1e-4])
-    rate = 0.02 if name == "sgd" else None
-    together = OPTIMIZERS[name](pixels.pack(start), rate, scale, sizes=SIZES)
-    alone = [OPTIMIZERS[name](picture, rate, scale[i : i + 1]) for i, picture in enumerate(start)]
+    together = OPTIMIZERS[name](pixels.pack(start), None, scale, sizes=SIZES)
+    alone = [OPTIMIZERS[name](picture, None, scale[i : i + 1]) for i, picture in enumerate(start)]
     wide, deep = pixels.pack(minimum), pixels.pack(curvature)
     for step in range(30):
         off = together.trial - wide
