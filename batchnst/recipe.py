@@ -18,7 +18,7 @@ from batchnst.errors import RecipeError
 SMALLEST_TILE = 64
 """Smallest side of a tile, in pixels."""
 
-NOT_IN_FINGERPRINT = {"max_megapixels", "tile", "weights"}
+NOT_IN_FINGERPRINT = {"damaged", "max_megapixels", "tile", "weights"}
 """Keys that do not change the picture, or that the fingerprint covers otherwise: it includes the weights' hash."""
 
 STARTS = ["content", "noise", "style"]
@@ -111,6 +111,7 @@ class Recipe(BaseModel):
     quality: int = Field(95, ge=1, le=100)
     metadata: Literal["none", "keep"] = "none"
     max_megapixels: float = Field(250.0, gt=0, le=100_000)
+    damaged: Literal["refuse", "accept"] = "refuse"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tile: Literal["auto", "off"] | int = "auto"
     tolerance: float = Field(0.002, ge=0, lt=1)
