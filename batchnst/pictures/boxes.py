@@ -1,4 +1,4 @@
-"""The boxes of HEIC and AVIF files (ISO/IEC 14496-12): what Pillow and libheif do not tell of them."""
+"""The boxes of HEIC and AVIF files (ISO/IEC 14496-12), and WebP's one: what Pillow and libheif do not tell of them."""
 
 from __future__ import annotations
 
@@ -50,5 +50,8 @@ def damage(data: bytes) -> str:
     """Why the picture in the file `data` is not whole; empty if it seems to be."""
     zeros = len(data) - len(data.rstrip(b"\0"))
     written = len(data) - zeros
-    in_data = any(box.kind == b"mdat" and box.start < written < box.end - FEWEST_ZEROS for box in boxes(data))
+    parts = [box for box in boxes(data) if box.kind == b"mdat"]
+    if data.startswith(b"RIFF"):
+        parts = [Box(b"WEBP", 12, min(8 + int.from_bytes(data[4:8], "little"), len(data)))]
+    in_data = any(part.start < written < part.end - FEWEST_ZEROS for part in parts)
     return "the picture ends early, in zeros" if in_data and zeros * ZEROS_SHARE > len(data) else ""

@@ -134,7 +134,7 @@ def open_picture(
         except Exception as error:  # a decoder can raise anything for a damaged file
             if options.damaged == "refuse":
                 raise
-            decoded, reason = attempt(lenient=True), str(error).partition(";")[0]
+            decoded, reason = attempt(lenient=True), _first_line(error).partition(";")[0]
             return replace(decoded, notes=(f"damaged: {reason}; painted as far as it can be read", *decoded.notes))
     except (InputError, MemoryError):
         raise
@@ -142,7 +142,11 @@ def open_picture(
         reason = "an empty file" if not data else "not a picture that Pillow can read"
         raise InputError(f"{name}: {reason}") from None
     except Exception as error:
-        raise InputError(f"{name}: cannot be decoded: {str(error) or repr(error)}") from None
+        raise InputError(f"{name}: cannot be decoded: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))
 
 
 def _check_limit(size: tuple[int, int], name: str, options: DecodeOptions) -> None:

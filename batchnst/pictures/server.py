@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import AvifImagePlugin, Image
+from PIL import AvifImagePlugin, Image, PngImagePlugin
 from pillow_heif import register_heif_opener
 
 from batchnst.errors import InputError
-from batchnst.pictures import decode, messages, opening
+from batchnst.pictures import decode, messages, opening, png
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.pictures.metadata import Metadata
 from batchnst.recipe import fit
@@ -82,7 +82,12 @@ def main() -> None:
     """Answer requests from stdin on stdout until the input ends."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     register_heif_opener(decode_threads=THREADS)
+    with suppress(ImportError):  # an extra of the package
+        import pillow_jxl.JpegXLImagePlugin
+
+        pillow_jxl.JpegXLImagePlugin.DECODE_THREADS = THREADS
     AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
+    PngImagePlugin.MAX_TEXT_CHUNK = png.MOST_TEXT_BYTES
     Image.MAX_IMAGE_PIXELS = None  # replaced by max_megapixels, which the user can change
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))

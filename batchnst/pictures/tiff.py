@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 from PIL import ExifTags, Image
 from tifffile import TiffFile, TiffPage
 
@@ -58,8 +59,17 @@ class Tiff:
         return int(self.page.tags.valueof(tag, self.first.tags.valueof(tag, 1)))
 
     @property
+    def _jpeg(self) -> bytes:
+        """The main picture's file if it is a JPEG of its own (TIFF 6.0, section 22); else empty."""
+        start, length = (int(np.max(self.page.tags.valueof(tag, 0))) for tag in (513, 514))
+        in_strips = 273 in self.page.tags or 324 in self.page.tags
+        return b"" if in_strips else self.data[start : start + length]
+
+    @property
     def damage(self) -> str:
         """Why the main picture is not whole, if it is in JPEGs; empty if it is, or in another compression."""
+        if whole := self._jpeg:
+            return jpeg.damage(whole, jpeg.decode(whole))
         if self.page.compression != 7:
             return ""
         tables = self.page.jpegtables or b""
@@ -72,6 +82,8 @@ class Tiff:
 
     def open(self, lenient: bool) -> Image.Image:
         """The main picture; in Pillow's way if it is compressed like photos. `lenient`: missing parts are black."""
+        if whole := self._jpeg:
+            return Image.open(io.BytesIO(whole), formats=["JPEG"])
         if self._is_pillows:
             return Image.open(io.BytesIO(self._with_page_first()), formats=["TIFF"])
         image = tiff_colors.to_image(self.page, tiff_samples.read(self.data, self.page, lenient))

@@ -77,9 +77,9 @@ def layout(page: TiffPage) -> Layout:
 
 
 def segments(data: bytes, page: TiffPage) -> Iterator[bytes]:
-    """Yield the packed strips or tiles of `page`."""
+    """Yield the packed strips or tiles of `page`; empty where the file leaves one out, which it may."""
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-        yield data[offset : offset + count]
+        yield data[offset : offset + count] if offset else b""
 
 
 def read(data: bytes, page: TiffPage, lenient: bool = False) -> Array:
@@ -92,6 +92,8 @@ def read(data: bytes, page: TiffPage, lenient: bool = False) -> Array:
     if len(packed) < how.planes * across * down and not lenient:
         raise ValueError("the picture ends early")
     for index, segment in enumerate(packed[: how.planes * across * down]):
+        if not segment and not page.dataoffsets[index]:
+            continue
         plane, place = divmod(index, across * down)
         top, left = (place // across) * how.rows, (place % across) * how.columns
         rows = how.rows if how.tiled else min(how.rows, height - top)
@@ -107,7 +109,7 @@ def _segment(packed: bytes, page: TiffPage, how: Layout, rows: int, lenient: boo
     if int(page.fillorder or 1) == 2:
         packed = packed.translate(_BITS_REVERSED)
     try:
-        data = _unpacked(packed, int(page.compression), row_bytes, rows)
+        data = _unpacked(packed, int(page.compression), row_bytes, rows, how.rows)
         if len(data) < row_bytes * rows:
             raise ValueError("the picture ends early")
     except (ValueError, OSError, zlib.error):
@@ -122,11 +124,16 @@ def _segment(packed: bytes, page: TiffPage, how: Layout, rows: int, lenient: boo
     return np.cumsum(values, axis=1, dtype=how.dtype) if predictor == 2 else values
 
 
-def _unpacked(packed: bytes, compression: int, row_bytes: int, rows: int) -> bytes:
+def _unpacked(packed: bytes, compression: int, row_bytes: int, rows: int, most_rows: int) -> bytes:
+    """Unpack `rows`; a last strip may have `most_rows`."""
     if compression == NONE:
         return packed
     if compression in DEFLATE:
-        return zlib.decompressobj().decompress(packed, row_bytes * rows)
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(packed, row_bytes * most_rows + 1)
+        if not unpacker.eof and len(data) != row_bytes * rows:
+            raise ValueError("the pixels cannot be unpacked")
+        return data
     return _by_libtiff(packed, compression, row_bytes, rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *rows: dict[str, Any]) -> Result:
+def run(folder: Path, *rows: dict[str, Any], options: Sequence[str] = ()) -> Result:
     manifest = folder / "m.jsonl"
     lines = [{"style": "style.png", "id": f"n{i}", **UNCHANGED, **row} for i, row in enumerate(rows)]
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return batchnst("run", manifest, "--out", folder / "out", "--engine", "inline")
+    return batchnst("run", manifest, "--out", folder / "out", "--engine", "inline", *options)
 
 
 def reopened(path: Path) -> Image.Image:
