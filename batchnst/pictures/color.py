@@ -166,12 +166,15 @@ def coded_space(primaries: int, curve: int, narrow: bool = False) -> Space | Non
 
 
 def power_space(chromaticities: tuple[float, ...], gamma: float | None) -> Space | None:
-    """The colours of a PNG's chunks: sRGB's chromaticities if empty, sRGB's curve if `gamma` is None or about 2.2."""
-    decode = decode_srgb if gamma is None or abs(gamma - 2.2) < 0.05 else partial(_power, gamma=gamma)
+    """The colours of chromaticities, sRGB's if empty, and of a power curve, sRGB's if `gamma` is None.
+
+    None for sRGB, of which a gamma of about 2.2 is the usual description.
+    """
     chromaticities = chromaticities or PRIMARIES[1]
-    if np.abs(np.subtract(chromaticities, PRIMARIES[1])).max() < 0.002:
-        chromaticities = PRIMARIES[1]
-    return None if (chromaticities, decode) == (PRIMARIES[1], decode_srgb) else Space("", chromaticities, decode)
+    is_srgb = np.abs(np.subtract(chromaticities, PRIMARIES[1])).max() < 0.002
+    if is_srgb and (gamma is None or abs(gamma - 2.2) < 0.05):
+        return None
+    return Space("", chromaticities, decode_srgb if gamma is None else partial(_power, gamma=gamma))
 
 
 def _power(values: Values, gamma: float) -> Values:

@@ -144,7 +144,8 @@ def test_gamma_and_chromaticities_of_a_png() -> None:
     adobe = (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000))
     assert (pixels(png(usual, srgb)) == COLOURS).all()
     assert (pixels(png((b"sRGB", b"\0"), usual, adobe)) == COLOURS).all()
-    assert np.abs(pixels(png((b"gAMA", struct.pack(">I", 45_472)), adobe)) - adobe_to_srgb(COLOURS)).mean() < 2
+    muted = pixels(png((b"gAMA", struct.pack(">I", 45_470)), adobe, pixels=MUTED))
+    assert np.abs(muted - adobe_to_srgb(MUTED)).max() <= 2
     for nonsense in (bytes(32), struct.pack(">8I", *[33_333] * 8)):
         found = decoded(png((b"cHRM", nonsense)))
         assert (np.asarray(found.image) == COLOURS).all()
