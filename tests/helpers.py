@@ -186,7 +186,9 @@ def in_double(backbone: Backbone) -> Backbone:
 
 def load(path: Path, recipe: Recipe) -> Tensor:
     """A picture (1, 3, H, W), float32, 0..255, at the size of the recipe."""
-    return to_tensors([load_picture(str(path), DecodeOptions(size=recipe.size, resample=recipe.resample)).pixels], CPU)
+    return to_tensors(
+        [load_picture(str(path), DecodeOptions(size=recipe.pixels, resample=recipe.resample)).pixels], CPU
+    )
 
 
 def paint(

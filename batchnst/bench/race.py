@@ -94,7 +94,7 @@ def _run_recipe(contents: Tensor, style: Tensor, recipe: Recipe, weights: Weight
     synchronize(device)
     start = time.perf_counter()
     for step in stylize(contents.contiguous(), guides, recipe, lambda recipe: load_backbone(recipe, weights, device)):
-        if step.scale == recipe.size:
+        if step.scale == recipe.pixels:
             total = step.losses.total[0].item()
             if total < best:
                 best, content_loss = total, step.losses.content[0].item()

@@ -18,7 +18,7 @@ from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.painting.inputs import StyleFile, style_files
 from batchnst.pictures import isolated
-from batchnst.recipe import Recipe, fit
+from batchnst.recipe import Recipe
 from batchnst.storage.threads import in_threads
 from batchnst.transfer.device import Hardware
 from batchnst.transfer.memory import Fitting, fit_into, largest_batch, memory_problem
@@ -254,5 +254,5 @@ def _working_sizes(jobs: Sequence[Job]) -> dict[str, tuple[int, int] | None]:
     sizes: dict[str, tuple[int, int] | None] = {}
     for job in jobs:
         size = full_sizes[job.pair.content]
-        sizes[job.pair.id] = fit(*size, job.pair.recipe.size) if size else None
+        sizes[job.pair.id] = job.pair.recipe.working_size(*size) if size else None
     return sizes

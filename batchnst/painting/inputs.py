@@ -15,7 +15,7 @@ from batchnst.pictures import decode, isolated
 from batchnst.pictures.decode import DecodeOptions, Picture, Pixels
 from batchnst.pictures.encode import Finish, unkept
 from batchnst.pictures.metadata import Metadata
-from batchnst.recipe import Recipe, fit, is_start_picture
+from batchnst.recipe import ORIGINAL, Recipe, fit, is_start_picture
 from batchnst.storage import files
 
 Source = str | Image.Image
@@ -91,7 +91,8 @@ def gather(
     """
     content_picture = _load(content, decode_options(recipe))
     check_size(content_picture.pixels, _name(content), recipe)
-    style_pictures = [_load_style(style, recipe, get_style or load_style) for style in styles]
+    longest = max(content_picture.pixels.shape[:2])
+    style_pictures = [_load_style(style, recipe, longest, get_style or load_style) for style in styles]
     style_pixels = tuple(style.pixels for style in style_pictures)
     masked_styles = style_pixels if len(style_pixels) == len(style_masks) else style_pixels[:1] * len(style_masks)
     inner = [_load_mask("content_mask", mask, content_picture.pixels, recipe) for mask in content_masks]
@@ -135,8 +136,10 @@ def gather_pair(pair: Pair, get_style: Callable[[StyleFile], LoadedStyle] | None
 
 
 def style_files(pair: Pair) -> list[StyleFile]:
-    """The style files of `pair`, to be decoded at the size that its recipe asks for."""
-    return [StyleFile(style, decode_options(pair.recipe, pair.recipe.style_scale)) for style in pair.styles]
+    """The style files of `pair`, at the size that they are needed in; none if that depends on the photo's size."""
+    if not pair.recipe.has_one_size:
+        return []
+    return [StyleFile(style, style_options(pair.recipe, pair.recipe.pixels)) for style in pair.styles]
 
 
 def load_style(file: StyleFile) -> LoadedStyle:
@@ -180,15 +183,21 @@ def _is_transient(loaded: LoadedStyle) -> bool:
     return isinstance(loaded, PairError) and loaded.transient
 
 
-def decode_options(recipe: Recipe, scale: float = 1.0) -> DecodeOptions:
-    """The options to decode a picture for `recipe`, at `scale` times the recipe's size."""
+def decode_options(recipe: Recipe) -> DecodeOptions:
+    """The options to decode the photo that `recipe` paints."""
     return DecodeOptions(
         background="white" if recipe.alpha == "keep" else recipe.alpha,
-        size=recipe.size * scale,
+        size=None if recipe.size == ORIGINAL else recipe.pixels,
+        enlarge=recipe.enlarge,
         megapixels=recipe.max_megapixels,
         resample=recipe.resample,
         damaged=recipe.damaged,
     )
+
+
+def style_options(recipe: Recipe, longest: int) -> DecodeOptions:
+    """The options to decode a style for `recipe`, of which the photo's longest side becomes `longest`."""
+    return replace(decode_options(recipe), size=longest * recipe.style_scale, enlarge=True)
 
 
 def load_picture(address: str, options: DecodeOptions) -> Picture:
@@ -203,7 +212,8 @@ def check_size(pixels: Pixels, name: str, recipe: Recipe) -> None:
     if min(height, width) < recipe.smallest_side:
         raise InputError(
             f"{name}: {width}×{height} pixels at this size, but {recipe.deepest_layer} needs "
-            f"{recipe.smallest_side} on each side; raise size or leave that layer out"
+            f"{recipe.smallest_side} on each side; {'raise size' if recipe.has_one_size else 'enlarge it'} "
+            "or leave that layer out"
         )
 
 
@@ -214,9 +224,9 @@ def _load(source: Source, options: DecodeOptions) -> Picture:
     return load_picture(source, options)
 
 
-def _load_style(source: Source, recipe: Recipe, get_style: Callable[[StyleFile], LoadedStyle]) -> Picture:
+def _load_style(source: Source, recipe: Recipe, longest: int, get_style: Callable[[StyleFile], LoadedStyle]) -> Picture:
     """Load a style and check its size; raises the error that loading it returned."""
-    options = decode_options(recipe, recipe.style_scale)
+    options = style_options(recipe, longest)
     style = _load(source, options) if isinstance(source, Image.Image) else get_style(StyleFile(source, options))
     if isinstance(style, Exception):
         raise style.with_traceback(None)  # else a cached error keeps the frames of every earlier raise

@@ -76,7 +76,7 @@ class DecodeOptions:
     """Settings for decoding a picture.
 
     background: colour behind transparent parts, as Pillow names it.
-    size: longest side in pixels, None to keep the picture's size.
+    size: longest side in pixels, None to keep the picture's size. enlarge: False to keep that of smaller pictures.
     megapixels: size limit in 10⁶ pixels. Also refused: a longest side over 2·√pixels, a file over 4 bytes a pixel.
     resample: resize filter, a key of RESAMPLING.
     damaged: "accept" decodes what there is of a damaged picture, "refuse" does not.
@@ -87,6 +87,7 @@ class DecodeOptions:
     megapixels: float = 250.0
     resample: str = "lanczos"
     damaged: str = "refuse"
+    enlarge: bool = True
 
     @property
     def max_pixels(self) -> float:
@@ -213,8 +214,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fitted(decoded: Decoded, options: DecodeOptions) -> Picture:
-    """Resize a decoded picture so that its longest side is `options.size`; keep its size if that is None."""
-    size = options.size or max(decoded.image.size)
+    """Resize a decoded picture to the size that `options` ask for."""
+    own = max(decoded.image.size)
+    size = own if not options.size else options.size if options.enlarge else min(options.size, own)
     alpha = at_size(decoded.alpha, size, options.resample) if decoded.alpha else None
     return Picture(at_size(decoded.image, size, options.resample), alpha, decoded.metadata, decoded.icc, decoded.notes)
 

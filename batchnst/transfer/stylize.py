@@ -86,7 +86,7 @@ def stylize(
 ) -> Generator[Step, None, Stylized]:
     """Paint `contents` in the styles of `guides`; yields every step and returns the pictures.
 
-    contents: (B, 3, H, W), RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
+    contents: (B, 3, H, W), RGB, 0..255, float32, longest side that of `recipe`, all on the device of the backbones.
     guides: the parts of each picture, the same number for all. A style tensor that occurs several times is measured
     once a scale.
     load: returns the backbone for a recipe. starts: (B, 3, H, W), pictures to start from instead of `recipe.init`.
@@ -94,12 +94,13 @@ def stylize(
 
     A picture whose loss explodes or is not finite is tried once more with the settings SAFER, from its best state.
     """
+    recipe = recipe.for_picture(*contents.shape[-2:])
     indices = list(range(len(contents)))
     result = yield from _optimize(contents, guides, recipe, load(recipe), starts, indices, fitting)
     diverged = [i for i, reason in enumerate(result.stopped) if reason == "diverged"]
     if not diverged:
         return result
-    safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
+    safer = recipe.model_copy(update=SAFER | {"min_size": recipe.pixels})
     finite = result.losses.total[diverged].isfinite()[:, None, None, None]
     starts = torch.where(finite, result.pictures[diverged], contents[diverged])
     guides = [guides[i] for i in diverged]
@@ -355,7 +356,7 @@ def _style_grams(
     that all pictures and batches share them.
     """
     height, width = style.shape[-2:]
-    size = fit(width, height, max(height, width) * scale.size / recipe.size)
+    size = fit(width, height, max(height, width) * scale.size / recipe.pixels)
     if style not in _measured:
         _measured[style] = {}
     known: dict[object, dict[str, Tensor]] = _measured[style]

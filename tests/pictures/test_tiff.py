@@ -264,14 +264,18 @@ def raw(turned: int = 1) -> bytes:
     filtered[0::2, 0::2], filtered[1::2, 1::2] = 1000, 500
     filtered[0::2, 1::2] = filtered[1::2, 0::2] = 3000
     matrix = [value for entry in (1, 0, 0, 0, 1, 0, 0, 0, 1) for value in (entry, 1)]
-    camera = [(50708, "s", 0, "Made up", True), (271, "s", 0, "Camera Works", True), (272, "s", 0, "One", True)]
+    camera: list[Any] = [
+        (50708, "s", 0, "Made up", True),
+        (271, "s", 0, "Camera Works", True),
+        (272, "s", 0, "One", True),
+    ]
     camera += [(50707, "B", 4, (1, 1, 0, 0), True), (50721, "2i", 9, matrix, True), (274, "H", 1, turned, True)]
     camera += [(50728, "2I", 3, [1] * 6, True), (50778, "H", 1, 21, True)]
-    pattern = [(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)]
+    pattern: list[Any] = [(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)]
     pattern += [(50714, "H", 1, 0, True), (50717, "H", 1, 4095, True)]
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer, byteorder="<") as writer:
-        preview, options = np.full((12, 16, 3), 200, np.uint8), {"metadata": None}
+        preview, options = np.full((12, 16, 3), 200, np.uint8), dict[str, Any](metadata=None)
         writer.write(preview, photometric="rgb", subifds=1, subfiletype=1, extratags=DNG + camera, **options)
         writer.write(filtered, photometric=32803, subfiletype=0, extratags=pattern, **options)
     return buffer.getvalue()
