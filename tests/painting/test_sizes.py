@@ -123,7 +123,7 @@ def test_the_default_is_in_no_fingerprint_and_the_rest_is() -> None:
 def test_the_limit_of_megapixels_holds_for_masks_and_start_pictures(folder: Path) -> None:
     Image.new("L", (400, 300), "white").save(folder / "mask.png")
     common: dict[str, Any] = {"content": "small.png", "style": "style.png", **QUICK, "size": 40}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "mask", "content_mask": ["mask.png"]},
         {"id": "style_mask", "style_mask": ["mask.png"]},
         {"id": "start", "init": "mask.png"},
