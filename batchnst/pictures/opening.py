@@ -15,7 +15,7 @@ from PIL.MpoImagePlugin import MpoImageFile
 from PIL.PngImagePlugin import PngImageFile
 from tifffile import TiffFile
 
-from batchnst.pictures import boxes, color, jpeg, metadata, png, raw, tiff, tiff_colors
+from batchnst.pictures import boxes, color, jpeg, jxl, metadata, png, raw, tiff, tiff_colors
 from batchnst.pictures.metadata import Metadata
 
 Check = Callable[[tuple[int, int]], None]
@@ -164,6 +164,8 @@ def upright_size(file: io.BufferedReader[Any]) -> tuple[int, int]:
         with TiffFile(file) as structure_file:
             structure = tiff.structure(structure_file, b"")
             return structure.size[::-1] if structure.orientation in _SIDEWAYS else structure.size
+    if jxl.is_jxl(head):
+        return jxl.upright_size(file.read(jxl.HEAD_BYTES))
     with Image.open(file, formats=formats()) as image:
         # A PNG's EXIF can follow its pixels: reading it would fetch the file.
         read_exif = image.format != "PNG" or "exif" in image.info

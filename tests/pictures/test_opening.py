@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,20 @@ def test_jpeg_xl_by_the_extra() -> None:
             isolated.load(buffer.getvalue()[:-200], "x", DecodeOptions())
         with pytest.raises(InputError, match="more than max_megapixels"):
             isolated.load(buffer.getvalue(), "x", DecodeOptions(megapixels=0.001))
+
+
+@pytest.mark.parametrize(
+    "size", [(8, 8), (64, 40), (300, 400), (400, 300), (1, 900), (777, 512), (1024, 512), (600, 500)]
+)
+def test_the_size_of_a_jpeg_xl_is_read_from_its_header(size: tuple[int, int], tmp_path: Path) -> None:
+    pytest.importorskip("pillow_jxl")
+    for options in ({}, {"use_container": True}, {"exif": photo_exif().tobytes()}):
+        scene(*size).save(tmp_path / "x.jxl", effort=1, **options)
+        assert isolated.probe(str(tmp_path / "x.jxl")) == size
+    noise = Image.effect_noise((500, 400), 60)
+    noise.save(tmp_path / "x.jxl", lossless=True)
+    assert (tmp_path / "x.jxl").stat().st_size > 140_000
+    assert isolated.probe(str(tmp_path / "x.jxl")) == (500, 400)
 
 
 def test_values_of_other_formats_keep_their_range() -> None:
