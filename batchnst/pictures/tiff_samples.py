@@ -131,7 +131,7 @@ def _unpacked(packed: bytes, compression: int, row_bytes: int, rows: int, most_r
     if compression in DEFLATE:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(packed, row_bytes * most_rows + 1)
-        if not unpacker.eof and len(data) != row_bytes * rows:
+        if not unpacker.eof and len(data) > row_bytes * rows:
             raise ValueError("the pixels cannot be unpacked")
         return data
     return _by_libtiff(packed, compression, row_bytes, rows)
