@@ -161,7 +161,7 @@ def test_a_tiff_whose_last_part_is_missing_is_refused(compression: str | None, t
         width = tag.valuebytecount // tag.count
     count = int.from_bytes(whole[at : at + width], "little")
     short = whole[:at] + (count // 2).to_bytes(width, "little") + whole[at + width :]
-    assert "end" in refused(short) or compression == "packbits"
+    assert refused(short)
     accepted = opened(short, damaged="accept")
     assert accepted.notes[0].startswith("damaged: ")
     assert accepted.image.size == (320, 240)
