@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchnst.errors import InputError
-from batchnst.pictures import color, metadata
+from batchnst.pictures import metadata, srgb
 from batchnst.pictures.metadata import Metadata
 from batchnst.pictures.opening import Opened, open_file
 from batchnst.pictures.ranges import guess_range, to_bytes
@@ -180,14 +180,14 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
         return image
 
 
-def _in_srgb(image: Image.Image, icc: bytes, space: color.Space | None, notes: list[str]) -> Image.Image:
+def _in_srgb(image: Image.Image, icc: bytes, space: srgb.Space | None, notes: list[str]) -> Image.Image:
     """Convert `image` to RGB in sRGB, without its opacity."""
     opaque = _eight_bits(image, notes)
     if opaque.mode == "LAB":
-        return color.from_lab(opaque)
+        return srgb.from_lab(opaque)
     if space:
-        return color.from_space(opaque.convert("RGB"), space)
-    return (color.from_profile(opaque, icc, notes) if icc else None) or opaque.convert("RGB")
+        return srgb.from_space(opaque.convert("RGB"), space)
+    return (srgb.from_profile(opaque, icc, notes) if icc else None) or opaque.convert("RGB")
 
 
 def _eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -13,8 +13,6 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from batchnst.errors import InputError
 from batchnst.pictures.metadata import (
@@ -147,6 +145,8 @@ def _by_pillow(pixels: NDArray[Any], kind: str, finish: Finish) -> bytes:
 def _metadata_options(kind: str, xmp: bytes, iptc: bytes) -> dict[str, Any]:
     """Pillow's options for saving XMP and IPTC in a file of the format `kind`."""
     if kind == "PNG":
+        from PIL.PngImagePlugin import PngInfo  # registers a format: not for everybody who imports batchnst
+
         texts = PngInfo()
         if xmp:
             texts.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
@@ -192,6 +192,8 @@ def _tiff(pixels: NDArray[Any], finish: Finish) -> bytes:
 
 def _with_tags(tiff: bytes, exif: Image.Exif, xmp: bytes, iptc: bytes) -> bytes:
     """The little-endian TIFF `tiff`, of one page, with metadata: tifffile writes no EXIF."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # registers a format: not for all who import batchnst
+
     page, file = ImageFileDirectory_v2(tiff[:8]), io.BytesIO(tiff)
     file.seek(page.next)
     page.load(file)

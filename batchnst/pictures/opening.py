@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
-from PIL.MpoImagePlugin import MpoImageFile
-from PIL.PngImagePlugin import PngImageFile
 from tifffile import TiffFile
 
-from batchnst.pictures import boxes, color, jpeg, jxl, metadata, png, raw, tiff, tiff_colors
+from batchnst.pictures import boxes, jpeg, jxl, metadata, png, raw, srgb, tiff, tiff_colors
 from batchnst.pictures.metadata import Metadata
 
 Check = Callable[[tuple[int, int]], None]
@@ -33,7 +31,7 @@ class Opened:
     """
 
     image: Image.Image
-    space: color.Space | None = None
+    space: srgb.Space | None = None
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
 
@@ -109,7 +107,7 @@ def _damage(data: bytes, image: Image.Image) -> str:
     """Why a picture that Pillow decodes is not whole; empty if it seems to be."""
     if image.format in ("JPEG", "MPO"):
         return jpeg.damage(data, image)
-    if isinstance(image, PngImageFile):
+    if image.format == "PNG":
         last_row = image.crop((0, image.height - 1, image.width, image.height))
         return png.damage(data, not np.asarray(last_row).any())
     if image.format == "JPEG2000" and b"\xff\xd9" not in data[-4096:]:
@@ -121,8 +119,8 @@ def _frames(image: Image.Image) -> int:
     """The number of frames of an animation, or pictures of a scene; previews, gain maps and layers do not count."""
     if image.format == "PSD":
         return 1
-    if isinstance(image, MpoImageFile):
-        entries = (image.mpinfo or {}).get(0xB002, [])
+    if image.format == "MPO":
+        entries = getattr(image, "mpinfo", {}).get(0xB002, [])
         return sum("Multi-Frame" in str(entry["Attribute"]["MPType"]) for entry in entries)
     return int(getattr(image, "n_frames", 1))
 
@@ -131,7 +129,7 @@ def _frames_note(frames: int) -> tuple[str, ...]:
     return (f"the first of {frames} frames",) if frames > 1 else ()
 
 
-def _space(data: bytes, image: Image.Image) -> tuple[color.Space | None, tuple[str, ...]]:
+def _space(data: bytes, image: Image.Image) -> tuple[srgb.Space | None, tuple[str, ...]]:
     """The colours that the file tells without a profile, None if they are sRGB or not told; and remarks."""
     try:
         space = _told_space(data, image)
@@ -142,19 +140,19 @@ def _space(data: bytes, image: Image.Image) -> tuple[color.Space | None, tuple[s
     return space, (f"HDR ({space.name}): its highlights were compressed",) if space and space.hdr else ()
 
 
-def _told_space(data: bytes, image: Image.Image) -> color.Space | None:
+def _told_space(data: bytes, image: Image.Image) -> srgb.Space | None:
     """The colours by code points, which go before a profile in a PNG; else by its gamma; by a camera's EXIF."""
     profile = image.info.get("icc_profile")
-    if isinstance(image, PngImageFile):
+    if image.format == "PNG":
         if points := png.cicp(data):
-            return color.coded_space(points[0], points[1], narrow=points[3] == 0)
+            return srgb.coded_space(points[0], points[1], narrow=points[3] == 0)
         if not profile and not png.says_srgb(data):
-            return color.power_space(png.chromaticities(data), png.gamma(data))
+            return srgb.power_space(png.chromaticities(data), png.gamma(data))
     if profile:
-        return color.profile_space(profile)
+        return srgb.profile_space(profile)
     if codes := boxes.nclx(data):
-        return color.coded_space(*codes)
-    return color.power_space(color.ADOBE_RGB, color.ADOBE_GAMMA) if metadata.is_adobe_rgb(image) else None
+        return srgb.coded_space(*codes)
+    return srgb.power_space(srgb.ADOBE_RGB, srgb.ADOBE_GAMMA) if metadata.is_adobe_rgb(image) else None
 
 
 def upright_size(file: io.BufferedReader[Any]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchnst.pictures.color import tone_mapped
+from batchnst.pictures.srgb import tone_mapped
 
 BLOCK_VALUES = 1 << 21
 """Values that are converted at once."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import TiffPage
 
-from batchnst.pictures import color
+from batchnst.pictures import srgb
 from batchnst.pictures.ranges import Array, Range, guess_range, to_bytes
 
 NOTES = "tiff notes"
@@ -93,7 +93,7 @@ def _lab(page: TiffPage, colours: Array) -> Callable[[Array], Array]:
             signed = unsigned - 128 * unit if icc else values.view(f"i{bits // 8}").astype(np.float64)
             white = 255 * unit if icc else (1 << bits) - 1
             lab = np.concatenate([unsigned[..., :1] * (100 / white), signed[..., 1:] / unit], axis=-1)
-        return color.encode_srgb(color.lab_to_linear(np.nan_to_num(lab)))
+        return srgb.encode_srgb(srgb.lab_to_linear(np.nan_to_num(lab)))
 
     return convert
 

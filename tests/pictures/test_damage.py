@@ -20,7 +20,7 @@ from batchnst.errors import InputError
 from batchnst.pictures import isolated, png
 from batchnst.pictures.decode import Decoded, DecodeOptions, open_picture
 from tests.helpers import as_bytes, scene
-from tests.pictures.test_end_to_end import folder, ledger, run  # noqa: F401
+from tests.pictures.runs import ledger, run
 
 JPEGS: list[dict[str, Any]] = [
     {},
@@ -195,7 +195,7 @@ def test_other_formats_that_end_early_are_refused() -> None:
         assert refused(data[: len(data) // 2] + b"\xff\xd9")
 
 
-def test_the_recipe_says_whether_damaged_pictures_are_painted(folder: Path) -> None:  # noqa: F811
+def test_the_recipe_says_whether_damaged_pictures_are_painted(folder: Path) -> None:
     (folder / "half.jpg").write_bytes(shortened(jpeg(), 0.5))
     (folder / "half.png").write_bytes(half_zeros(as_bytes(photo("L"))))
     rows: list[dict[str, Any]] = [{"content": "half.jpg"}, {"content": "clear.png"}, {"content": "half.png"}]
@@ -216,7 +216,7 @@ def test_a_damaged_picture_has_a_preview() -> None:
     assert isolated.preview(shortened(jpeg(), 0.5), "x", 64).width == 64
 
 
-def test_a_mask_that_is_damaged_is_refused_too(folder: Path) -> None:  # noqa: F811
+def test_a_mask_that_is_damaged_is_refused_too(folder: Path) -> None:
     (folder / "mask.jpg").write_bytes(as_bytes(scene(48, 32).convert("L"), "JPEG")[:300] + b"\xff\xd9")
     row: dict[str, Any] = {"content": "clear.png", "content_mask": ["mask.jpg"], "style": ["style.png"]}
     assert run(folder, row).exit_code == 1

@@ -20,7 +20,7 @@ from batchnst.pictures.encode import Finish, Provenance, encode_picture, read_pr
 from batchnst.pictures.metadata import Metadata
 from tests.helpers import as_bytes, photo_exif, scene
 from tests.pictures.profiles import gray_profile, rgb_profile
-from tests.pictures.test_end_to_end import folder, ledger, run  # noqa: F401
+from tests.pictures.runs import ledger, run
 
 XMP = b"""<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:Description tiff:Orientation="6" exif:PixelXDimension='4032'
  xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0"><dc:title>a caption</dc:title>
@@ -183,7 +183,7 @@ def test_broken_xmp_and_iptc_harm_nothing(broken: bytes) -> None:
         assert encode_picture(np.asarray(scene()), f"x.{ending}", Finish(metadata=source.metadata))
 
 
-def test_a_run_keeps_metadata_where_that_is_asked_for(folder: Path) -> None:  # noqa: F811
+def test_a_run_keeps_metadata_where_that_is_asked_for(folder: Path) -> None:
     (folder / "told.jpg").write_bytes(photo("JPEG"))
     formats = ("jpg", "tif", "webp")
     rows: list[dict[str, Any]] = [{"content": "told.jpg", "metadata": "keep", "format": kind} for kind in formats]

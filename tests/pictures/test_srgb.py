@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from batchnst.pictures import color
+from batchnst.pictures import srgb
 from batchnst.pictures.decode import Decoded, open_picture
 from tests.helpers import as_bytes, scene
 from tests.pictures import profiles
@@ -70,12 +70,12 @@ def test_a_profile_is_known_by_its_curves_and_primaries(name: str) -> None:
     assert np.abs(linear - 255 * srgb_curve(COLOURS / 255)).max() <= 2
     wide = pixels(png(icc_profile=named(name, profiles.GAMMA, profiles.ADOBE_RGB)))
     assert np.abs(wide - adobe_to_srgb(COLOURS)).max() <= 2
-    assert not color.is_srgb(named(name, 1.8))
+    assert not srgb.is_srgb(named(name, 1.8))
 
 
 def test_a_profile_of_srgb_changes_nothing_whatever_its_name() -> None:
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert color.is_srgb(own)
+    assert srgb.is_srgb(own)
     assert (pixels(png(icc_profile=own)) == COLOURS).all()
     assert decoded(png(icc_profile=own)).notes == ()
 
@@ -165,8 +165,8 @@ def test_adobe_rgb_by_a_cameras_exif() -> None:
 
 def test_tone_mapping_keeps_dark_colours_and_order() -> None:
     linear = np.linspace(0, 20, 500)[:, None] * np.ones(3)
-    mapped = color.tone_mapped(linear, 20.0)
-    assert (mapped[linear < color.KNEE] == linear[linear < color.KNEE]).all()
+    mapped = srgb.tone_mapped(linear, 20.0)
+    assert (mapped[linear < srgb.KNEE] == linear[linear < srgb.KNEE]).all()
     assert (np.diff(mapped[:, 0]) > 0).all()
     assert mapped.max() == pytest.approx(1)
-    assert (color.tone_mapped(linear, 1.0) == linear).all()
+    assert (srgb.tone_mapped(linear, 1.0) == linear).all()
