@@ -8,9 +8,18 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from batchnst.backbones import BACKBONES, cut, layer_names, smallest_side
 from batchnst.encodings import decode
@@ -19,8 +28,13 @@ from batchnst.errors import RecipeError
 SMALLEST_TILE = 64
 """Smallest side of a tile, in pixels."""
 
-NOT_IN_FINGERPRINT = {"max_megapixels", "tile", "weights"}
+NOT_IN_FINGERPRINT = {"damaged", "max_megapixels", "tile", "weights"}
 """Keys that do not change the picture, or that the fingerprint covers otherwise: it includes the weights' hash."""
+
+ORIGINAL: Final = "original"
+"""Value of `size` that keeps each photo's own."""
+
+_PIXELS = TypeAdapter(Annotated[int, Field(ge=16, le=65536)])
 
 STARTS = ["content", "noise", "style"]
 """Values of `init` other than a picture's path or URI."""
@@ -100,7 +114,8 @@ class Recipe(BaseModel):
     tv_weight: float = _default_weight("tv_weight")
     optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
     learning_rate: float | None = Field(None, gt=0, description="default: the optimizer's own")
-    size: int = Field(512, ge=16, le=65536)
+    size: int | Literal["original"] = 512
+    enlarge: bool = True
     steps: int = Field(110, ge=1, le=1_000_000)
     min_size: int = Field(128, ge=16)
     init: str = "content"
@@ -112,6 +127,7 @@ class Recipe(BaseModel):
     quality: int = Field(95, ge=1, le=100)
     metadata: Literal["none", "keep"] = "none"
     max_megapixels: float = Field(250.0, gt=0, le=100_000)
+    damaged: Literal["refuse", "accept"] = "refuse"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tile: Literal["auto", "off"] | int = "auto"
     tolerance: float = Field(0.002, ge=0, lt=1)
@@ -147,6 +163,17 @@ class Recipe(BaseModel):
             raise ValueError(f"{init!r} is not allowed{did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
+    @field_validator("size", mode="plain")
+    @classmethod
+    def _check_size(cls, size: Any) -> Any:
+        if size == ORIGINAL:
+            return size
+        try:
+            return _PIXELS.validate_python(size)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].replace("Input s", "s")
+            raise ValueError(f"{size!r} is not allowed: {why}; a number of pixels, or {ORIGINAL}") from None
+
     @field_validator("tile", mode="before")
     @classmethod
     def _check_tile(cls, tile: Any) -> Any:
@@ -160,7 +187,7 @@ class Recipe(BaseModel):
     def _check_combination(self) -> Recipe:
         if self.content_weight + self.style_weight == 0:
             raise ValueError("content_weight, style_weight: both are 0; expected at least one above 0")
-        if self.size < self.smallest_side:
+        if self.size != ORIGINAL and self.pixels < self.smallest_side:
             raise ValueError(
                 f"size: {self.size} is not allowed: {self.deepest_layer} needs at least {self.smallest_side} pixels; "
                 "raise size or leave that layer out"
@@ -185,7 +212,31 @@ class Recipe(BaseModel):
     @cached_property
     def picture_text(self) -> str:
         """The recipe as canonical JSON without the keys in NOT_IN_FINGERPRINT, for the fingerprint."""
-        return json.dumps(self.model_dump(exclude=NOT_IN_FINGERPRINT), sort_keys=True, separators=(",", ":"))
+        exclude = NOT_IN_FINGERPRINT | ({"enlarge"} if self.enlarge else set())  # OUTs from before it came stay done
+        return json.dumps(self.model_dump(exclude=exclude), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def pixels(self) -> int:
+        """Longest side of the picture in pixels, where it is the same for all; raises RecipeError if it is not."""
+        if self.size == ORIGINAL:
+            raise RecipeError(f"size: {ORIGINAL} is not allowed here; expected a number of pixels")
+        return self.size
+
+    @property
+    def has_one_size(self) -> bool:
+        """True if the longest side of every picture is `pixels`."""
+        return self.size != ORIGINAL and self.enlarge
+
+    def working_size(self, width: int, height: int) -> tuple[int, int]:
+        """The size (width, height) at which a photo of `width` × `height` pixels is painted."""
+        if self.size == ORIGINAL:
+            return width, height
+        longest = max(width, height)
+        return fit(width, height, self.pixels if self.enlarge else min(self.pixels, longest))
+
+    def for_picture(self, width: int, height: int) -> Recipe:
+        """The recipe of a picture whose working size is `width` × `height`: its `size` is a number."""
+        return self if self.has_one_size else self.model_copy(update={"size": max(width, height), "enlarge": True})
 
     @property
     def tile_side(self) -> int | None:

@@ -192,7 +192,7 @@ def canvas_for(backbone: Backbone, *sizes: tuple[int, int], least: tuple[int, in
 
 def load(path: Path, recipe: Recipe) -> Tensor:
     """A picture (1, 3, H, W), float32, 0..255, at the size of the recipe."""
-    return to_tensor(load_picture(str(path), DecodeOptions(size=recipe.size, resample=recipe.resample)).pixels, CPU)
+    return to_tensor(load_picture(str(path), DecodeOptions(size=recipe.pixels, resample=recipe.resample)).pixels, CPU)
 
 
 def paint(

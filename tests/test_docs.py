@@ -229,8 +229,8 @@ def test_every_recipe_key_is_told_with_its_default() -> None:
     for key, value in values.items():
         if isinstance(value, dict):
             assert told[key] == ", ".join(value)
-        elif isinstance(value, str):
-            assert told[key] == value
+        elif isinstance(value, str | bool):
+            assert told[key] == str(value).lower()
         else:
             assert float(told[key]) == value
 

@@ -103,7 +103,7 @@ def measure(recipe: Recipe, print_line: Callable[[str], None]) -> Bench:
     ceiling = measure_ceiling(device, dtype)
     print_line(f"ceiling    {_flops(ceiling['matrix'])} matrix product · {_flops(ceiling['convolution'])} convolution")
     steps = []
-    for size in [scale.size for scale in scales(recipe, recipe.size * 3 // 4)]:
+    for size in [scale.size for scale in scales(recipe, recipe.pixels * 3 // 4)]:
         for batch in batches(device, recipe, size):
             steps.append(measure_step(recipe, device, size, batch))
             print_line(_step_line(steps[-1], ceiling["matrix"]))
@@ -173,7 +173,7 @@ def measure_shares(recipe: Recipe, device: torch.device, steps: int = 10) -> Fig
 
     The shares sum to 1.
     """
-    painting = NoisePainting(recipe, device, recipe.size, batches(device, recipe, recipe.size)[-1])
+    painting = NoisePainting(recipe, device, recipe.pixels, batches(device, recipe, recipe.pixels)[-1])
     if device.type == "cuda":
         steps = EAGER_CALLS - 1  # a step that is recorded as a graph is one operation to the profiler
     else:
@@ -210,7 +210,7 @@ def measure_workers(recipe: Recipe, workers: int, threads: int) -> WorkersSpeed:
     with ProcessPoolExecutor(workers, context, _start_worker, (barrier,)) as pool:
         speeds = pool.map(_worker_speed, *zip(*[(recipe, i, threads) for i in range(workers)], strict=True))
         pixel_steps = sum(speeds)
-    pair = work(recipe, recipe.size, recipe.size * 3 // 4)
+    pair = work(recipe, recipe.pixels, recipe.pixels * 3 // 4)
     return WorkersSpeed(workers, threads, pixel_steps, 3600 * pixel_steps / pair)
 
 
@@ -231,8 +231,8 @@ def _worker_speed(recipe: Recipe, number: int, threads: int) -> float:
     device = best_device()
     if device.type == "cuda":
         torch.cuda.set_device(number)
-    batch = batches(device, recipe, recipe.size)[-1]
-    painting = NoisePainting(recipe, device, recipe.size, batch)
+    batch = batches(device, recipe, recipe.pixels)[-1]
+    painting = NoisePainting(recipe, device, recipe.pixels, batch)
     painting.step()
     _barrier.wait()
     return batch * painting.pixels / seconds_per_call(painting.step, device)
@@ -245,7 +245,7 @@ def measure_run(recipe: Recipe, pairs: int = 2) -> Figures:
     EngineError if a pair fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        content, style = generate_pictures(recipe.size)
+        content, style = generate_pictures(recipe.pixels)
         content.save(Path(folder, "content.png"))
         style.save(Path(folder, "style.png"))
         rows = "".join(f"content.png,style.png,pair-{i}\n" for i in range(pairs))
@@ -266,7 +266,7 @@ def measure_run(recipe: Recipe, pairs: int = 2) -> Figures:
 def load_pair(paths: Sequence[str], recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Content and style at the recipe's size, (1, 3, h, w) each, RGB, 0..255; generated if `paths` is empty."""
     pair = [load_picture(path, decode_options(recipe)).pixels for path in paths]
-    content, style = pair or (np.asarray(picture) for picture in generate_pictures(recipe.size))
+    content, style = pair or (np.asarray(picture) for picture in generate_pictures(recipe.pixels))
     cpu = torch.device("cpu")
     return to_tensor(content, cpu), to_tensor(style, cpu)
 

@@ -95,7 +95,7 @@ def _run_recipe(contents: Sequence[Tensor], style: Tensor, recipe: Recipe, weigh
     synchronize(device)
     start = time.perf_counter()
     for step in stylize(contents, guides, recipe, lambda recipe: load_backbone(recipe, weights, device)):
-        if step.scale == recipe.size:
+        if step.scale == recipe.pixels:
             total = step.losses.total[0].item()
             if total < best:
                 best, content_loss = total, step.losses.content[0].item()

@@ -43,7 +43,7 @@ def trace(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
     peaks = peaks_of(device) if device else None
     if recipe.precision == "auto":
         recipe = recipe.model_copy(update={"precision": "fp32" if peaks and peaks.bf16 is None else "bf16"})
-    width, height = recipe.size, recipe.size * 3 // 4
+    width, height = recipe.pixels, recipe.pixels * 3 // 4
     batch = max(1, GPU_BATCH // (width * height))
     inside, outside = _count(recipe, batch)
     launches = inside + outside
@@ -79,7 +79,7 @@ def _count(recipe: Recipe, batch: int) -> tuple[list[Launch], list[Launch]]:
     """The kernels of a step with full history: those in CUDA graphs, and those outside."""
     recorder = Recorder()
     with recorder, pretended_gpu(recorder):
-        painting = NoisePainting(recipe, torch.device("meta"), recipe.size, batch)
+        painting = NoisePainting(recipe, torch.device("meta"), recipe.pixels, batch)
         done = HISTORY + 2  # L-BFGS has one more slot than HISTORY, and clears each before it is first used
         done += done % CHECK_EVERY == 0  # the check for pictures that have stopped is no part of a step
         for _ in range(done - 1):  # the painting began with a step

@@ -14,7 +14,7 @@ from batchnst.errors import RecipeError
 from batchnst.recipe import PRESETS, SOURCES, Recipe, read_recipe
 
 RECIPE_OPTIONS = {
-    "size": "Longest side of the painted picture, in pixels.",
+    "size": "Longest side of the painted picture, in pixels; or original.",
     "steps": "Optimisation steps at the finest scale.",
     "optimizer": "Optimiser: lbfgs, adam or sgd.",
     "init": "Start of the optimisation: content, noise, style, or a picture file.",

@@ -18,7 +18,7 @@ from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.painting.inputs import StyleFile, style_files
 from batchnst.pictures import isolated
-from batchnst.recipe import Recipe, fit
+from batchnst.recipe import Recipe
 from batchnst.storage.threads import in_threads
 from batchnst.transfer.device import Hardware
 from batchnst.transfer.memory import Fitting, fit_into, largest_batch, memory_problem
@@ -238,7 +238,8 @@ def make_batches(
             pixels = math.prod(size)
             return batch_size or max(1, min(largest(recipe) // pixels, math.ceil(all_pixels / workers / pixels)))
 
-        parts = mix([size for _, size in members], recipe.size, most, even=batch_size is None)
+        group_sizes = [size for _, size in members]
+        parts = mix(group_sizes, max(group_sizes[0]), most, even=batch_size is None)
         batches += [Batch(tuple(members[i][0] for i in indices), canvas) for indices, canvas in parts]
     return sorted(batches, key=lambda batch: -batch.work)
 
@@ -246,11 +247,17 @@ def make_batches(
 def _group_key(job: Job, size: Size, mixed: bool) -> tuple[object, ...]:
     """The properties that pairs in one batch have in common: recipe, number of content masks, and size.
 
-    If they are `mixed`, the number of scales instead of the size, except in tiles.
+    If they are `mixed`, the longest side and the number of scales instead of the size, except in tiles.
     """
     recipe = job.pair.recipe
-    common = len(scales(recipe, min(size))) if mixed and not recipe.tile_side else size
-    return recipe.json_text, len(job.pair.content_masks), common
+    if mixed and not recipe.tile_side:
+        return (
+            recipe.json_text,
+            len(job.pair.content_masks),
+            max(size),
+            len(scales(recipe.for_picture(*size), min(size))),
+        )
+    return recipe.json_text, len(job.pair.content_masks), size
 
 
 def _working_sizes(jobs: Sequence[Job]) -> dict[str, Size | None]:
@@ -261,5 +268,5 @@ def _working_sizes(jobs: Sequence[Job]) -> dict[str, Size | None]:
     sizes: dict[str, Size | None] = {}
     for job in jobs:
         size = full_sizes[job.pair.content]
-        sizes[job.pair.id] = fit(*size, job.pair.recipe.size) if size else None
+        sizes[job.pair.id] = job.pair.recipe.working_size(*size) if size else None
     return sizes

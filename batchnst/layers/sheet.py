@@ -102,7 +102,7 @@ class Sheet:
     def origin(self) -> str:
         """Line about the network and the pictures that the sheet was made from."""
         count = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
-        return f"{self.recipe.backbone}, {stored(self.recipe.weights)} weights; {count} of {self.recipe.size} pixels"
+        return f"{self.recipe.backbone}, {stored(self.recipe.weights)} weights; {count} of {self.recipe.pixels} pixels"
 
 
 def make(request: Request, recipe: Recipe, progress: Progress) -> Sheet:
@@ -151,7 +151,7 @@ def single_layer_recipe(recipe: Recipe, layer: str, term: str) -> Recipe:
         "style_weight": float(term == "style"),
         "tv_weight": 0.0,
         "init": "noise",
-        "size": min(recipe.size, PAINTED),
+        "size": min(recipe.pixels, PAINTED),
         "style_scale": 1.0,
         "preserve_color": "none",
     }

@@ -13,8 +13,9 @@ from batchnst.errors import InputError, PairError
 from batchnst.manifest.pair import Pair
 from batchnst.pictures import decode, isolated
 from batchnst.pictures.decode import DecodeOptions, Picture, Pixels
-from batchnst.pictures.encode import Finish
-from batchnst.recipe import Recipe, fit, is_start_picture
+from batchnst.pictures.encode import Finish, unkept
+from batchnst.pictures.metadata import Metadata
+from batchnst.recipe import ORIGINAL, Recipe, fit, is_start_picture
 from batchnst.storage import files
 
 Source = str | Image.Image
@@ -60,10 +61,11 @@ class StyleFile:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A mask or start picture, stretched to the size of its picture, and the hash of its file."""
+    """A mask or start picture, stretched to the size of its picture; the hash of its file; and remarks on it."""
 
     pixels: Pixels
     sha256: str
+    notes: tuple[str, ...]
 
 
 LoadedStyle = Picture | Exception
@@ -89,11 +91,14 @@ def gather(
     """
     content_picture = _load(content, decode_options(recipe))
     check_size(content_picture.pixels, _name(content), recipe)
-    style_pictures = [_load_style(style, recipe, get_style or load_style) for style in styles]
+    longest = max(content_picture.pixels.shape[:2])
+    style_pictures = [_load_style(style, recipe, longest, get_style or load_style) for style in styles]
     style_pixels = tuple(style.pixels for style in style_pictures)
     masked_styles = style_pixels if len(style_pixels) == len(style_masks) else style_pixels[:1] * len(style_masks)
-    inner = [_load_mask("content_mask", mask, content_picture.pixels) for mask in content_masks]
-    outer = [_load_mask("style_mask", mask, style) for mask, style in zip(style_masks, masked_styles, strict=True)]
+    inner = [_load_mask("content_mask", mask, content_picture.pixels, recipe) for mask in content_masks]
+    outer = [
+        _load_mask("style_mask", mask, style, recipe) for mask, style in zip(style_masks, masked_styles, strict=True)
+    ]
     start = _load_start(recipe, content_picture.pixels)
     return Inputs(
         content=content_picture.pixels,
@@ -110,13 +115,15 @@ def gather(
         notes=(
             *(f"content: {note}" for note in content_picture.notes),
             *(f"style {i}: {note}" for i, style in enumerate(style_pictures, 1) for note in style.notes),
+            *(f"mask {i}: {note}" for i, mask in enumerate((*inner, *outer), 1) for note in mask.notes),
+            *(f"init: {note}" for note in (start.notes if start else ())),
         ),
     )
 
 
 def gather_pair(pair: Pair, get_style: Callable[[StyleFile], LoadedStyle] | None = None) -> Inputs:
     """Read everything that `pair` is painted from; see `gather`."""
-    return gather(
+    inputs = gather(
         pair.recipe,
         pair.content,
         pair.styles,
@@ -125,11 +132,14 @@ def gather_pair(pair: Pair, get_style: Callable[[StyleFile], LoadedStyle] | None
         style_masks=pair.style_masks,
         get_style=get_style,
     )
+    return replace(inputs, notes=(*inputs.notes, *(f"content: {note}" for note in unkept(inputs.finish, pair.output))))
 
 
 def style_files(pair: Pair) -> list[StyleFile]:
-    """The style files of `pair`, to be decoded at the size that its recipe asks for."""
-    return [StyleFile(style, decode_options(pair.recipe, pair.recipe.style_scale)) for style in pair.styles]
+    """The style files of `pair`, at the size that they are needed in; none if that depends on the photo's size."""
+    if not pair.recipe.has_one_size:
+        return []
+    return [StyleFile(style, style_options(pair.recipe, pair.recipe.pixels)) for style in pair.styles]
 
 
 def load_style(file: StyleFile) -> LoadedStyle:
@@ -173,14 +183,21 @@ def _is_transient(loaded: LoadedStyle) -> bool:
     return isinstance(loaded, PairError) and loaded.transient
 
 
-def decode_options(recipe: Recipe, scale: float = 1.0) -> DecodeOptions:
-    """The options to decode a picture for `recipe`, at `scale` times the recipe's size."""
+def decode_options(recipe: Recipe) -> DecodeOptions:
+    """The options to decode the photo that `recipe` paints."""
     return DecodeOptions(
         background="white" if recipe.alpha == "keep" else recipe.alpha,
-        size=recipe.size * scale,
+        size=None if recipe.size == ORIGINAL else recipe.pixels,
+        enlarge=recipe.enlarge,
         megapixels=recipe.max_megapixels,
         resample=recipe.resample,
+        damaged=recipe.damaged,
     )
+
+
+def style_options(recipe: Recipe, longest: int) -> DecodeOptions:
+    """The options to decode a style for `recipe`, of which the photo's longest side becomes `longest`."""
+    return replace(decode_options(recipe), size=longest * recipe.style_scale, enlarge=True)
 
 
 def load_picture(address: str, options: DecodeOptions) -> Picture:
@@ -195,7 +212,8 @@ def check_size(pixels: Pixels, name: str, recipe: Recipe) -> None:
     if min(height, width) < recipe.smallest_side:
         raise InputError(
             f"{name}: {width}×{height} pixels at this size, but {recipe.deepest_layer} needs "
-            f"{recipe.smallest_side} on each side; raise size or leave that layer out"
+            f"{recipe.smallest_side} on each side; {'raise size' if recipe.has_one_size else 'enlarge it'} "
+            "or leave that layer out"
         )
 
 
@@ -206,9 +224,9 @@ def _load(source: Source, options: DecodeOptions) -> Picture:
     return load_picture(source, options)
 
 
-def _load_style(source: Source, recipe: Recipe, get_style: Callable[[StyleFile], LoadedStyle]) -> Picture:
+def _load_style(source: Source, recipe: Recipe, longest: int, get_style: Callable[[StyleFile], LoadedStyle]) -> Picture:
     """Load a style and check its size; raises the error that loading it returned."""
-    options = decode_options(recipe, recipe.style_scale)
+    options = style_options(recipe, longest)
     style = _load(source, options) if isinstance(source, Image.Image) else get_style(StyleFile(source, options))
     if isinstance(style, Exception):
         raise style.with_traceback(None)  # else a cached error keeps the frames of every earlier raise
@@ -227,7 +245,7 @@ def _finish(content: Picture, recipe: Recipe) -> Finish:
     return Finish(
         quality=recipe.quality,
         alpha=content.alpha if recipe.alpha == "keep" else None,
-        exif=content.exif if keep else b"",
+        metadata=content.metadata if keep else Metadata(),
         icc=content.icc if keep else b"",
     )
 
@@ -238,12 +256,13 @@ def _read(address: str, options: DecodeOptions) -> bytes:
     return files.read_at_most(address, options.max_file_bytes, reason)
 
 
-def _load_mask(key: str, source: Source, picture: Pixels) -> _Fitted:
+def _load_mask(key: str, source: Source, picture: Pixels, recipe: Recipe) -> _Fitted:
     """Load a mask of `picture` (H, W, 3), stretched to (H, W).
 
     Raises InputError if the mask has another aspect ratio, or is all black. `key` begins the message.
     """
-    (image, sha256), name = _load_full_size(key, source), f"{key} {_name(source)}"
+    full, name = _load_full_size(key, source, recipe), f"{key} {_name(source)}"
+    image = Image.fromarray(full.pixels)
     height, width = picture.shape[:2]
     if fit(*image.size, max(width, height)) != (width, height):
         raise InputError(
@@ -253,23 +272,22 @@ def _load_mask(key: str, source: Source, picture: Pixels) -> _Fitted:
     mask = decode.stretched(image.convert("L"), width, height)
     if not mask.any():
         raise InputError(f"{name}: all black; expected white where its part of the picture is")
-    return _Fitted(mask, sha256)
+    return _Fitted(mask, full.sha256, full.notes)
 
 
 def _load_start(recipe: Recipe, content: Pixels) -> _Fitted | None:
     """Load the picture that `init` names, stretched to the size of `content`; None if `init` names no picture."""
     if not is_start_picture(recipe.init):
         return None
-    image, sha256 = _load_full_size("init", recipe.init)
-    return _Fitted(decode.stretched(image, content.shape[1], content.shape[0]), sha256)
+    full = _load_full_size("init", recipe.init, recipe)
+    start = decode.stretched(Image.fromarray(full.pixels), content.shape[1], content.shape[0])
+    return _Fitted(start, full.sha256, full.notes)
 
 
-def _load_full_size(key: str, source: Source) -> tuple[Image.Image, str]:
-    """Load a picture at its full size, in RGB, and its file's hash. `key` begins the message of an InputError."""
-    if isinstance(source, Image.Image):
-        return decode.to_rgb(source), ""
+def _load_full_size(key: str, source: Source, recipe: Recipe) -> Picture:
+    """Load a picture at its full size, within the limits of `recipe`. `key` begins the message of an InputError."""
+    options = DecodeOptions(megapixels=recipe.max_megapixels, damaged=recipe.damaged)
     try:
-        picture = load_picture(source, DecodeOptions())
-        return Image.fromarray(picture.pixels), picture.sha256
+        return _load(source, options)
     except InputError as error:
         raise error.with_prefix(f"{key} ") from None

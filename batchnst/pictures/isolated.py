@@ -6,7 +6,7 @@ Everything that decodes foreign bytes is here; `server` is the program of the pr
 from __future__ import annotations
 
 import atexit
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from batchnst.pictures.decode import DecodeOptions, Picture
 from batchnst.pictures.encode import Finish, Provenance, encode_picture
+from batchnst.pictures.metadata import Metadata
 from batchnst.pictures.pool import Pool
 from batchnst.storage.files import open_file, size_of
 
@@ -38,12 +39,12 @@ def load(data: bytes, name: str, options: DecodeOptions) -> Picture:
     """
     request = {"do": "load", "options": asdict(options)}
     pixels_at_most = max(options.max_pixels, (options.size or 0) ** 2)
-    header, (pixels, alpha, exif, icc) = _POOL.ask(name, request, data, most_bytes=4 * pixels_at_most + METADATA_BYTES)
+    header, (pixels, alpha, icc, *kept) = _POOL.ask(name, request, data, most_bytes=4 * pixels_at_most + METADATA_BYTES)
     height, width = header["shape"]
     return Picture(
         np.frombuffer(pixels, np.uint8).reshape(height, width, 3),
         np.frombuffer(alpha, np.uint8).reshape(height, width) if alpha else None,
-        exif,
+        Metadata(*kept),
         icc,
         tuple(header["notes"]),
     )
@@ -101,7 +102,7 @@ def read_provenance(data: bytes, name: str) -> Provenance:
 
 def encode(pixels: NDArray[Any], name: str, finish: Finish) -> bytes:
     """Encode `pixels` as `encode_picture` does; in the process apart if `finish` has metadata from outside."""
-    if not (finish.exif or finish.icc):
+    if not (finish.icc or any(astuple(finish.metadata))):
         return encode_picture(pixels, name, finish)
     request = {
         "do": "encode",
@@ -112,7 +113,7 @@ def encode(pixels: NDArray[Any], name: str, finish: Finish) -> bytes:
         "provenance": finish.provenance and asdict(finish.provenance),
     }
     alpha = b"" if finish.alpha is None else finish.alpha.tobytes()
-    parts = (alpha, finish.exif, finish.icc)
+    parts = (alpha, finish.icc, *astuple(finish.metadata))
     most_bytes = 16 * pixels.size + METADATA_BYTES
     _, (data,) = _POOL.ask(name, request, pixels.tobytes(), *parts, most_bytes=most_bytes, seconds=ENCODE_SECONDS)
     return data

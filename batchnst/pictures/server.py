@@ -12,18 +12,19 @@ import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import AvifImagePlugin, Image
+from PIL import AvifImagePlugin, Image, PngImagePlugin
 from pillow_heif import register_heif_opener
 
 from batchnst.errors import InputError
-from batchnst.pictures import decode, messages
+from batchnst.pictures import decode, messages, opening, png
 from batchnst.pictures.decode import DecodeOptions
+from batchnst.pictures.metadata import Metadata
 from batchnst.recipe import fit
 
 PROCESSOR_SECONDS = 600
@@ -81,9 +82,12 @@ def main() -> None:
     """Answer requests from stdin on stdout until the input ends."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     register_heif_opener(decode_threads=THREADS)
-    with suppress(ImportError):  # JPEG XL is an extra
-        import pillow_jxl  # noqa: F401
+    with suppress(ImportError):  # an extra of the package
+        import pillow_jxl.JpegXLImagePlugin
+
+        pillow_jxl.JpegXLImagePlugin.DECODE_THREADS = THREADS
     AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
+    PngImagePlugin.MAX_TEXT_CHUNK = png.MOST_TEXT_BYTES
     Image.MAX_IMAGE_PIXELS = None  # replaced by max_megapixels, which the user can change
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
@@ -123,7 +127,7 @@ def _load(request: Request) -> Answer:
     options = DecodeOptions(**request.header["options"])
     picture = decode.fitted(_open(request, options), options)
     alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
-    parts = [picture.pixels.tobytes(), alpha, picture.exif, picture.icc]
+    parts = [picture.pixels.tobytes(), alpha, picture.icc, *astuple(picture.metadata)]
     return {"shape": picture.pixels.shape[:2], "notes": picture.notes}, parts
 
 
@@ -131,9 +135,9 @@ def _open(request: Request, options: DecodeOptions) -> decode.Decoded:
     """Decode a picture; the limit of memory follows from its size, once that is known."""
     file_bytes = 3 * len(request.data)
 
-    def limit(image: Image.Image) -> None:
-        size = fit(*image.size, options.size or max(image.size))
-        _limit_memory(file_bytes + PIXEL_BYTES * (image.width * image.height + size[0] * size[1]))
+    def limit(width: int, height: int) -> None:
+        size = fit(width, height, options.size or max(width, height))
+        _limit_memory(file_bytes + PIXEL_BYTES * (width * height + size[0] * size[1]))
 
     _limit_memory(file_bytes + CANVAS_BYTES * options.max_pixels)
     return decode.open_picture(request.data, request.name, options, before_decoding=limit)
@@ -144,8 +148,7 @@ def _probe(request: Request) -> Answer:
     size = request.header["size"]
     _limit_memory(4 * MOST_PADDED + CANVAS_BYTES * DecodeOptions().max_pixels)
     file = io.BufferedReader(_Distant(request.data, size, request.read), BLOCK)
-    with Image.open(file, formats=decode.formats()) as image:
-        return {"size": decode.header_size(image)}, []
+    return {"size": opening.upright_size(file)}, []
 
 
 class _Distant(io.RawIOBase):
@@ -197,7 +200,7 @@ class _Distant(io.RawIOBase):
 def _preview(request: Request) -> Answer:
     """Make a WebP of a picture, its longest side at most `side` pixels."""
     side = request.header["side"]
-    options = DecodeOptions(size=2 * side / decode.DRAFT)  # of a JPEG, twice the side is decoded
+    options = DecodeOptions(size=2 * side / decode.DRAFT, damaged="accept")  # of a JPEG, twice the side is decoded
     picture = _open(request, options).image
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -210,7 +213,7 @@ def _examine(request: Request) -> Answer:
     width, height = request.header["size"]
     file_bytes = 3 * len(request.data)
     _limit_memory(file_bytes + CANVAS_BYTES * width * height)
-    with Image.open(io.BytesIO(request.data), formats=decode.formats()) as image:
+    with Image.open(io.BytesIO(request.data), formats=opening.formats()) as image:
         if image.size == (width, height):
             _limit_memory(file_bytes + PIXEL_BYTES * width * height)
             image.load()
@@ -229,13 +232,13 @@ def _encode(request: Request) -> Answer:
     """Encode a painted picture with metadata from outside."""
     from batchnst.pictures import encode
 
-    header, (pixels, alpha, exif, icc) = request.header, request.parts
+    header, (pixels, alpha, icc, *kept) = request.header, request.parts
     height, width = header["shape"]
     _limit_memory(PIXEL_BYTES * width * height)
     finish = encode.Finish(
         quality=header["quality"],
         alpha=np.frombuffer(alpha, np.uint8).reshape(height, width) if alpha else None,
-        exif=exif,
+        metadata=Metadata(*kept),
         icc=icc,
         provenance=encode.Provenance(**header["provenance"]) if header["provenance"] else None,
     )
@@ -245,7 +248,7 @@ def _encode(request: Request) -> Answer:
 
 def _endings(request: Request) -> Answer:
     """List the endings of files that can be decoded."""
-    formats = decode.formats()
+    formats = opening.formats()
     return {"endings": [ending for ending, name in Image.registered_extensions().items() if name in formats]}, []
 
 

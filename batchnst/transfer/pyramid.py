@@ -34,16 +34,16 @@ def scales(recipe: Recipe, smallest_side: int) -> list[Scale]:
     No scale is smaller than `recipe.min_size`, or too small for the recipe's layers. `smallest_side` is the picture's
     shorter side at the finest scale, in pixels.
     """
-    sizes = [recipe.size]
-    while sizes[0] // 2 >= recipe.min_size and smallest_side * (sizes[0] // 2) >= recipe.smallest_side * recipe.size:
+    sizes = [recipe.pixels]
+    while sizes[0] // 2 >= recipe.min_size and smallest_side * (sizes[0] // 2) >= recipe.smallest_side * recipe.pixels:
         sizes.insert(0, sizes[0] // 2)
     coarse = math.ceil(recipe.steps * COARSE_STEPS)
-    return [Scale(size, recipe.steps if size == recipe.size else coarse) for size in sizes]
+    return [Scale(size, recipe.steps if size == recipe.pixels else coarse) for size in sizes]
 
 
 def work(recipe: Recipe, width: int, height: int) -> int:
     """Return the pixel-steps of one picture through all its scales; its painting time is proportional to them."""
-    pyramid = scales(recipe, min(width, height))
+    pyramid = scales(recipe.for_picture(width, height), min(width, height))
     return sum(scale.steps * math.prod(fit(width, height, scale.size)) for scale in pyramid)
 
 

@@ -89,8 +89,8 @@ def stylize(
 ) -> Generator[Step, None, Stylized]:
     """Paint `contents` in the styles of `guides`; yields every step and returns the pictures.
 
-    contents: (1, 3, H, W) each, RGB, 0..255, float32, longest side `recipe.size`, all on the device of the backbones.
-    Their sizes may differ, but they have the same scales, and one size if they are painted in tiles.
+    contents: (1, 3, H, W) each, RGB, 0..255, float32, longest side that of `recipe`, all on the device of the
+    backbones. Their sizes may differ, but they have the same scales, and one size if they are painted in tiles.
     guides: the parts of each picture, the same number for all. A style tensor that occurs several times is measured
     once a scale.
     load: returns the backbone for a recipe. starts: pictures to start from instead of `recipe.init`, like `contents`.
@@ -98,12 +98,13 @@ def stylize(
 
     A picture whose loss explodes or is not finite is tried once more with the settings SAFER, from its best state.
     """
+    recipe = recipe.for_picture(*contents[0].shape[-2:])
     indices = list(range(len(contents)))
     result = yield from _optimize(contents, guides, recipe, load(recipe), starts, indices, fitting, canvas)
     diverged = [i for i, reason in enumerate(result.stopped) if reason == "diverged"]
     if not diverged:
         return result
-    safer = recipe.model_copy(update=SAFER | {"min_size": recipe.size})
+    safer = recipe.model_copy(update=SAFER | {"min_size": recipe.pixels})
     finite = result.losses.total.isfinite().tolist()
     starts = [result.pictures[i] if finite[i] else contents[i] for i in diverged]
     again = [contents[i] for i in diverged], [guides[i] for i in diverged]
@@ -157,7 +158,7 @@ def _optimize(
 def _canvas(contents: Sequence[Tensor], least: Size, recipe: Recipe, backbone: Backbone, scale: Scale) -> Canvas:
     """Return the canvas for `contents` at `scale`; `least` is its smallest (height, width) at full size."""
     sizes = [fit(content.shape[3], content.shape[2], scale.size)[::-1] for content in contents]
-    height, width = (round(length * (scale.size / recipe.size)) for length in least)
+    height, width = (round(length * (scale.size / recipe.pixels)) for length in least)
     return Canvas(sizes, backbone.layers, contents[0].device, (height, width))
 
 
@@ -420,7 +421,7 @@ def _style_grams(
     that all pictures and batches share them.
     """
     height, width = style.shape[-2:]
-    size = fit(width, height, max(height, width) * scale.size / recipe.size)
+    size = fit(width, height, max(height, width) * scale.size / recipe.pixels)
     if style not in _measured:
         _measured[style] = {}
     known: dict[object, dict[str, Tensor]] = _measured[style]

@@ -85,7 +85,9 @@ def test_the_opacity_is_put_back(ending: str) -> None:
 def test_camera_date_and_place_are_kept_and_the_picture_stays_upright(ending: str) -> None:
     photo = im.open_picture(as_bytes(scene(), "JPEG", exif=photo_exif()), "x")
     said = out.Provenance("a", "r1", 1, "f", "0.1.0")
-    data = out.encode_picture(np.asarray(photo.image), f"x.{ending}", out.Finish(exif=photo.exif, provenance=said))
+    data = out.encode_picture(
+        np.asarray(photo.image), f"x.{ending}", out.Finish(metadata=photo.metadata, provenance=said)
+    )
     with Image.open(io.BytesIO(data)) as image:
         exif = image.getexif()
         assert image.size == (40, 60)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,45 +10,17 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import ExifTags, Image
-from typer.testing import Result
 
-from batchnst import Recipe, read_ledger, stylize
-from tests.helpers import as_bytes, batchnst, photo_exif, scene
+from batchnst import Recipe, stylize
+from tests.helpers import as_bytes, batchnst, scene
 from tests.pictures.profiles import rgb_profile
-
-UNCHANGED = {"style_weight": 0, "tv_weight": 0, "size": 48, "steps": 1, "style_layers": ["relu1_1"]}
-"""What leaves a picture as it was."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    scene(64, 64).save(tmp_path / "style.png")
-    see_through = scene(48, 32)
-    see_through.putalpha(Image.fromarray(np.linspace(0, 255, 48 * 32).reshape(32, 48).astype(np.uint8)))
-    see_through.save(tmp_path / "clear.png")
-    pale = Image.blend(scene(48, 32), Image.new("RGB", (48, 32), "gray"), 0.6)  # within sRGB, whatever its profile
-    photo = pale.transpose(Image.Transpose.ROTATE_90)
-    (tmp_path / "photo.jpg").write_bytes(
-        as_bytes(photo, "JPEG", quality=100, subsampling=0, exif=photo_exif(), icc_profile=rgb_profile())
-    )
-    return tmp_path
-
-
-def run(folder: Path, *rows: dict[str, Any]) -> Result:
-    manifest = folder / "m.jsonl"
-    lines = [{"style": "style.png", "id": f"n{i}", **UNCHANGED, **row} for i, row in enumerate(rows)]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return batchnst("run", manifest, "--out", folder / "out", "--engine", "inline")
+from tests.pictures.runs import UNCHANGED, ledger, run
 
 
 def reopened(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
-
-
-def ledger(folder: Path) -> dict[str, dict[str, Any]]:
-    return {row["pair_id"]: row for row in read_ledger(str(folder / "out"), "pairs").to_table().to_pylist()}
 
 
 def test_formats_are_those_asked_for_and_audit_agrees(folder: Path) -> None:

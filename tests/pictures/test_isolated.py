@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from batchnst.errors import InputError
 from batchnst.pictures import decode, isolated, messages, pool
 from batchnst.pictures.encode import Finish, Provenance
+from batchnst.pictures.metadata import Metadata
 from batchnst.storage.files import open_file
 from tests.helpers import as_bytes, photo_exif, png, scene
 from tests.pictures.profiles import rgb_profile
@@ -75,9 +76,9 @@ def test_what_comes_back_is_what_is_decoded_here() -> None:
     assert there.alpha is not None
     assert here.alpha is not None
     assert (there.alpha == here.alpha).all()
-    assert (there.exif, there.icc, there.notes) == (here.exif, here.icc, here.notes)
+    assert (there.metadata, there.icc, there.notes) == (here.metadata, here.icc, here.notes)
     assert there.icc == b"nonsense"
-    assert b"Camera Works" in there.exif
+    assert b"Camera Works" in there.metadata.exif
     assert load().pixels.shape == (40, 60, 3)
 
 
@@ -324,7 +325,7 @@ def test_metadata_from_outside_is_written_there(own: pool.Pool) -> None:
     )
     own.trim()
     alpha = np.full((40, 60), 77, np.uint8)
-    data = isolated.encode(photo.pixels, "x.png", Finish(95, alpha, photo.exif, photo.icc, origin))
+    data = isolated.encode(photo.pixels, "x.png", Finish(95, alpha, photo.metadata, photo.icc, origin))
     assert running(own)
     assert isolated.read_provenance(data, "x.png") == origin
     with Image.open(io.BytesIO(data)) as image:
@@ -338,7 +339,7 @@ def test_a_picture_without_metadata_is_written_here(own: pool.Pool) -> None:
     assert own._idle == []
 
 
-@pytest.mark.parametrize("finish", [Finish(exif=b"nonsense"), Finish(icc=b"nonsense")])
+@pytest.mark.parametrize("finish", [Finish(metadata=Metadata(b"nonsense")), Finish(icc=b"nonsense")])
 def test_no_metadata_raises_anything_but_an_input_error(finish: Finish) -> None:
     encode: Callable[[str], bytes] = lambda name: isolated.encode(np.zeros((4, 4, 3), np.uint8), name, finish)  # noqa: E731
     if finish.icc:

@@ -150,9 +150,9 @@ def main() -> None:
         seconds = time.perf_counter() - started
         painting.picture.save(chosen.out / name)
         pictures[row, column] = painting.picture
-        photo = _load(content, recipe.size)
+        photo = _load(content, recipe.pixels)
         picture = to_tensor(painting.painted.pixels, torch.device("cpu"))
-        measures = look.measure(picture, photo, _load(style, recipe.size)) | {"seconds": seconds}
+        measures = look.measure(picture, photo, _load(style, recipe.pixels)) | {"seconds": seconds}
         results.setdefault(column, []).append(measures)
         print(name, setting, " ".join(f"{key} {value:.4f}" for key, value in measures.items()), flush=True)
     print()
