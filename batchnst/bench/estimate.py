@@ -129,7 +129,7 @@ def _disk_bytes(batches: Sequence[Batch]) -> float:
 def _steps(batch: Batch) -> int:
     """Steps of all pictures of a batch through all scales."""
     size = batch.size or (1, 1)
-    return len(batch.jobs) * sum(scale.steps for scale in scales(batch.recipe.for_picture(*size), min(size)))
+    return len(batch.jobs) * sum(scale.steps for scale in scales(batch.recipe, *size))
 
 
 def _size_text(size: float) -> str:

@@ -103,7 +103,7 @@ def measure(recipe: Recipe, print_line: Callable[[str], None]) -> Bench:
     ceiling = measure_ceiling(device, dtype)
     print_line(f"ceiling    {_flops(ceiling['matrix'])} matrix product · {_flops(ceiling['convolution'])} convolution")
     steps = []
-    for size in [scale.size for scale in scales(recipe, recipe.pixels * 3 // 4)]:
+    for size in [scale.size for scale in scales(recipe, recipe.pixels, recipe.pixels * 3 // 4)]:
         for batch in batches(device, recipe, size):
             steps.append(measure_step(recipe, device, size, batch))
             print_line(_step_line(steps[-1], ceiling["matrix"]))

@@ -247,16 +247,11 @@ def make_batches(
 def _group_key(job: Job, size: Size, mixed: bool) -> tuple[object, ...]:
     """The properties that pairs in one batch have in common: recipe, number of content masks, and size.
 
-    If they are `mixed`, the longest side and the number of scales instead of the size, except in tiles.
+    If they are `mixed`, the scales instead of the size, except in tiles.
     """
     recipe = job.pair.recipe
     if mixed and not recipe.tile_side:
-        return (
-            recipe.json_text,
-            len(job.pair.content_masks),
-            max(size),
-            len(scales(recipe.for_picture(*size), min(size))),
-        )
+        return recipe.json_text, len(job.pair.content_masks), *scales(recipe, *size)
     return recipe.json_text, len(job.pair.content_masks), size
 
 

@@ -139,7 +139,7 @@ class Painter:
 
     def _parts(self, batch: Sequence[Inputs], canvas: tuple[int, int]) -> Iterator[_Part]:
         """Divide `batch` into parts to paint together."""
-        for indices in _grouped(batch, lambda inputs: len(scales(self.recipe, min(_size(inputs))))):
+        for indices in _grouped(batch, lambda inputs: tuple(scales(self.recipe, *_size(inputs)))):
             part = _Part.of(batch, indices, canvas)
             fitting = self._find_fitting(part, self.hardware.memory)
             if fitting and fitting.tile >= max(part.canvas):

@@ -28,23 +28,22 @@ class Scale:
     steps: int
 
 
-def scales(recipe: Recipe, smallest_side: int) -> list[Scale]:
-    """Return the scales of a picture, coarse to fine, each half the size of the next.
+def scales(recipe: Recipe, width: int, height: int) -> list[Scale]:
+    """Return the scales of a picture of `width` × `height` pixels, coarse to fine, each half the size of the next.
 
-    No scale is smaller than `recipe.min_size`, or too small for the recipe's layers. `smallest_side` is the picture's
-    shorter side at the finest scale, in pixels.
+    No scale is smaller than `recipe.min_size`, or too small for the recipe's layers.
     """
-    sizes = [recipe.pixels]
-    while sizes[0] // 2 >= recipe.min_size and smallest_side * (sizes[0] // 2) >= recipe.smallest_side * recipe.pixels:
+    longest, shortest = max(width, height), min(width, height)
+    sizes = [longest]
+    while sizes[0] // 2 >= recipe.min_size and shortest * (sizes[0] // 2) >= recipe.smallest_side * longest:
         sizes.insert(0, sizes[0] // 2)
     coarse = math.ceil(recipe.steps * COARSE_STEPS)
-    return [Scale(size, recipe.steps if size == recipe.pixels else coarse) for size in sizes]
+    return [Scale(size, recipe.steps if size == longest else coarse) for size in sizes]
 
 
 def work(recipe: Recipe, width: int, height: int) -> int:
     """Return the pixel-steps of one picture through all its scales; its painting time is proportional to them."""
-    pyramid = scales(recipe.for_picture(width, height), min(width, height))
-    return sum(scale.steps * math.prod(fit(width, height, scale.size)) for scale in pyramid)
+    return sum(scale.steps * math.prod(fit(width, height, scale.size)) for scale in scales(recipe, width, height))
 
 
 def resize(pictures: Tensor, width: int, height: int) -> Tensor:

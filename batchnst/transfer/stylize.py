@@ -130,7 +130,7 @@ def _optimize(
     guides = [_recolored(parts, content, color) for parts, content in zip(guides, contents, strict=True)]
     starts = _starts(subjects, guides, recipe) if starts is None else [color.content(start) for start in starts]
     begun, painted, step_scale = starts, starts, None
-    pyramid = scales(recipe, min(min(content.shape[2:]) for content in contents))
+    pyramid = scales(recipe, recipe.pixels, min(min(content.shape[2:]) for content in contents))
     index, done, total = 0, 0, sum(scale.steps for scale in pyramid)
     for scale in pyramid:
         canvas = _canvas(contents, least, recipe, backbone, scale)

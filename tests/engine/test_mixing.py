@@ -54,7 +54,7 @@ def test_the_coarser_scales_have_no_other_batches() -> None:
     shapes = {
         (len(indices), *(round(side * scale.size / 512) for side in canvas))
         for indices, canvas in batches
-        for scale in scales(recipe, 256)
+        for scale in scales(recipe, 512, 256)
     }
     assert len(shapes) <= 36
 

@@ -94,7 +94,7 @@ def test_all_errors_are_told_with_their_lines(tmp_path: Path) -> None:
         "line 2, output: '../../etc/passwd.png' leaves OUT; expected a path inside its images/ folder",
         "line 3, content: is missing; expected a path or URI",
         "line 5: optimizer: 'adm' is not allowed (did you mean 'adam'?); one of lbfgs, adam, sgd",
-        "line 5: size: '-3' is not allowed: should be greater than or equal to 16",
+        "line 5: size: '-3' is not allowed: should be greater than or equal to 16; a number of pixels, or original",
         "line 5, id: 'one' is already the id of line 2; expected a unique one",
         "line 6, id: 'a b' is not allowed; expected up to 200 letters, digits, '.', '_' or '-'",
         "line 6, output: 'x.gif' cannot be written; "

@@ -231,9 +231,9 @@ def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, op
 
 def test_scales_halve_down_to_min_size_and_stop_where_layers_go_blind() -> None:
     recipe = Recipe(size=512, steps=80, min_size=128)
-    assert scales(recipe, 384) == [Scale(128, 20), Scale(256, 20), Scale(512, 80)]
-    assert scales(recipe, 60) == [Scale(256, 20), Scale(512, 80)]
-    assert scales(recipe.model_copy(update={"min_size": 512}), 384) == [Scale(512, 80)]
+    assert scales(recipe, 512, 384) == [Scale(128, 20), Scale(256, 20), Scale(512, 80)]
+    assert scales(recipe, 512, 60) == [Scale(256, 20), Scale(512, 80)]
+    assert scales(recipe.model_copy(update={"min_size": 512}), 512, 384) == [Scale(512, 80)]
     assert work(recipe, 512, 384) == 20 * 128 * 96 + 20 * 256 * 192 + 80 * 512 * 384
 
 
