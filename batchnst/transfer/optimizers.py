@@ -70,7 +70,7 @@ class OptimizerFactory(Protocol):
 
         learning_rate: None for the optimiser's default. step_scale: (B,), from the coarser scale. history: steps to
         remember. sizes: (height, width) of each picture if some are smaller than (H, W); pixels and gradients outside
-        them are 0, and the pixels stay so. Adam and gradient descent ignore the last three.
+        them are 0, and the pixels stay so. Adam and gradient descent ignore `step_scale` and `history`.
         """
 
 
@@ -161,8 +161,8 @@ class GradientDescent(_Descent):
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Step down the gradient; every trial is kept."""
         kept = self._keep(loss)
-        length = (gradient.square().sum((1, 2, 3)) / self.values).sqrt()
-        length.clamp_min_(torch.finfo(gradient.dtype).tiny)
+        mean = gradient.square().sum((1, 2, 3)) / self.values
+        length = mean.sqrt().clamp_min(torch.finfo(gradient.dtype).tiny)
         torch.where(self.rate > 0, self.rate, self.first_move / length, out=self.rate)
         self.trial.addcmul_(gradient, self.rate[:, None, None, None], value=-1).clamp_(*BOX)
         return kept
@@ -206,7 +206,6 @@ class LBFGS:
         sizes: Sequence[Size] | None = None,
     ) -> None:
         count, places = len(pictures), pictures[0].numel()
-        sizes = sizes or [(pictures.shape[2], pictures.shape[3])] * count
         self.learning_rate = 1.0 if learning_rate is None else learning_rate
         self.trial, self.best = (pictures.clone(memory_format=torch.contiguous_format) for _ in range(2))
         self.gradient = torch.zeros_like(self.best)
@@ -214,7 +213,7 @@ class LBFGS:
         self.loss = pictures.new_full((count,), torch.inf)
         self.step = pictures.new_ones(count)
         self.refusals = pictures.new_zeros(count)
-        self.smooth = LowPass(sizes, self.cutoff, pictures)
+        self.smooth = LowPass(sizes or [(pictures.shape[2], pictures.shape[3])] * count, self.cutoff, pictures)
         self.values = _values(pictures, sizes)
         self.gamma = pictures.new_zeros(count) if step_scale is None else step_scale.to(pictures.dtype) * self.values
         # Rows 2i and 2i + 1 of `curvature` are s and Py of slot i. Each picture fills its slots in turn. There is one
@@ -349,7 +348,7 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {"lbfgs": LBFGS, "adam": Adam, "sgd": 
 
 
 def _values(pictures: Tensor, sizes: Sequence[Size] | None) -> Tensor:
-    """Return the number of values of each of `pictures` (B, C, H, W), (B,); `sizes` are those of a factory."""
+    """Return the number of values of each of `pictures` (B, C, H, W), which are smaller if there are `sizes`, (B,)."""
     sizes = sizes or [(pictures.shape[2], pictures.shape[3])] * len(pictures)
     return pictures.new_tensor([pictures.shape[1] * height * width for height, width in sizes])
 
