@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -191,7 +191,11 @@ def _groups(files: Sequence[pafs.FileInfo], at_least: int) -> list[list[pafs.Fil
 
 def _merge(folder: Folder, identity: str, table: str, group: Sequence[pafs.FileInfo]) -> str:
     """Merge the files of `group` into one aside; return its future path under `ledger/`. Raises StorageError."""
-    parts = in_parallel(partial(parquet.read, folder), group, folder.streams)
+
+    def read(info: pafs.FileInfo) -> pa.Table:
+        return parquet.conform(info.path, parquet.read(folder, info), table)
+
+    parts = in_parallel(read, group, folder.streams)
     # Keep columns that this version does not know.
     rows = pa.concat_tables(parts, promote_options="default").sort_by([(name, "ascending") for name in ORDER[table]])
     name = f"{table}/merged-{uuid.uuid4().hex}.parquet"

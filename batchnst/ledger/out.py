@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -252,7 +251,11 @@ class Out:
         matching: pc.Expression | None = None,
     ) -> pa.Table:
         """The rows of a table in `files`; only `columns` if given, and only rows that satisfy `matching`."""
-        read = partial(parquet.read, self.folder, columns=columns, matching=matching)
+
+        def read(info: pafs.FileInfo) -> pa.Table:
+            rows = parquet.read(self.folder, info, columns, matching)
+            return parquet.conform(info.path, rows, table)
+
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
         tables = in_parallel(lambda group: _concat(map(read, group)), groups, self.folder.streams)
         return _concat([parquet.empty(table, columns), *tables])

@@ -67,6 +67,18 @@ def read(
         return pq.read_table(data, columns=columns, filters=matching, use_threads=False)
 
 
+def conform(path: str, rows: pa.Table, table: str) -> pa.Table:
+    """Return `rows` of the file at `path` with the column types of `table`; raises LedgerError if that is impossible.
+
+    Other programs may write them again with types of their own, such as long texts. Columns of later versions stay.
+    """
+    known = {field.name: field.type for field in SCHEMAS[table]}
+    with readable(path):
+        rows.validate(full=True)  # else texts that are not UTF-8 are found by whoever reads them
+        fields = [field.with_type(known.get(field.name, field.type)) for field in rows.schema]
+        return rows.cast(pa.schema(fields, rows.schema.metadata))
+
+
 @contextmanager
 def readable(path: str) -> Iterator[None]:
     """Context in which the file at `path` is read.
@@ -78,7 +90,7 @@ def readable(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names and numbers in its metadata
         if is_transient(error):
             raise StorageError(f"{path}: its storage does not answer: {error}") from None
         raise LedgerError(f"{path}: not a readable Parquet file: {error}") from None

@@ -12,9 +12,11 @@ import duckdb
 import fastparquet
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS, RunRow
 from tests.helpers import NOON, loss, row
@@ -97,3 +99,45 @@ def test_queries_find_nothing_where_all_pairs_failed(out: Out) -> None:
     with duckdb.connect() as connection:
         for table in (losses, f"{pairs} join {losses} using (run_id, pair_id, attempt)"):
             assert connection.execute(f"select count(*) from {table}").fetchall() == [(0,)]
+
+
+# Found by `make fuzz` -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_another_program_wrote_again_is_read(out: Out) -> None:
+    with out.claim("r1") as claim:
+        for pair_id in ("a", "b"):
+            out.commit(claim.lease(), {}, [row(pair_id, notes=["x"])], [loss(0, pair_id)])
+        (first, _) = files(out, "pairs")
+        rows = pq.read_table(first)
+        longer = [field.with_type(pa.large_string()) if field.type == pa.string() else field for field in rows.schema]
+        pq.write_table(rows.cast(pa.schema(longer, rows.schema.metadata)), first)
+        assert sorted(out.rows("pairs")["pair_id"].to_pylist()) == ["a", "b"]
+        out.compact(claim)
+    assert sorted(out.rows("pairs")["pair_id"].to_pylist()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("column", ["notes", "pair_id", "finished_at"])
+def test_a_column_of_another_type_gets_a_line(out: Out, column: str) -> None:
+    with out.claim("r1") as claim:
+        out.commit(claim.lease(), {}, [row("a")], [])
+    (file,) = files(out, "pairs")
+    rows = pq.read_table(file)
+    place, other = rows.schema.get_field_index(column), pa.array([b"\xff"])
+    pq.write_table(rows.set_column(place, column, other), file)
+    with pytest.raises(LedgerError, match="not a readable Parquet file"):
+        out.rows("pairs")
+
+
+def test_text_that_is_not_utf_8_gets_a_line(out: Out) -> None:
+    with out.claim("r1") as claim:
+        out.commit(claim.lease(), {}, [row("a")], [])
+    (file,) = files(out, "pairs")
+    rows = pq.read_table(file)
+    bad = pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(rows.set_column(rows.schema.get_field_index("pair_id"), "pair_id", bad), file)
+    with pytest.raises(LedgerError, match="not a readable Parquet file"):
+        out.rows("pairs")
+    file.write_bytes(file.read_bytes().replace(b"pair_id", b"pair\xffid"))  # the name of a column
+    with pytest.raises(LedgerError, match="not a readable Parquet file"):
+        out.rows("pairs")
