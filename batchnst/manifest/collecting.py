@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from fsspec.utils import glob_translate
 
 from batchnst.errors import RequestError
-from batchnst.pictures import isolated
+from batchnst.pictures import isolated, raw
 from batchnst.storage.files import find_files
 from batchnst.storage.threads import in_threads
 
@@ -27,7 +27,10 @@ PROBES = 16
 MOST_NAMES = 20
 """Largest number of names that are not UTF-8 to tell."""
 
-ADVICE = {".jxl": "`pip install 'batchnst[jxl]'` reads .jxl"}
+ADVICE = {
+    ".jxl": "`pip install 'batchnst[jxl]'` reads .jxl",
+    **{ending: f"`pip install 'batchnst[raw]'` reads {ending}" for ending in raw.ENDINGS},
+}
 """How to read more endings."""
 
 

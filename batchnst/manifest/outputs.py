@@ -76,8 +76,8 @@ def format_problem(output: str, recipe: Recipe) -> str | None:
     kind = FORMATS[PurePosixPath(output).suffix.lower()]
     if recipe.alpha == "keep" and kind in OPAQUE:
         return f"{output!r} holds no transparency, but alpha is keep; expected .png, .webp, .avif or .tif"
-    if isinstance(recipe.size, int) and recipe.size > (most := MAX_SIDES.get(kind, recipe.size)):
-        return f"{output!r} holds at most {most:,} pixels on a side, but size is {recipe.size:,}; expected .png or .tif"
+    if recipe.has_one_size and recipe.pixels > (most := MAX_SIDES.get(kind, recipe.pixels)):
+        return f"{output!r} holds at most {most:,} pixels on a side, size is {recipe.pixels:,}; expected .png or .tif"
     return None
 
 

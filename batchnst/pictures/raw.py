@@ -11,6 +11,9 @@ from PIL import Image
 ADVICE = "a camera's raw file: pip install 'batchnst[raw]' to have it developed, or convert it to JPEG or TIFF"
 """What to do where rawpy is not installed."""
 
+ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
+"""Endings of the usual cameras' raw files."""
+
 _BEGINNINGS = {
     0: (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM"),
     4: (b"ftypcrx ",),
@@ -18,6 +21,11 @@ _BEGINNINGS = {
     8: (b"CR\2",),
 }
 """Beginnings of raw files, by their place: Fuji, Panasonic, Olympus, Sigma, Minolta; Canon's of three kinds."""
+
+
+def is_installed() -> bool:
+    """True if rawpy is there."""
+    return find_spec("rawpy") is not None
 
 
 def is_camera_raw(data: bytes) -> bool:
@@ -30,7 +38,7 @@ def develop(data: bytes, check: Callable[[tuple[int, int]], None]) -> Image.Imag
 
     `check` is called with its size before it is developed. Raises ValueError with ADVICE if rawpy is not installed.
     """
-    if find_spec("rawpy") is None:
+    if not is_installed():
         raise ValueError(ADVICE)
     import rawpy
 

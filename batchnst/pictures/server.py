@@ -22,7 +22,7 @@ from PIL import AvifImagePlugin, Image, PngImagePlugin
 from pillow_heif import register_heif_opener
 
 from batchnst.errors import InputError
-from batchnst.pictures import decode, messages, opening, png
+from batchnst.pictures import decode, messages, opening, png, raw
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.pictures.metadata import Metadata
 from batchnst.recipe import fit
@@ -249,7 +249,8 @@ def _encode(request: Request) -> Answer:
 def _endings(request: Request) -> Answer:
     """List the endings of files that can be decoded."""
     formats = opening.formats()
-    return {"endings": [ending for ending, name in Image.registered_extensions().items() if name in formats]}, []
+    endings = [ending for ending, name in Image.registered_extensions().items() if name in formats]
+    return {"endings": [*endings, *(raw.ENDINGS if raw.is_installed() else ())]}, []
 
 
 ACTIONS: dict[str, Callable[[Request], Answer]] = {

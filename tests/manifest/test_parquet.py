@@ -160,7 +160,8 @@ def test_problems_of_a_folder_name_their_file(tmp_path: Path) -> None:
         read_manifest(f"{tmp_path}/n", {})
     assert [line.removeprefix(f"{tmp_path}/n: ") for line in str(caught.value).splitlines()] == [
         "b.parquet: line 1, id: 'x' is already the id of a.parquet: line 2; expected a unique one",
-        "b.parquet: line 2: size: 1 is not allowed: should be greater than or equal to 16; a number of pixels, or original",
+        "b.parquet: line 2: size: 1 is not allowed: should be greater than or equal to 16; "
+        "a number of pixels, or original",
         "c.parquet: has no column style; it has: content",
     ]
 

@@ -286,7 +286,7 @@ def test_a_format_that_cannot_hold_the_size_is_refused(tmp_path: Path, kind: str
     assert len(read_manifest(write(tmp_path, json.dumps(fits), "m.jsonl"), settings)) == 1
     too_long, settings = row(most + 1)
     (problem,) = problems(write(tmp_path, json.dumps(too_long), "m.jsonl"), **settings)
-    assert problem.endswith(f"holds at most {most:,} pixels on a side, but size is {most + 1:,}; expected .png or .tif")
+    assert problem.endswith(f"holds at most {most:,} pixels on a side, size is {most + 1:,}; expected .png or .tif")
 
 
 def test_plan_run_and_stylize_refuse_it_before_they_paint(tmp_path: Path) -> None:
