@@ -86,11 +86,15 @@ def test_what_is_no_picture_is_counted_in_one_line(folder: Path) -> None:
     assert sorted(photos()) == sorted(PHOTOS)
 
 
-def test_jpeg_xl_without_its_decoder_is_counted_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ending", "extra"), [(".jxl", "jxl"), (".dng", "raw"), (".cr3", "raw")])
+def test_what_an_extra_decodes_is_taken_with_it_and_counted_with_advice_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str, extra: str
+) -> None:
+    assert ending in isolated.endings()
     monkeypatch.setattr(isolated, "endings", lambda: frozenset({".jpg", ".png"}))
-    touch(folder / "photos", "x.jxl")
-    assert "1 .jxl" in (line := manifest().stderr)
-    assert line.endswith("; `pip install 'batchnst[jxl]'` reads .jxl\n")
+    touch(folder / "photos", f"x{ending}")
+    assert f"1 {ending}" in (line := manifest().stderr)
+    assert line.endswith(f"; `pip install 'batchnst[{extra}]'` reads {ending}\n")
 
 
 def test_a_folder_without_pictures_says_what_it_has(folder: Path) -> None:
