@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.manifest.pair import Pair
+from batchnst.manifest.pair import Pair, to_json
 from batchnst.manifest.readers import BLOCK_ROWS
 from batchnst.recipe import Recipe
 
@@ -51,6 +51,27 @@ class Manifest:
         self.address, self.settings = address, dict(settings)
         self._blocks = blocks
         self._recipe = lru_cache(maxsize=1024)(lambda row: Recipe.from_settings({**settings, **json.loads(row)}))
+
+    @classmethod
+    def of(cls, address: str, pairs: Sequence[Pair]) -> Manifest:
+        """A manifest of `pairs`, with all keys of their recipes as settings of their rows."""
+        rows = [
+            [
+                *(pair.id, pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks),
+                *(pair.output, to_json(pair.recipe.model_dump()), pair.extra),
+            ]
+            for pair in pairs
+        ]
+        table = pa.table(
+            [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)],
+            schema=SCHEMA,
+        )
+        return cls(address, table.combine_chunks().to_batches(BLOCK_ROWS), {})
+
+    def sets(self, key: str) -> bool:
+        """True if a row sets the recipe key `key` itself."""
+        # A quote inside of a text has a backslash, so that only a key matches.
+        return any(pc.any(pc.match_substring(block["settings"], f'"{key}": ')).as_py() for block in self._blocks)
 
     @property
     def ids(self) -> pa.ChunkedArray:
