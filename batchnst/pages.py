@@ -26,7 +26,7 @@ def templates(package: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters.update(count=_count, figure=_figure, duration=_duration, clock=_clock)
+    environment.filters.update(count=_count, figure=figure, duration=duration, clock=_clock)
     return environment
 
 
@@ -59,7 +59,7 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     """A number with four digits, in millions (M) or billions (bn) if it is large; a dash for None."""
     if value is None:
         return "–"
@@ -69,7 +69,8 @@ def _figure(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     if seconds < 600:

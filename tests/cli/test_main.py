@@ -294,7 +294,7 @@ def test_the_ledgers_loss_is_the_written_pictures(images: Path, tmp_path: Path, 
     assert row["total_loss"] < 0.2 * row["initial_total"]
 
 
-COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay", "bench"]
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "replay", "bench"]
 
 
 def test_help_names_the_commands_in_the_contracts_order() -> None:
@@ -449,6 +449,7 @@ def test_every_recipe_with_a_name_is_valid(name: str) -> None:
 
 def test_help_lists_the_commands_in_their_order() -> None:
     shown = re.findall(r"^│ (\w+) ", batchnst("--help").stdout.partition("Commands")[2], re.MULTILINE)
-    order = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay", "layers", "weights", "bench"]
+    order = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "replay"]
+    order += ["layers", "weights", "bench"]
     assert [name for name in shown if name in order] == [name for name in order if name in shown]
     assert "layers" in shown
