@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -196,6 +196,14 @@ class Recipe(BaseModel):
 
     def __hash__(self) -> int:
         return hash(self.json_text)
+
+    def changed(self, settings: Mapping[str, Any], reset: Collection[str] = ()) -> Recipe:
+        """This recipe with `settings`; keys in `reset` and not in `settings` get their defaults.
+
+        Keys that were never set keep following the keys that their defaults depend on. Raises RecipeError.
+        """
+        kept = {key: value for key, value in self.model_dump(exclude_unset=True).items() if key not in reset}
+        return Recipe.from_settings({**kept, **settings})
 
     def __copy__(self) -> Self:
         # `model_copy` may change keys, so texts derived from them must not be copied.

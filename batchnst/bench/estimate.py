@@ -10,13 +10,14 @@ from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
 from batchnst.engine.run import plan_run
+from batchnst.errors import RecipeError
 from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.named_weights import load_networks
-from batchnst.recipe import Recipe
+from batchnst.recipe import PRESETS, Recipe
 from batchnst.transfer.device import Hardware, best_device, gpu_count, keeps_shapes, usable_cpus
 from batchnst.transfer.memory import Fitting, least_memory, slowdown
-from batchnst.transfer.pyramid import scales
+from batchnst.transfer.pyramid import scales, work
 
 PNG_BYTES_PER_PIXEL = 2.0
 """Disk space of a painted PNG for each pixel, in bytes (measured at 256 pixels)."""
@@ -58,10 +59,12 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
         fittings = [(batch, batch.halved(hardware)) for batch in readable]
         fitted = [(batch, fitting) for batch, fitting in fittings if fitting]
         seconds = sum(_batch_seconds(batch, fitting, speed) for batch, fitting in fitted)
-        duration = timedelta(seconds=round(pairs_per_job * seconds / min(workers, max(1, len(fitted)))))
+        share = pairs_per_job / min(workers, max(1, len(fitted)))
+        duration = timedelta(seconds=round(share * seconds))
         peak = max((fitting.memory for _, fitting in fitted), default=0)
         lines += [
             f"time     about {duration} on this machine's {workers} {'GPUs' if gpus else 'CPUs'} ({source})",
+            f"presets  {_presets_text(fitted, speed, share)}",
             f"memory   about {peak / 1e9:.1f} GB a worker, of {hardware.memory / 1e9:.1f} GB",
             f"disk     about {_size_text(pairs_per_job * _disk_bytes(readable))}",
         ]
@@ -117,6 +120,28 @@ def _too_large_line(pairs: int, plan: Plan, memory: float) -> str:
 def _batch_seconds(batch: Batch, fitting: Fitting, speed: float) -> float:
     """Seconds that a worker takes for a batch; `speed` is in pixel-steps a second."""
     return batch.work * slowdown(fitting, batch.recipe) / speed
+
+
+def _presets_text(fitted: Sequence[tuple[Batch, Fitting]], speed: float, share: float) -> str:
+    """Text on the time of a run in which all batches have the recipe keys of each preset.
+
+    `share` is the number of seconds that the run takes for each second of a batch.
+    """
+    texts = []
+    for name in PRESETS:
+        try:
+            seconds = sum(_preset_seconds(name, batch, fitting, speed) for batch, fitting in fitted)
+        except RecipeError:  # its layers are those of another backbone
+            continue
+        texts.append(f"{name} {timedelta(seconds=round(share * seconds))}")
+    return " · ".join(texts).replace(" ", " about ", 1)
+
+
+def _preset_seconds(name: str, batch: Batch, fitting: Fitting, speed: float) -> float:
+    """Seconds that a worker takes for a batch with the keys of the preset `name`, at the same size and speed."""
+    recipe = batch.recipe.changed(PRESETS[name], reset={key for preset in PRESETS.values() for key in preset})
+    pixel_steps = len(batch.jobs) * work(recipe, *batch.size) if batch.size else 0
+    return pixel_steps * slowdown(fitting, recipe) / speed
 
 
 def _disk_bytes(batches: Sequence[Batch]) -> float:

@@ -12,20 +12,25 @@ from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from batchnst.cli import signals
-from batchnst.cli.options import with_options, with_recipe_options
+from batchnst.cli.options import RECIPE_OPTIONS, with_options, with_recipe_options
 from batchnst.cli.streams import make_lasting
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.manifest.columns import OUTPUT_FIELDS, OUTPUT_TEMPLATE
 from batchnst.recipe import Recipe
 from batchnst.redaction import redact, redact_json, redact_logs
 
-COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay"]
+if TYPE_CHECKING:  # these import torch, which takes seconds, and commands that only read a ledger do not need it
+    from batchnst.cli.display import RunDisplay
+    from batchnst.engine.run import Options
+    from batchnst.manifest.manifest import Manifest as PairsOfManifest
+
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "replay"]
 COMMANDS += ["layers", "weights", "bench", "ledger"]
 """The commands in the order of the help."""
 
@@ -71,7 +76,7 @@ def _options(
 
 
 class EngineName(StrEnum):
-    """Engines of `run`."""
+    """Engines of `run` and `proof`."""
 
     ray = "ray"
     inline = "inline"
@@ -166,6 +171,15 @@ def in_bytes(gigabytes: float | None) -> float | None:
     return gigabytes and gigabytes * 1e9
 
 
+Address = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster.", show_default="$RAY_ADDRESS, else a new one on this machine"),
+]
+
+
+Engine = Annotated[EngineName, typer.Option(help="ray: on a Ray cluster; inline: in this process.")]
+
+
 OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)]
 
 
@@ -176,10 +190,7 @@ def run(
     settings: dict[str, Any],
     manifest: Manifest,
     out: Annotated[str, typer.Option(help="Folder or URI for pictures and ledger.", show_default=False)],
-    address: Annotated[
-        str | None,
-        typer.Option(help="Address of a Ray cluster.", show_default="$RAY_ADDRESS, else a new one on this machine"),
-    ] = None,
+    address: Address = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Number of pairs painted together.", show_default="auto")
     ] = None,
@@ -195,16 +206,13 @@ def run(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of pairs to paint.")] = None,
     memory: Memory = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="ray: on a Ray cluster; inline: in this process.")
-    ] = EngineName.ray,
+    engine: Engine = EngineName.ray,
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
-    from batchnst.cli.display import RunDisplay
-    from batchnst.engine import run as engine_run
+    from batchnst.engine.run import Options
 
     pairs = _read_manifest(manifest, settings, out)
-    options = engine_run.Options(
+    options = Options(
         out=out,
         engine=engine.value,
         address=address,
@@ -215,11 +223,22 @@ def run(
         limit=limit,
         memory=in_bytes(memory),
     )
+    display = _paint(pairs, options)
+    _print(display.summary())
+    if display.failed:
+        raise typer.Exit(FAILED)
+
+
+def _paint(pairs: PairsOfManifest, options: Options) -> RunDisplay:
+    """Paint all pairs, and show it."""
+    from batchnst.cli.display import RunDisplay
+    from batchnst.engine.run import run as engine_run
+
     signals.give_time(STARTING_SECONDS)
-    display = RunDisplay(out)
+    display = RunDisplay(options.out)
     try:
         with display:
-            for event in engine_run.run(pairs, options):
+            for event in engine_run(pairs, options):
                 display.show(event)
                 if display.planned:
                     signals.give_time(PAINTING_SECONDS)
@@ -228,9 +247,7 @@ def run(
             raise
         _error(f"{str(error).rstrip('.')}; {signals.how_to_go_on()}")
         raise typer.Exit(FAILED) from None
-    _print(display.summary())
-    if display.failed:
-        raise typer.Exit(FAILED)
+    return display
 
 
 @app.command()
@@ -251,6 +268,60 @@ def plan(
     from batchnst.bench.estimate import describe
 
     _print(describe(_read_manifest(manifest, settings, out), out, retry_failed=retry_failed, memory=in_bytes(memory)))
+
+
+@app.command()
+@_handle_errors
+@with_recipe_options
+def proof(
+    settings: dict[str, Any],
+    manifest: Manifest,
+    out: Annotated[
+        str, typer.Option(help="Page to write, .html; pictures go into a folder beside it.", show_default=False)
+    ],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE,VALUE,… for any recipe key, or recipe=NAME,NAME; | separates values with commas. "
+            "Repeat it for more keys: every combination is painted."
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Number of pairs to choose, unlike one another.")] = 6,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A pair to paint, by its id, instead of chosen ones; repeat it."),
+    ] = None,
+    address: Address = None,
+    memory: Memory = None,
+    engine: Engine = EngineName.ray,
+) -> None:
+    """Paint a few unlike pairs in a grid of settings, on one page to choose from. Asked again, it paints new cells."""
+    from batchnst.cli.display import Bar
+    from batchnst.engine.run import Options
+    from batchnst.proof import grid as grids
+    from batchnst.proof.render import render
+    from batchnst.proof.strip import Strip, folder_of
+    from batchnst.proof.unlike import choose, named
+    from batchnst.storage import files
+
+    folder = folder_of(out)
+    files.check_writable(out)
+    columns = grids.read_grid(grid or [], settings)
+    rows = _read_manifest(manifest, settings, None)
+    with Bar() as bar:
+        chosen = named(rows, pair) if pair else choose(rows, pairs, _error, bar.update)
+    strip = Strip(rows, chosen, columns, out)
+    options = Options(out=folder, engine=engine.value, address=address, memory=in_bytes(memory), retry_failed=True)
+    for stage in strip.stages():
+        display = _paint(stage.manifest, options)
+        with Bar() as bar:
+            page = render(strip, settings, out, RECIPE_OPTIONS, is_half=stage.is_half, progress=bar.update)
+        files.write(out, page)
+        if stage.is_half:
+            bar.print_line(f"{out}: written at half size; full size follows")
+    _print(out)
+    if display.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.manifest.blocks import BLOCK_ROWS
-from batchnst.manifest.pair import Pair
+from batchnst.manifest.pair import Pair, to_json
 from batchnst.recipe import Recipe
 
 _PATTERNS = {key: rf'"{key}": (?P<text>"(?:[^"\\]|\\.)*")' for key in ("backbone", "weights")}
@@ -54,6 +54,27 @@ class Manifest:
         self.address, self.settings, self.notes = address, dict(settings), tuple(notes)
         self._blocks = blocks
         self._recipe = lru_cache(maxsize=1024)(lambda row: Recipe.from_settings({**settings, **json.loads(row)}))
+
+    @classmethod
+    def of(cls, address: str, pairs: Sequence[Pair]) -> Manifest:
+        """A manifest of `pairs`, with all keys of their recipes as settings of their rows."""
+        rows = [
+            [
+                *(pair.id, pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks),
+                *(pair.output, to_json(pair.recipe.model_dump()), pair.extra),
+            ]
+            for pair in pairs
+        ]
+        table = pa.table(
+            [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)],
+            schema=SCHEMA,
+        )
+        return cls(address, table.combine_chunks().to_batches(BLOCK_ROWS), {})
+
+    def sets(self, key: str) -> bool:
+        """True if a row sets the recipe key `key` itself."""
+        # A quote inside of a text has a backslash, so that only a key matches.
+        return any(pc.any(pc.match_substring(block["settings"], f'"{key}": ')).as_py() for block in self._blocks)
 
     @property
     def ids(self) -> pa.ChunkedArray:

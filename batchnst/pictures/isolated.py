@@ -25,6 +25,9 @@ HEAD_BYTES = 1 << 14
 ENCODE_SECONDS = 600.0
 """Longest time to encode one picture, in seconds."""
 
+QUALITY = 78
+"""WebP quality of previews, 0..100, unless told otherwise."""
+
 METADATA_BYTES = 64 << 20
 """Longest answer beside the pixels, in bytes: a colour profile, EXIF, or a preview."""
 
@@ -75,12 +78,13 @@ class Preview:
     height: int
 
 
-def preview(data: bytes, name: str, side: int) -> Preview:
+def preview(data: bytes, name: str, side: int, quality: int = QUALITY) -> Preview:
     """Make a preview of the picture in the file `data`, upright, its longest side at most `side` pixels.
 
-    Raises InputError, with `name` in its message, if the picture cannot be decoded.
+    `quality` is that of WebP, 0..100. Raises InputError, with `name` in its message, if the picture cannot be decoded.
     """
-    header, (small,) = _POOL.ask(name, {"do": "preview", "side": side}, data, most_bytes=METADATA_BYTES)
+    request = {"do": "preview", "side": side, "quality": quality}
+    header, (small,) = _POOL.ask(name, request, data, most_bytes=METADATA_BYTES)
     return Preview(small, *header["size"])
 
 

@@ -48,9 +48,6 @@ BLOCK = 1 << 14
 EDGE, MOST_PADDED = 1 << 16, 1 << 26
 """A format that reads whole files gets EDGE bytes of both ends, zeros between, of a file up to MOST_PADDED bytes."""
 
-QUALITY = 78
-"""WebP quality of previews."""
-
 Answer = tuple[dict[str, Any], list[bytes]]
 """The header and the parts of an answer."""
 
@@ -204,7 +201,7 @@ def _preview(request: Request) -> Answer:
     picture = _open(request, options).image
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=QUALITY, method=2)
+    picture.save(buffer, "WEBP", quality=request.header["quality"], method=2)
     return {"size": picture.size}, [buffer.getvalue()]
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from batchnst import read_ledger
-from batchnst.bench import speed
+from batchnst.bench import estimate, speed
 from batchnst.cli.options import RECIPE_OPTIONS
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import PRESETS, Recipe, read_recipe, recipe_keys
@@ -159,7 +160,23 @@ def test_plan_says_what_run_would_do(manifest: Path, tmp_path: Path) -> None:
     assert "48×32  1 pair in 1 · fits, 0.9 GB, about 0:00:" in result.stdout
     assert "unreadable, will fail  1 pair in 1" in result.stdout
     assert "time     about 0:00:" in result.stdout
+    assert re.search(r"presets  draft about 0:00:\d\d · standard 0:\S+ · fine 0:\S+ · paper 0:", result.stdout)
     assert read_ledger(str(out), "pairs").count_rows() == 1
+
+
+def test_plan_says_what_each_preset_takes(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "measure_speed", lambda recipe: 1000.0)
+    manifest.write_text(f"content,style\n{manifest.parent}/c.png,{manifest.parent}/c.png\n")
+    Image.new("RGB", (64, 48)).save(manifest.parent / "c.png")
+    result = batchnst("plan", manifest, "--size", 64, "--steps", 4, "--set", "loss=neural-style")
+    second = 64 * 48 / 1000
+    times = [timedelta(seconds=round(steps * second)) for steps in (4, 27, 110, 400, 500)]
+    assert f"time     about {times[0]} " in result.stdout
+    shown = f"presets  draft about {times[1]} · standard {times[2]} · fine {times[3]} · paper {times[4]}\n"
+    assert shown in result.stdout
+    other = batchnst("plan", manifest, "--size", 64, "--backbone", "alexnet", "--weights", "random")
+    assert "· fine" in other.stdout, other.output
+    assert "· paper" not in other.stdout  # its layers are those of VGG19
 
 
 @pytest.mark.parametrize(
@@ -277,7 +294,7 @@ def test_the_ledgers_loss_is_the_written_pictures(images: Path, tmp_path: Path, 
     assert row["total_loss"] < 0.2 * row["initial_total"]
 
 
-COMMANDS = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay", "bench"]
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "replay", "bench"]
 
 
 def test_help_names_the_commands_in_the_contracts_order() -> None:
@@ -432,6 +449,7 @@ def test_every_recipe_with_a_name_is_valid(name: str) -> None:
 
 def test_help_lists_the_commands_in_their_order() -> None:
     shown = re.findall(r"^│ (\w+) ", batchnst("--help").stdout.partition("Commands")[2], re.MULTILINE)
-    order = ["run", "plan", "stylize", "manifest", "status", "audit", "report", "replay", "layers", "weights", "bench"]
+    order = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "replay"]
+    order += ["layers", "weights", "bench"]
     assert [name for name in shown if name in order] == [name for name in order if name in shown]
     assert "layers" in shown

@@ -4,10 +4,7 @@ import base64
 import gzip
 import io
 import json
-import os
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from batchnst import read_ledger
 from batchnst.errors import InputError, LedgerError
@@ -27,13 +24,9 @@ from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.report import build as report
 from batchnst.review.report import curves, figures, previews
 from batchnst.storage import files
+from tests.browser import Heard, open_browser, open_page, until
 from tests.helpers import NOON, row
 from tests.tools import made_up
-
-PATIENCE_SECONDS = 30.0
-"""Seconds that the browser may take, at most, to do what a test waits for."""
-
-expect.set_options(timeout=1000 * PATIENCE_SECONDS)
 
 PAIRS = 66
 SCRIPT = "<script>window.pwned=1</script>"
@@ -291,11 +284,6 @@ def test_alike_failures_are_one_reason() -> None:
     assert figures.reason(other) == ("E", "/a.jpg: no such file")
 
 
-def test_names_are_as_long_as_tells_them_apart() -> None:
-    found = figures.short_names(["/x/a.jpg", "/x/b.jpg", "/y/b.jpg", "s3://z/c.jpg"])
-    assert found == {"/x/a.jpg": "a.jpg", "/x/b.jpg": "x/b.jpg", "/y/b.jpg": "y/b.jpg", "s3://z/c.jpg": "c.jpg"}
-
-
 def test_a_thinned_curve_keeps_what_matters() -> None:
     total = np.linspace(9, 1, 1000)
     total[777] = 0.5
@@ -325,43 +313,19 @@ def test_the_way_to_the_pictures_is_seen_from_the_page(tmp_path: Path, to: str |
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Of this module alone: while it is open, asyncio counts as running in this thread."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium here: run `tests/tools/chromium.sh`")
-    with sync_playwright() as playwright:
-        sandbox = [] if os.geteuid() else ["--no-sandbox"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
+    with open_browser() as browser:
         yield browser
-        browser.close()
-
-
-@dataclass
-class Heard:
-    """What a page says and asks for, all of which should be nothing."""
-
-    said: list[str]
-    asked: list[str]
 
 
 @pytest.fixture
 def heard() -> Heard:
-    return Heard([], [])
+    return Heard()
 
 
 @pytest.fixture
 def page(browser: Browser, night: Night, heard: Heard) -> Iterator[Page]:
-    """The page, open; it must stay silent throughout the test."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    page.on("console", lambda message: heard.said.append(message.text))
-    page.on("pageerror", lambda error: heard.said.append(str(error)))
-    page.on("request", lambda request: heard.asked.extend([] if request.url.startswith("data:") else [request.url]))
-    page.goto(night.page.as_uri())
-    yield page
-    assert page.evaluate("window.pwned") is None
-    page.close()
-    assert heard.said == []
-    assert heard.asked == [night.page.as_uri()]
+    with open_page(browser, night.page, heard) as page:
+        yield page
 
 
 def cards(page: Page) -> list[str]:
@@ -370,14 +334,6 @@ def cards(page: Page) -> list[str]:
         str(pair_id)
         for pair_id in page.eval_on_selector_all("#list .card", "all => all.map((a) => pairs.id[a.dataset.pair])")
     ]
-
-
-def until(page: Page, expression: str) -> None:
-    """Wait for it; the browser's own way to wait is forbidden by the page's policy."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, expression
-        time.sleep(0.02)
 
 
 def open_first(page: Page, sort: str = "loss-down") -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
@@ -29,7 +27,7 @@ from plotly.offline import get_plotlyjs
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
 from batchnst.ledger.schema import row_without_secrets, without_secrets
-from batchnst.pages import templates
+from batchnst.pages import joined, script_source, short_names, templates
 from batchnst.progress import Progress, silent
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
@@ -96,7 +94,7 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
         "base": _base(out, to),
         "pairs": _columns(pairs),
         "addresses": list(addresses),
-        "names": list(figures.short_names(addresses).values()),
+        "names": list(short_names(addresses).values()),
         "reasons": [f"{failure['type']}: {failure['message']}" for failure in failures],
         "pictures": _columns([asdict(preview) | {"text": len(preview.text)} for preview in previews]),
         "blocks": [first for first, _ in blocks],
@@ -278,60 +276,26 @@ def _base(out: Out, to: str | None) -> str | None:
 # The page ----------------------------------------------------------------------------------------------------------
 
 
-_SCRIPTS = ("data.js", "cards.js", "charts.js", "pair.js")
+_SCRIPTS = ["data.js", "cards.js", "charts.js", "pair.js"]
 """Files of the page's script, in the order in which they are joined."""
 
 
 def _render(**values: Any) -> bytes:
     """The page as UTF-8, made from `report.html` with these values."""
-    page = files("batchnst.review.report") / "templates"
-    script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
+    script = joined("batchnst.review.report", _SCRIPTS)
     plotly = get_plotlyjs()
     environment = templates("batchnst.review.report")
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters.update(count=_count, figure=_figure, duration=_duration, time=_time, clock=_clock)
+    environment.filters.update(time=_time)
     html = environment.get_template("report.html").render(
-        style=(page / "report.css").read_text("utf-8"),
+        style=joined("batchnst.review.report", ["report.css"]),
         script=script,
         plotly=_packed(plotly),
         # The page allows only these two scripts to run, so that no text from the ledger can.
-        script_hashes=[_hash(script), _hash(plotly)],
+        script_hashes=[script_source(script), script_source(plotly)],
         **values,
     )
     return html.encode()
 
 
-def _hash(script: str) -> str:
-    """Source expression for a script in the page's Content Security Policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
-def _figure(value: float | None) -> str:
-    """A number with four digits, in millions (M) or billions (bn) if it is large; a dash for None."""
-    if value is None:
-        return "–"
-    for unit, name in ((1e9, " bn"), (1e6, " M")):
-        if abs(value) >= unit:
-            return f"{value / unit:.4g}{name}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    if seconds < 600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60:02} min"
-
-
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _clock(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M}"

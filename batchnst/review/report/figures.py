@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.ledger.schema import Versions
+from batchnst.pages import short_names
 
 COLUMNS = [
     *("run_id", "pair_id", "attempt", "status", "error_type", "error_message", "content", "styles", "recipe"),
@@ -40,16 +40,6 @@ FEWEST_LOSS_BINS, MOST_LOSS_BINS = 16, 48
 """Bounds of the number of bins in the chart of final losses."""
 
 Column = NDArray[np.float64]
-
-
-def short_names(addresses: Iterable[str]) -> dict[str, str]:
-    """File name of each address, with up to three folders if needed to tell equal names apart."""
-    names, depth = {address: os.path.basename(address) or address for address in addresses}, 1
-    while depth < 4 and len(set(names.values())) < len(names):
-        depth += 1
-        repeated = {name for name, count in Counter(names.values()).items() if count > 1}
-        names |= {address: "/".join(address.split("/")[-depth:]) for address in names if names[address] in repeated}
-    return names
 
 
 def reason(row: dict[str, Any]) -> tuple[str, str]:
