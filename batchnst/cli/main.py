@@ -395,7 +395,10 @@ def _audit_picture(picture: str, out: str | None, *, proof: bool, as_json: bool)
 
     folder = open_out(out) if out else None
     if proof and folder:
-        _print_json(prove(folder, picture))
+        if (included := prove(folder, picture)) is None:
+            _error(f"{picture}: no seal of {out} has this picture")
+            raise typer.Exit(FAILED)
+        _print_json(included)
         return
     provenance, finding = trace(picture, folder)
     if as_json:

@@ -55,10 +55,10 @@ NAMES = {"losses": "curves", "pairs": "rows of pairs", "pictures": "pictures", "
 PART_BYTES = 4 << 20
 """Most bytes of ledger files that are read together, unless a single file is larger."""
 
-BLOCK = 1 << 16
+BLOCK = 1 << 14
 """Rows encoded at a time."""
 
-_OWNER = (*ATTEMPT, "status", "output", "output_sha256", *(name for name in ORDERED_BY if name != "attempt"))
+_OWNER = (*ATTEMPT, "output", *(name for name in ORDERED_BY if name != "attempt"))
 """Columns of `pairs` that say which row names a picture."""
 
 
@@ -68,15 +68,10 @@ def leaves_of(out: Out, progress: Progress, *, skip_unreadable: bool = False) ->
     Raises LedgerError for a ledger file that cannot be read, unless it is to be skipped; StorageError if OUT fails.
     """
     read = partial(_parts, out, progress, skip_unreadable)
-    runs = [_row_leaves("runs", part) for part in read("runs")]
-    pairs, owners = list[pa.Table](), [parquet.empty("pairs", _OWNER)]
-    for part in read("pairs"):
-        pairs.append(_row_leaves("pairs", part))
-        owners.append(part.filter(pc.equal(part["status"], "ok")).select(_OWNER))
-    newest = newest_rows(pa.concat_tables(owners), by="output")
-    pictures = _picture_leaves(out, newest, progress)
-    parts = [_loss_leaves(read), _sorted(pairs), _sorted([pictures]), _sorted(runs)]
-    return pa.concat_tables(parts).combine_chunks(), _differing(newest, pictures)
+    losses, runs = _loss_leaves(read), _sorted(_row_leaves("runs", part) for part in read("runs"))
+    pairs, owners = _pair_leaves(read)
+    pictures = _picture_leaves(out, owners, progress)
+    return pa.concat_tables([losses, pairs, _sorted([pictures]), runs]), _differing(owners, pictures)
 
 
 def hashes_of(leaves: pa.Table) -> bytes:
@@ -126,6 +121,28 @@ def _read(out: Out, table: str, skip_unreadable: bool, info: pafs.FileInfo) -> p
             text = f"{info.path}: its columns are not those of schema {VERSION}: {error}"
             raise LedgerError(text, "schema") from None
     return SCHEMAS[table].empty_table()
+
+
+def _pair_leaves(read: Any) -> tuple[pa.Table, pa.Table]:
+    """The leaves of the rows of `pairs`; and the newest ok row for each output, with its picture's hash as `sha256`."""
+    leaves, owners = list[pa.Table](), list[pa.Table]()
+    for part in read("pairs"):
+        leaves.append(_row_leaves("pairs", part))
+        ok = part.filter(pc.equal(part["status"], "ok"))
+        hashes = pa.array(map(_from_hex, ok["output_sha256"].to_pylist()), pa.binary(merkle.SIZE))
+        owners.append(ok.select(_OWNER).append_column("sha256", hashes))
+    if not owners:
+        owners = [parquet.empty("pairs", _OWNER).append_column("sha256", pa.array([], pa.binary(merkle.SIZE)))]
+    return _sorted(leaves), newest_rows(pa.concat_tables(owners), by="output")
+
+
+def _from_hex(text: str | None) -> bytes | None:
+    """The bytes of a SHA-256 in hexadecimal; None if it is none."""
+    try:
+        data = bytes.fromhex(text or "")
+    except ValueError:
+        return None
+    return data if len(data) == merkle.SIZE else None
 
 
 def _row_leaves(kind: str, rows: pa.Table) -> pa.Table:
@@ -231,27 +248,26 @@ def _digests(encoded: pa.Array, steps: NDArray[np.int64], starts: NDArray[np.int
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 
-def _picture_leaves(out: Out, newest: pa.Table, progress: Progress) -> pa.Table:
-    """A leaf for each file under images/; `newest` has the newest ok row for each output."""
+def _picture_leaves(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
+    """A leaf for each file under images/; `owners` has the newest ok row for each output."""
     names = [out.folder.relative(info.path) for info in out.folder.files("images")]
     names = [name for name in names if is_counted(name)]
     digests = list[bytes]()
-    for start in range(0, len(names), BLOCK // 64):
+    for start in range(0, len(names), BLOCK // 16):
         progress(f"pictures {start}/{len(names)}", start, len(names))
-        block = names[start : start + BLOCK // 64]
+        block = names[start : start + BLOCK // 16]
         digests += in_parallel(lambda name: _digest(out.folder.read(name) or b""), block, out.folder.streams)
     outputs = pa.array([name.removeprefix("images/") for name in names], pa.string())
-    places = pc.index_in(outputs, newest["output"].combine_chunks())
-    return _leaves("pictures", digests, {"output": outputs, **{name: newest[name].take(places) for name in ATTEMPT}})
+    places = pc.index_in(outputs, owners["output"].combine_chunks())
+    return _leaves("pictures", digests, {"output": outputs, **{name: owners[name].take(places) for name in ATTEMPT}})
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _differing(newest: pa.Table, pictures: pa.Table) -> int:
-    """The number of ok rows whose picture is missing or has another hash."""
-    places = pc.index_in(newest["output"], pictures["output"].combine_chunks())
-    actual = pictures["sha256"].take(places).to_pylist()
-    expected = newest["output_sha256"].to_pylist()
-    return sum(a is None or a.hex() != e for a, e in zip(actual, expected, strict=True))
+def _differing(owners: pa.Table, pictures: pa.Table) -> int:
+    """The number of ok rows, one for each output, whose picture is missing or has another hash."""
+    places = pc.index_in(owners["output"], pictures["output"].combine_chunks())
+    same = pc.equal(pictures["sha256"].take(places), owners["sha256"])
+    return len(owners) - (pc.sum(same).as_py() or 0)

@@ -146,13 +146,17 @@ def _write(folder: Folder, claim: Claim, new: Seal, leaves: pa.Table) -> None:
     pq.write_table(leaves, sink, compression="zstd", use_dictionary=["kind", "run_id", "attempt"])
     try:
         folder.write(f"{name}.parquet", sink.getvalue().to_pybytes(), before=claim.check)
-        if not folder.create(f"{name}.json", json.dumps(asdict(new), indent=1).encode()):
-            raise StorageError(f"{folder.path(f'{name}.json')}: is there already")
+        _create(folder, f"{name}.json", json.dumps(asdict(new), indent=1).encode())
     except BaseException:
         with suppress(StorageError):
             if not folder.exists(f"{name}.json"):
                 folder.remove(f"{name}.parquet")
         raise
+
+
+def _create(folder: Folder, name: str, data: bytes) -> None:
+    if not folder.create(name, data):
+        raise StorageError(f"{folder.path(name)}: is there already")
 
 
 def seal_names(folder: Folder, ending: str) -> list[tuple[int, str]]:
@@ -213,7 +217,7 @@ def read_leaves(folder: Folder, of: Seal) -> tuple[pa.Table, bytes]:
         raise LedgerError(f"{name}: is not there", "seal-damaged")
     try:
         with readable(name):
-            leaves = pq.read_table(pa.BufferReader(data)).select(LEAVES.names).cast(LEAVES).combine_chunks()
+            leaves = pq.read_table(pa.BufferReader(data)).select(LEAVES.names).cast(LEAVES)
     except (LedgerError, KeyError, ValueError, pa.ArrowException):
         raise LedgerError(f"{name}: is damaged; restore it from a copy", "seal-damaged") from None
     hashes = hashes_of(leaves)
