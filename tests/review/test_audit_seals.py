@@ -54,7 +54,7 @@ def fill(out: Out, run_id: str, numbers: range) -> None:
         for i in numbers:
             attempt = 1 + sum(row["pair_id"] == f"pair-{i}" for row in out.rows("pairs").to_pylist())
             name = {"run_id": run_id, "attempt": attempt}
-            losses = [replace(loss(step, f"pair-{i}"), **name, total=i + 3.0 - step) for step in range(STEPS)]  # type: ignore[arg-type]
+            losses = [replace(loss(step, f"pair-{i}"), **name, total=i + 3.0 - step) for step in range(STEPS)]
             own = row(
                 f"pair-{i}",
                 **name,

@@ -63,7 +63,7 @@ def pair_rows(usual: pa.Table, names: list[str]) -> pa.Table:
     """Rows that differ where those of a night differ."""
     hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     numbers = np.random.default_rng(len(names[0])).lognormal(13, 1, len(names))
-    values = {
+    values: dict[str, Sequence[Any] | NDArray[Any]] = {
         "pair_id": names,
         "content": [f"s3://bucket/photos/{name}.jpg" for name in names],
         "output": [f"{name}.png" for name in names],
