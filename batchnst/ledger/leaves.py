@@ -68,10 +68,9 @@ def leaves_of(out: Out, progress: Progress, *, skip_unreadable: bool = False) ->
     Raises LedgerError for a ledger file that cannot be read, unless it is to be skipped; StorageError if OUT fails.
     """
     read = partial(_parts, out, progress, skip_unreadable)
+    pairs, pictures, differing = _pair_and_picture_leaves(out, read, progress)
     losses, runs = _loss_leaves(read), _sorted(_row_leaves("runs", part) for part in read("runs"))
-    pairs, owners = _pair_leaves(read)
-    pictures = _picture_leaves(out, owners, progress)
-    return pa.concat_tables([losses, pairs, _sorted([pictures]), runs]), _differing(owners, pictures)
+    return pa.concat_tables([losses, pairs, pictures, runs]), differing
 
 
 def hashes_of(leaves: pa.Table) -> bytes:
@@ -121,6 +120,13 @@ def _read(out: Out, table: str, skip_unreadable: bool, info: pafs.FileInfo) -> p
             text = f"{info.path}: its columns are not those of schema {VERSION}: {error}"
             raise LedgerError(text, "schema") from None
     return SCHEMAS[table].empty_table()
+
+
+def _pair_and_picture_leaves(out: Out, read: Any, progress: Progress) -> tuple[pa.Table, pa.Table, int]:
+    """The leaves of `pairs` and of pictures; and the number of pictures that are missing or differ from their rows."""
+    pairs, owners = _pair_leaves(read)
+    pictures = _picture_leaves(out, owners, progress)
+    return pairs, _sorted([pictures]), _differing(owners, pictures)
 
 
 def _pair_leaves(read: Any) -> tuple[pa.Table, pa.Table]:

@@ -27,15 +27,18 @@ PAIRS_A_FILE = 5000
 """About what compaction leaves."""
 
 
-def fill(out: Out, pairs: int, steps: int) -> None:
-    """A ledger as compaction leaves it, without pictures; all files have the same curves."""
-    start = time.perf_counter()
+def fill(out: Out, pairs: int, steps: int, pictures: int) -> None:
+    """A ledger as compaction leaves it, with `pictures` of a few bytes; all files have the same curves."""
+    start, folder = time.perf_counter(), Path(out.address) / "images"
+    folder.mkdir(parents=True)
     usual = {"pairs": usual_rows(steps), "losses": losses(np.random.default_rng(0), names_from(0), steps)}
     for first in range(0, pairs, PAIRS_A_FILE):
         names = names_from(first)
         for table, rows in (("pairs", pair_rows(usual["pairs"], names)), ("losses", loss_rows(usual["losses"], names))):
             out.folder.write(f"ledger/{table}/{first:08}.parquet", parquet.encode(rows, table, statistics=True))
-    print(f"{pairs} pairs of {steps} steps, without pictures, made in {time.perf_counter() - start:.0f} s")
+        for name in names[: max(0, pictures - first)]:
+            (folder / f"{name}.png").write_text(name)
+    print(f"{pairs} pairs of {steps} steps, {pictures} pictures, made in {time.perf_counter() - start:.0f} s")
 
 
 def names_from(first: int) -> list[str]:
@@ -128,11 +131,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("pairs", type=int, nargs="?", default=1_000_000)
     parser.add_argument("steps", type=int, nargs="?", default=20)
+    parser.add_argument("pictures", type=int, nargs="?", default=0)
     options = parser.parse_args()
     out, key = str(options.folder / "out"), str(options.folder / "key")
     if not options.folder.exists():
         options.folder.mkdir()
-        fill(Out(out), options.pairs, options.steps)
+        fill(Out(out), options.pairs, options.steps, options.pictures)
         make_keys(key)
     measured("seal", SEAL, out, key)
     measured("check", CHECK, out, key)
