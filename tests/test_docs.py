@@ -143,7 +143,7 @@ def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Pat
 
     def checked(key: Path, proof: str, picture: Path) -> subprocess.CompletedProcess[str]:
         (tmp_path / "proof.json").write_text(proof)
-        command = [sys.executable, check.name, key, "proof.json", picture]
+        command = [sys.executable, check.name, str(key), "proof.json", str(picture)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     public = Path(f"{key}.pub")

@@ -50,7 +50,7 @@ LEAVES = pa.schema(
 """Columns of the leaves, in the order of their sort keys."""
 
 NAMES = {"losses": "curves", "pairs": "rows of pairs", "pictures": "pictures", "runs": "rows of runs"}
-"""The kinds of leaves, sorted, and what they are called."""
+"""The kinds of leaves, sorted, and what they are called. Counts come after the names."""
 
 PART_BYTES = 4 << 20
 """Most bytes of ledger files that are read together, unless a single file is larger."""
@@ -112,6 +112,8 @@ def _read(out: Out, table: str, skip_unreadable: bool, info: pafs.FileInfo) -> p
             known = known.append_column(name, rows[name])
         encode_rows(known.slice(0, 1))  # raises for types that have no canonical form
         return known
+    except FileNotFoundError:
+        raise LedgerError(f"{info.path}: was merged with other files meanwhile; run the command again") from None
     except LedgerError:
         if not skip_unreadable:
             raise

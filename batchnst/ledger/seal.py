@@ -120,7 +120,7 @@ def seal(out: Out, claim: Claim, key: Ed25519PrivateKey, progress: Progress = si
 def describe(sealed: Sealed) -> str:
     """A seal as text: what it covers, and its root."""
     statement = sealed.seal.seal
-    counts = ", ".join(f"{statement.counts[kind]} {name}" for kind, name in NAMES.items())
+    counts = ", ".join(f"{name} {statement.counts[kind]}" for kind, name in NAMES.items())
     what = f"seal {statement.number}: {counts}" if sealed.new else f"nothing has changed since seal {statement.number}"
     advice = "Mail this root, or keep it elsewhere: then even the key's holder cannot change anything unnoticed."
     return f"{what}\nroot {statement.root}\n{advice}"
@@ -195,6 +195,8 @@ def read_seal(folder: Folder, name: str) -> Seal:
 
 def _parse(values: Any) -> Seal:
     statement = Statement(**values["seal"])
+    if statement.format != FORMAT:
+        raise ValueError(statement.format)
     kinds = {"number": int, "leaves": int, "counts": dict, "previous": str | None}
     for field, value in asdict(statement).items():
         if not isinstance(value, kinds.get(field, str)):

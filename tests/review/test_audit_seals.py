@@ -137,7 +137,7 @@ def test_nothing_has_changed_since_a_seal(out: Path, keys: Path) -> None:
     assert values["findings"] == []
     assert (values["seals"], set(values["unsealed"].values())) == (1, {0})
     text = batchnst("audit", out, "--seal", keys / "a.pub").stdout
-    assert text.splitlines()[1:] == ["1 valid seals; not sealed: nothing", "found nothing wrong"]
+    assert text.splitlines()[1:] == ["valid seals: 1; not sealed: nothing", "found nothing wrong"]
     again = batchnst("seal", out, "--key", keys / "a")
     assert again.stdout.startswith("nothing has changed since seal 1\nroot ")
     assert len(list((out / "ledger/seals").iterdir())) == 2
@@ -210,7 +210,7 @@ def test_a_later_run_is_not_tampering_and_told_as_not_sealed(out: Path, keys: Pa
     assert values["findings"] == []
     assert values["unsealed"] == {"losses": 3, "pairs": 3, "pictures": 3, "runs": 1}
     text = batchnst("audit", out, "--seal", keys / "a.pub").stdout
-    assert "1 valid seals; not sealed: 3 curves, 3 rows of pairs, 3 pictures, 1 rows of runs\n" in text
+    assert "valid seals: 1; not sealed: curves 3, rows of pairs 3, pictures 3, rows of runs 1\n" in text
     seal(out, keys)
     values = audit(out, keys)
     assert (values["findings"], values["seals"], set(values["unsealed"].values())) == ([], 2, {0})
@@ -258,7 +258,7 @@ def test_a_seal_that_was_removed(out: Path, keys: Path) -> None:
     data = second.read_bytes()
     second.unlink()
     assert found(out, keys) == [
-        ("seal-missing", None, "seal 2 is not there, but seal 3 is"),
+        ("seal-missing", None, "not there: seal 2, but seal 3 is"),
         (
             "seal-missing",
             None,
@@ -266,13 +266,21 @@ def test_a_seal_that_was_removed(out: Path, keys: Path) -> None:
         ),
     ]
     second.with_suffix(".parquet").unlink()
-    assert found(out, keys) == [("seal-missing", None, "seal 2 is not there, but seal 3 is")]
+    assert found(out, keys) == [("seal-missing", None, "not there: seal 2, but seal 3 is")]
     second.write_bytes(data)
     assert kinds(out, keys) == [("seal-damaged", None)]
     first.unlink()
     first.with_suffix(".parquet").unlink()
-    assert found(out, keys)[0] == ("seal-missing", None, "seal 1 is not there, but seal 2 is")
+    assert found(out, keys)[0] == ("seal-missing", None, "not there: seal 1, but seal 2 is")
     assert third.exists()
+
+
+def test_a_seal_of_a_number_out_of_reach(out: Path, keys: Path) -> None:
+    (path,) = (out / "ledger/seals").glob("*.json")
+    shutil.copy(path, path.with_name(f"{10**15}-{path.name[7:]}"))
+    text = f"not there: seals 2 to {10**15 - 1}, but seal {10**15} is"
+    assert found(out, keys)[0] == ("seal-missing", None, text)
+    assert kinds(out, keys)[1:] == [("seal-damaged", None)]
 
 
 def test_the_newest_seal_removed(out: Path, keys: Path) -> None:
@@ -520,7 +528,7 @@ def test_a_run_seals_at_its_end_also_if_pairs_failed(manifest: Path, tmp_path: P
     options = ["--engine", "inline", "--size", 32, "--steps", 2, "--seal", keys / "a"]
     result = batchnst("run", manifest, "--out", out, *options)
     assert result.exit_code == 1, result.output
-    assert "\nseal 1: 1 curves, 2 rows of pairs, 1 pictures, 1 rows of runs\nroot " in result.stdout
+    assert "\nseal 1: curves 1, rows of pairs 2, pictures 1, rows of runs 1\nroot " in result.stdout
     assert kinds(out, keys) == []
     again = batchnst("run", manifest, "--out", out, *options)
     assert "\nnothing has changed since seal 1\nroot " in again.stdout

@@ -92,8 +92,8 @@ def _seals(result: Audit) -> str:
     if not result.unsealed:
         return ""
     of_root = f", the root is that of seal {result.root_of}" if result.root_of else ""
-    later = ", ".join(f"{count} {NAMES[kind]}" for kind, count in result.unsealed.items() if count)
-    return f"\n{result.seals} valid seals{of_root}; not sealed: {later or 'nothing'}"
+    later = ", ".join(f"{NAMES[kind]} {count}" for kind, count in result.unsealed.items() if count)
+    return f"\nvalid seals: {result.seals}{of_root}; not sealed: {later or 'nothing'}"
 
 
 def line(finding: Finding) -> str:

@@ -23,7 +23,9 @@ def seals(out: Out, public: str, root: str | None, result: Audit, progress: Prog
     yield from chain.findings()
     result.seals = len(chain.valid)
     if root is not None:
-        result.root_of = next((each.seal.number for each in chain.valid if each.seal.root == root.lower()), None)
+        result.root_of = next(
+            (each.seal.number for each in chain.valid if each.seal.root == root.strip().lower()), None
+        )
         if result.root_of is None:
             yield Finding("seal-root", None, f"no seal by this key has the root {root}")
     yield from _changes(out, chain.valid, result, progress)
@@ -58,8 +60,9 @@ class _Chain:
     def findings(self) -> Iterator[Finding]:
         """What is wrong with the seals; fills `valid`."""
         for number, name in seal.seal_names(self._folder, ".json"):
-            for gap in range(max(self._roots, default=0) + 1, number):
-                yield Finding("seal-missing", None, f"seal {gap} is not there, but seal {number} is")
+            if number > (expected := max(self._roots, default=0) + 1):
+                gap = f"seal {expected}" if number == expected + 1 else f"seals {expected} to {number - 1}"
+                yield Finding("seal-missing", None, f"not there: {gap}, but seal {number} is")
             yield from self._check(number, name)
         if not self._roots:
             yield Finding("seal-missing", None, "there is no seal")
