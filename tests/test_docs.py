@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+import json
 import re
 import shlex
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 import duckdb
 import pytest
 import typer.main
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from batchnst.cli.main import COMMANDS, app
 from batchnst.ledger.schema import LossRow, PairRow, RunRow, Versions
@@ -45,12 +46,12 @@ def prose(page: Path) -> str:
     return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def all_blocks(*languages: str, without: str = "") -> list[Any]:
-    """The code blocks of all pages but one in these languages, as parameters of a test."""
+def all_blocks(*languages: str, without: Sequence[str] = ()) -> list[Any]:
+    """The code blocks of all pages but some in these languages, as parameters of a test."""
     return [
         pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
         for page in PAGES
-        if page.name != without
+        if page.name not in without
         for number, block in enumerate(blocks(page, *languages))
     ]
 
@@ -120,13 +121,48 @@ def test_the_ledger_is_read_from_python(
     assert "none--swirls" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("example", all_blocks("python", without="ledger.md"))
+@pytest.mark.parametrize("example", all_blocks("python", without=["ledger.md", "seal.md"]))
 def test_every_other_python_example_paints(example: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo)
     for painted in demo.glob("painted.*"):
         painted.unlink()
     run_example(example)
     assert len(list(demo.glob("painted.*"))) == 1
+
+
+def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Path) -> None:
+    (program,) = blocks(ROOT / "docs/seal.md", "python")
+    assert len([line for line in program.splitlines() if line and line[0] != "#"]) <= 30
+    key, check = tmp_path / "night.key", tmp_path / "check.py"
+    assert invoke("seal", "--new-key", key).exit_code == invoke("seal", demo / "out/demo", "--key", key).exit_code == 0
+    assert invoke("seal", "--new-key", tmp_path / "other").exit_code == 0
+    check.write_text(program)
+    picture, other = sorted((demo / "out/demo/images").iterdir())
+    proof = invoke("audit", demo / "out/demo", "--picture", picture, "--proof").stdout
+    (tmp_path / "proof.json").write_text(proof)
+
+    def checked(key: Path, proof: str, picture: Path) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "proof.json").write_text(proof)
+        command = [sys.executable, check.name, str(key), "proof.json", str(picture)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    public = Path(f"{key}.pub")
+    root = json.loads(proof)["seal"]["root"]
+    right = checked(public, proof, picture)
+    assert (right.returncode, right.stderr) == (0, "")
+    assert right.stdout.startswith(f"pair {picture.stem} of run 2")
+    assert right.stdout.endswith(f", root {root}\n")
+    assert "this is another picture" in checked(public, proof, other).stderr
+    assert "InvalidSignature" in checked(tmp_path / "other.pub", proof, picture).stderr
+    assert "InvalidSignature" in checked(public, proof.replace(root, "0" * 64), picture).stderr
+    for path in (json.loads(proof)["path"][1:], [{"left": root}]):
+        assert "not in this seal" in checked(public, json.dumps(json.loads(proof) | {"path": path}), picture).stderr
+    leaf = json.loads(proof)["leaf"] | {"pair_id": "another"}
+    assert "not in this seal" in checked(public, json.dumps(json.loads(proof) | {"leaf": leaf}), picture).stderr
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def command_lines(block: str) -> Iterator[list[str]]:

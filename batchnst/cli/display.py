@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from batchnst.engine.events import Event, Finished, Notice
+from batchnst.engine.events import Event, Finished, Notice, Sealed
 from batchnst.progress import Work
 from batchnst.redaction import redact
 
@@ -79,6 +79,7 @@ class RunDisplay(Bar):
         self.failing = set[str]()  # ids of pairs; one that is tried again may succeed
         self.steps: Counter[str] = Counter()  # by host
         self.busy = 0.0
+        self.sealed = ""
         self.started = time.monotonic()
 
     @property
@@ -99,6 +100,8 @@ class RunDisplay(Bar):
             self.busy += event.seconds
         elif isinstance(event, Notice):
             self.print_line(event.text)
+        elif isinstance(event, Sealed):
+            self.sealed = f"\n{event.text}"
         elif not isinstance(event, Finished):
             self._begin(event)
         elif event.error is None:
@@ -150,7 +153,7 @@ class RunDisplay(Bar):
         return f"{total} ({shown}{', …' if len(slowest) > MAX_HOSTS else ''})"
 
     def summary(self) -> str:
-        """The last line of a run that has begun."""
+        """The last lines of a run that has begun: what is done, and its seal if it has one."""
         assert self.planned
         plan, seconds = self.planned.plan, time.monotonic() - self.started
         workers = max(self.planned.workers, math.ceil(self.busy / seconds))  # workers may have joined since the plan
@@ -162,7 +165,7 @@ class RunDisplay(Bar):
         if self.busy:
             share = self.busy / (seconds * workers)
             text += f"; {workers} {'worker' if workers == 1 else 'workers'} busy {share:.0%} of the time"
-        return text
+        return text + self.sealed
 
 
 def show_while(read: Callable[[], T], describe: Callable[[T], str], is_running: Callable[[T], bool]) -> T:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds, and commands that 
     from batchnst.engine.run import Options
     from batchnst.manifest.manifest import Manifest as PairsOfManifest
 
-COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "replay"]
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "seal", "replay"]
 COMMANDS += ["layers", "weights", "bench", "ledger"]
 """The commands in the order of the help."""
 
@@ -207,6 +207,9 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of pairs to paint.")] = None,
     memory: Memory = None,
     engine: Engine = EngineName.ray,
+    seal: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Seal OUT at the end with this private key; see `seal`.")
+    ] = None,
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
     from batchnst.engine.run import Options
@@ -222,6 +225,7 @@ def run(
         retry_failed=retry_failed,
         limit=limit,
         memory=in_bytes(memory),
+        seal=seal,
     )
     display = _paint(pairs, options)
     _print(display.summary())
@@ -445,26 +449,32 @@ def audit(
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also read all inputs, to find changed ones.")] = False,
     picture: Annotated[str | None, typer.Option(help="A painted picture; shows its pair and run.")] = None,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Instead prove by JSON that OUT's seals have the --picture.")
+    ] = False,
+    seal: Annotated[
+        str | None, typer.Option(metavar="PUBLIC", help="Public key; also checks what has changed since each seal.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(metavar="HEX", help="With --seal: a root kept elsewhere, which a seal must have.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove that ledger, pictures and manifest agree, or show where they do not."""
     from batchnst.cli.display import Bar
     from batchnst.ledger.out import open_out
     from batchnst.review.audit.checks import audit as check
-    from batchnst.review.audit.findings import describe, line
-    from batchnst.review.audit.hashes import trace
+    from batchnst.review.audit.findings import describe
 
     if out is None and picture is None:
         raise RequestError("expected OUT, or --picture FILE")
+    if proof and not (out and picture):
+        raise RequestError("--proof: expected OUT and --picture FILE with it")
+    if root and not seal:
+        raise RequestError(f"--root {root}: expected --seal PUBLIC with it")
     if picture:
-        provenance, finding = trace(picture, open_out(out) if out else None)
-        if as_json:
-            _print_json({**asdict(provenance), "finding": asdict(finding) if finding else None})
-        else:
-            _print("\n".join([f"{name:12} {value}" for name, value in asdict(provenance).items()]))
-            if finding:
-                _print(line(finding))
-        raise typer.Exit(FAILED if finding else 0)
+        _audit_picture(picture, out, proof=proof, as_json=as_json)
+        return
     folder = open_out(out or "")
     if (holder := folder.holder()) and holder.alive:
         _error(f"run {holder.run_id} is painting into {out}: its unfinished pairs may be found as missing or unknown")
@@ -474,12 +484,37 @@ def audit(
 
         expected = expected_pairs(manifest, folder)
     with Bar() as bar:
-        result = check(folder, expected, deep=deep, progress=bar.update)
+        result = check(folder, expected, deep=deep, public_key=seal, root=root, progress=bar.update)
     if as_json:
         _print_json(asdict(result))
     else:
         _print(describe(result))
     if result.findings:
+        raise typer.Exit(FAILED)
+
+
+def _audit_picture(picture: str, out: str | None, *, proof: bool, as_json: bool) -> None:
+    """Print where a picture comes from, or the proof that it was sealed."""
+    from batchnst.ledger.out import open_out
+    from batchnst.review.audit.findings import line
+    from batchnst.review.audit.hashes import trace
+    from batchnst.review.audit.inclusion import prove
+
+    folder = open_out(out) if out else None
+    if proof and folder:
+        if (included := prove(folder, picture)) is None:
+            _error(f"{picture}: no seal of {out} has this picture")
+            raise typer.Exit(FAILED)
+        _print_json(included)
+        return
+    provenance, finding = trace(picture, folder)
+    if as_json:
+        _print_json({**asdict(provenance), "finding": asdict(finding) if finding else None})
+    else:
+        _print("\n".join([f"{name:12} {value}" for name, value in asdict(provenance).items()]))
+        if finding:
+            _print(line(finding))
+    if finding:
         raise typer.Exit(FAILED)
 
 
@@ -504,6 +539,37 @@ def report(
     else:
         folder.folder.write("report.html", page)
     _print(to or f"{out}/report.html")
+
+
+@app.command()
+@_handle_errors
+def seal(
+    out: Annotated[
+        str | None, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="File with the private key.", show_default=False)] = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Instead make a pair of keys: FILE, and FILE.pub to give away."),
+    ] = None,
+) -> None:
+    """Sign what OUT holds, so that `audit --seal` finds every change since."""
+    from batchnst.cli.display import Bar
+    from batchnst.ledger import keys
+    from batchnst.ledger import seal as seals
+    from batchnst.ledger.out import open_out
+
+    if new_key and not (out or key):
+        _print(f"{new_key}: the private key, to keep\n{keys.make_keys(new_key)}: the public key, to give away")
+        return
+    if new_key or not (out and key):
+        raise RequestError("expected OUT and --key FILE, or --new-key FILE alone")
+    private, folder = keys.read_private(key), open_out(out)
+    with folder.claim(f"seal-{secrets.token_hex(6)}") as claim, Bar() as bar:
+        sealed = seals.seal(folder, claim, private, bar.update)
+    for warning in seals.warnings(sealed):
+        _error(warning)
+    _print(seals.describe(sealed))
 
 
 @app.command()

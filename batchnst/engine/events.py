@@ -38,4 +38,11 @@ class Notice:
     text: str
 
 
-Event = Work | Finished | Notice
+@dataclass(frozen=True)
+class Sealed:
+    """The last event of a run that seals OUT: what was sealed and the root, as text."""
+
+    text: str
+
+
+Event = Work | Finished | Notice | Sealed

@@ -15,14 +15,18 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal, Protocol
 
-from batchnst.engine.events import Event, Finished, Notice
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from batchnst.engine.events import Event, Finished, Notice, Sealed
 from batchnst.engine.failing_stores import FailingStores
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan
 from batchnst.engine.ray_address import choose_address
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
+from batchnst.ledger import seal
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim
+from batchnst.ledger.keys import read_private
 from batchnst.ledger.out import Out, Outcomes
 from batchnst.ledger.schema import RunRow
 from batchnst.manifest.manifest import Manifest
@@ -58,7 +62,8 @@ class Options:
     """Options of a run, beside its pairs.
 
     `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
-    the largest number of pairs to paint. `memory` is the most that a worker may use, in bytes.
+    the largest number of pairs to paint. `memory` is the most that a worker may use, in bytes. `seal` is the file of
+    the private key that OUT is sealed with at the end, if it is to be.
     """
 
     out: str
@@ -70,6 +75,7 @@ class Options:
     retry_failed: bool = False
     limit: int | None = None
     memory: float | None = None
+    seal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,11 +141,12 @@ class Inline:
 def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     """Paint every pair of `manifest` that OUT does not have yet; yields Planned, then events as they come.
 
-    At the end the ledger's small files are merged if there are many.
+    At the end the ledger's small files are merged if there are many, and OUT is sealed if the options ask for it.
 
     Raises RequestError before anything is painted, StorageError if OUT cannot be reached any more.
     """
     out = Out(options.out)
+    key = read_private(options.seal) if options.seal else None
     weights = load_networks(manifest.networks)
     claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
     if rival := claim.rival():
@@ -156,14 +163,29 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
         plan = plan_run(manifest, out, weights, retry_failed=options.retry_failed, limit=options.limit)
         if newer := plan.inputs.newer():
             yield Notice(describe_newer(newer, options.out))
-        if not len(plan):
+        if len(plan):
+            yield from _paint(plan, out, claim, weights, options)
+            yield from _compact(out, claim)
+        else:
             yield Planned(plan, 0, 0)
-            return
-        yield from _paint(plan, out, claim, weights, options)
-        try:
-            out.compact(claim, at_least=MANY_FILES)
-        except (LedgerError, StorageError) as error:
-            yield Notice(f"the ledger's small files were not merged: {error}")
+        if key:
+            yield from _seal(out, claim, key)
+
+
+def _compact(out: Out, claim: Claim) -> Iterator[Notice]:
+    """Merge the ledger's small files if there are many."""
+    try:
+        out.compact(claim, at_least=MANY_FILES)
+    except (LedgerError, StorageError) as error:
+        yield Notice(f"the ledger's small files were not merged: {error}")
+
+
+def _seal(out: Out, claim: Claim, key: Ed25519PrivateKey) -> Iterator[Event]:
+    """Seal OUT."""
+    yield Notice(f"sealing {out.address}")
+    sealed = seal.seal(out, claim, key)
+    yield from map(Notice, seal.warnings(sealed))
+    yield Sealed(seal.describe(sealed))
 
 
 def _run_row(plan: Plan, claim: Claim, engine: str) -> RunRow:

@@ -1,10 +1,12 @@
-"""A finished run is tampered with, one way at a time: the audit names exactly that."""
+"""A finished run is tampered with, one way at a time: the audit names exactly that, and so does its seal."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,51 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--engine", "inline", "--size", 48, "--steps", 4]
     result = batchnst("run", folder / "m.csv", "--out", folder / "out", *options)
     assert result.exit_code == 0, result.output
+    assert batchnst("seal", "--new-key", folder / "key").exit_code == 0
+    assert batchnst("seal", folder / "out", "--key", folder / "key").exit_code == 0
     return folder
 
 
 @pytest.fixture
-def folder(finished: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
-    return shutil.copytree(finished, tmp_path / "copy")
+def folder(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy to tamper with. Afterwards its seal has to name the pairs that were tampered with, and no other."""
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    yield folder
+    later = painted_later(folder / "out")
+    before, after = (contents(where / "out", later) for where in (finished, folder))
+    changed = {pair for pair in before.keys() | after.keys() if before.get(pair) != after.get(pair)}
+    findings = json.loads(batchnst("audit", folder / "out", "--seal", folder / "key.pub", "--json").stdout)["findings"]
+    assert {finding["pair_id"] for finding in findings if finding["kind"].startswith("seal")} == changed
+
+
+def sealed_run(out: Path) -> str:
+    (leaves,) = map(pq.read_table, (out / "ledger" / "seals").glob("*.parquet"))
+    (run_id,) = leaves["run_id"].unique().drop_null().to_pylist()
+    return str(run_id)
+
+
+def painted_later(out: Path) -> set[str]:
+    """The outputs of rows of other runs than the sealed one."""
+    return {row["output"] for row in readable_rows(out, "pairs") if row["run_id"] != sealed_run(out)}
+
+
+def contents(out: Path, later: set[str]) -> dict[str | None, list[str]]:
+    """What the sealed run has made, by pair, and the rows of runs by None; without pictures that were painted later."""
+    found = defaultdict[str | None, list[str]](list)
+    for row in (row for table in SCHEMAS for row in readable_rows(out, table)):
+        if row["run_id"] == sealed_run(out):
+            found[row.get("pair_id")].append(repr(sorted(row.items())))
+    for path in (out / "images").glob("pair-*"):
+        if path.name not in later:
+            found[path.stem].append(path.read_bytes().hex())
+    return {pair: sorted(values) for pair, values in found.items()}
+
+
+def readable_rows(out: Path, table: str) -> Iterator[dict[str, Any]]:
+    for path in (out / "ledger" / table).glob("*.parquet"):
+        with suppress(pa.ArrowException):
+            rows = pq.read_table(path)
+            yield from rows.to_pylist() if rows.schema.metadata else ()
 
 
 def found(folder: Path, *options: object) -> list[tuple[str, str | None, str]]:
@@ -300,8 +340,8 @@ def test_rows_made_by_other_software(folder: Path) -> None:
     assert text.startswith("torch 1.0, not ")
 
 
-def test_every_kind_is_tested_here() -> None:
-    source = Path(__file__).read_text()
+def test_every_kind_is_tested_here_or_among_the_seals() -> None:
+    source = "".join(Path(__file__).with_name(name).read_text() for name in ("test_audit.py", "test_audit_seals.py"))
     assert [kind for kind in KINDS if f'"{kind}"' not in source] == []
 
 

@@ -13,6 +13,7 @@ from batchnst.review.audit import pairs as checks
 from batchnst.review.audit.findings import Audit
 from batchnst.review.audit.hashes import INPUTS, inputs, pictures
 from batchnst.review.audit.ledger_files import tables
+from batchnst.review.audit.seals import seals
 from batchnst.review.audit.steps import losses
 
 _PAIRS = (
@@ -24,11 +25,20 @@ _PAIRS = (
 )
 
 
-def audit(out: Out, expected: pa.Table | None = None, *, deep: bool = False, progress: Progress = silent) -> Audit:
+def audit(
+    out: Out,
+    expected: pa.Table | None = None,
+    *,
+    deep: bool = False,
+    public_key: str | None = None,
+    root: str | None = None,
+    progress: Progress = silent,
+) -> Audit:
     """Run all checks on OUT and return the counts and findings.
 
     expected: table of `pair_id` and `fingerprint` of every pair that the manifest asks for. deep: also read all inputs,
-    and compare their hashes.
+    and compare their hashes. public_key: file of the key of the seals, which are checked then; one of them must have
+    this `root`, if one is given. Raises RequestError for a file without a public key.
     """
     result = Audit()
     rows = pa.concat_tables([parquet.empty("pairs", _PAIRS), *tables(out, "pairs", _PAIRS, result)])
@@ -44,6 +54,7 @@ def audit(out: Out, expected: pa.Table | None = None, *, deep: bool = False, pro
         checks.unusual_rows(ok, expected),
         pictures(out, rows, ok, result, progress),
         inputs(ok, result, progress) if deep else (),
+        seals(out, public_key, root, result, progress) if public_key else (),
     ):
         result.findings += findings
     return result

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from batchnst.ledger.leaves import NAMES
+
 KINDS = {
     "unreadable": "a ledger file that is damaged or not Parquet",
     "foreign": "a file under ledger/ that batchnst did not write",
@@ -31,6 +33,15 @@ KINDS = {
     "other-versions": "a row made with other software versions than most",
     "input-missing": "a content, style, mask or start picture that can no longer be read",
     "input-changed": "a content, style, mask or start picture whose hash is not its row's",
+    "seal-missing": "a seal that is not there: a gap in their numbers, leaves without their seal, or no seal at all",
+    "seal-damaged": "a seal, or its leaves, that are not what was signed",
+    "seal-key": "a seal by another key",
+    "seal-chain": "a seal that does not follow the one before it",
+    "seal-root": "a root that no seal has",
+    "sealed-altered": "a row, curve or picture that is another than the sealed one",
+    "sealed-removed": "a row, curve or picture that was sealed and is gone",
+    "sealed-added": "a row, curve or picture of a sealed run that was not there when it was sealed",
+    "sealed-moved": "a row, curve or picture that was sealed for another pair",
 }
 """Kinds of findings and their meanings."""
 
@@ -56,6 +67,9 @@ class Audit:
     unfinished: int = 0  # attempts with losses but no row in `pairs`: their workers were lost
     pictures: int = 0
     inputs: int = 0
+    seals: int = 0  # valid ones
+    root_of: int | None = None  # number of the seal with the root that was asked for
+    unsealed: dict[str, int] = field(default_factory=dict)  # rows, curves and pictures after the last seal, by kind
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -67,9 +81,19 @@ def describe(result: Audit) -> str:
     counts += f", {result.inputs} inputs" if result.inputs else ""
     if result.unfinished:
         counts += f"; {result.unfinished} attempts were cut off and left losses without a row"
+    counts += _seals(result)
     kinds = Counter(finding.kind for finding in result.findings)
     summary = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return "\n".join([*lines, counts, f"found: {summary}" if summary else "found nothing wrong"])
+
+
+def _seals(result: Audit) -> str:
+    """The counts of seals, and of what none of them covers, as lines of text; none if they were not checked."""
+    if not result.unsealed:
+        return ""
+    of_root = f", the root is that of seal {result.root_of}" if result.root_of else ""
+    later = ", ".join(f"{NAMES[kind]} {count}" for kind, count in result.unsealed.items() if count)
+    return f"\nvalid seals: {result.seals}{of_root}; not sealed: {later or 'nothing'}"
 
 
 def line(finding: Finding) -> str:
