@@ -428,7 +428,7 @@ def test_the_example_manifests_run_as_they_stand(images: Path, name: str) -> Non
     assert all(Path(path).exists() for pair in pairs for path in (pair.content, *pair.styles, *pair.content_masks))
     if name == "controls.jsonl":
         shown = {key for pair in pairs for key in recipe_keys() if getattr(pair.recipe, key) != getattr(Recipe(), key)}
-        assert set(recipe_keys()) - shown == {"backbone", "weights", "size"}
+        assert set(recipe_keys()) - shown == {"backbone", "weights"}
 
 
 def test_a_recipe_is_taken_by_name_and_options_override_it(manifest: Path, tmp_path: Path) -> None:
