@@ -28,8 +28,8 @@ MOST_NAMES = 20
 """Largest number of names that are not UTF-8 to tell."""
 
 ADVICE = {
-    ".jxl": "`pip install 'batchnst[jxl]'` reads .jxl",
-    **{ending: f"`pip install 'batchnst[raw]'` reads {ending}" for ending in raw.ENDINGS},
+    ".jxl": "`pip install pillow-jxl-plugin` reads .jxl",
+    **{ending: f"`pip install rawpy` reads {ending}" for ending in raw.ENDINGS},
 }
 """How to read more endings."""
 

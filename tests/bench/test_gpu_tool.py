@@ -11,6 +11,7 @@ from batchnst.bench import race, speed
 from tests.tools import gpu
 
 
+@pytest.mark.slow
 def test_every_part_of_make_gpu_runs_and_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "STEPS", 3)
     monkeypatch.setattr(race, "REPEATS", 1)

@@ -63,6 +63,7 @@ def test_the_optimisers_products_are_no_gram_matrices() -> None:
     assert longer["rest"] > 0
 
 
+@pytest.mark.slow
 def test_workers_are_counted_together() -> None:
     crew = machine.measure_workers(Recipe(size=32, steps=10, min_size=32), 2, 1)
     assert (crew.workers, crew.threads) == (2, 1)
@@ -104,6 +105,7 @@ def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
 
 def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "STEPS", 20)
+    monkeypatch.setattr(race, "REPEATS", 1)
     recipe = RECIPE.model_copy(update={"steps": 20})
     pair = machine.load_pair([str(images / "astronaut.png"), str(images / "swirls.png")], recipe)
     looks: list[float] = []

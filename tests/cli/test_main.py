@@ -432,7 +432,7 @@ def test_the_example_manifests_run_as_they_stand(images: Path, name: str) -> Non
 
 
 def test_a_recipe_is_taken_by_name_and_options_override_it(manifest: Path, tmp_path: Path) -> None:
-    options = ["--engine", "inline", "--size", "40", "--set", "pooling=max", "--recipe", "paper"]
+    options = ["--engine", "inline", "--size", "40", "--steps", "3", "--set", "pooling=max", "--recipe", "paper"]
     assert batchnst("run", manifest, "--out", tmp_path / "out", *options).exit_code == 0
     made = json.loads(read_ledger(str(tmp_path / "out"), "pairs").to_table()["recipe"][0].as_py())
     assert (made["loss"], made["init"], made["pooling"]) == ("gatys2016", "noise", "max")

@@ -163,6 +163,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, clust
     assert set(check_complete(out).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_pair_tried_again(manifest: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     driver = start(command(manifest, out, "--address", cluster, "--steps", "40"), tmp_path / "log")

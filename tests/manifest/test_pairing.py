@@ -114,6 +114,7 @@ def test_a_wrong_request_gets_a_line(
     assert not list(folder.glob("m.*"))
 
 
+@pytest.mark.slow
 def test_hundreds_of_thousands_of_pairs(folder: Path) -> None:
     for number in range(2000):
         (folder / "photos" / f"{number:05}.jpg").touch()

@@ -19,6 +19,7 @@ from batchnst.transfer.weights import Weights
 from tests.helpers import CPU, finish, in_double, load, paint, whole
 
 
+@pytest.mark.slow
 def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weights) -> None:
     recipe = Recipe(size=64, steps=20, min_size=32)
     contents = [load(images / name, recipe)[..., :40, :56] for name in ("coffee.png", "rocket.jpg")] * 2
@@ -30,6 +31,7 @@ def test_the_same_pair_alone_and_in_a_batch_of_four(images: Path, weights: Weigh
         assert abs(together.losses.total[i] / alone.losses.total[0] - 1) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate"), [("adam", None), ("sgd", 1e-4)])  # sgd explodes at its default rate
 def test_different_pairs_in_a_batch_with_the_other_optimisers(
     images: Path, weights: Weights, optimizer: str, rate: float | None
@@ -179,7 +181,8 @@ def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Pa
 
 def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights: Weights) -> None:
     # In float64: in fewer bits, roundings grow to percents.
-    recipe = Recipe(size=48, steps=40, min_size=48, tolerance=0.03, tv_weight=0, precision="fp32")
+    layers: dict[str, Any] = {"content_layers": "relu2_2", "style_layers": "relu1_1,relu2_1,relu3_1"}
+    recipe = Recipe(size=48, steps=40, min_size=48, tolerance=0.03, precision="fp32", **layers)
     network = in_double(load_backbone(recipe, weights, CPU))
     content, style = (load(images / name, recipe).double() for name in ("astronaut.png", "swirls.png"))
     # The first picture is its own style and content: nothing to gain. The second has far to go.

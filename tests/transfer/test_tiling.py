@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnst.backbones import BACKBONES, layer_names
+from batchnst.backbones import layer_names
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
@@ -26,6 +26,8 @@ RELUS = [name for name in layer_names("vgg19") if name.startswith("relu")]
 
 SIZES = [(97, 131, 48), (80, 100, 64), (37, 41, 16), (96, 64, 512), (33, 203, 48)]
 """Height, width and side of a tile: odd, not divisible by 16, tiles smaller and larger than the picture."""
+
+FAST_SIZES = [pytest.param(*SIZES[0], marks=pytest.mark.slow), *SIZES[1:]]
 
 
 def pictures(count: int, height: int, width: int, seed: int = 0, channels: int = 3) -> Tensor:
@@ -62,7 +64,7 @@ def both(
     )
 
 
-@pytest.mark.parametrize(("height", "width", "side"), SIZES)
+@pytest.mark.parametrize(("height", "width", "side"), FAST_SIZES)
 def test_the_gradient_is_the_whole_pictures(weights: Weights, height: int, width: int, side: int) -> None:
     recipe = Recipe()
     backbone = network(weights, recipe)
@@ -92,7 +94,7 @@ def test_every_layer_set(weights: Weights, layer: str, pooling: str) -> None:
     assert apart(tiled(shown)[1], whole(shown)[1]) < 1e-10
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg19", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_every_backbone(backbone: str) -> None:
     recipe = Recipe.from_settings({"backbone": backbone, "weights": "random"})
     exact = network(load_weights(backbone, "random"), recipe)
@@ -144,7 +146,7 @@ def test_tiles_spread_over_devices_give_the_same(weights: Weights) -> None:
     assert torch.equal(gradient, spread(shown)[1]), "the order of the sums depends on who is ready first"
 
 
-@pytest.mark.parametrize(("height", "width", "side"), SIZES)
+@pytest.mark.parametrize(("height", "width", "side"), FAST_SIZES)
 def test_targets_are_measured_in_tiles(weights: Weights, height: int, width: int, side: int) -> None:
     recipe = Recipe.from_settings({"style_layers": RELUS[:13]})
     backbone = network(weights, recipe)
