@@ -130,6 +130,7 @@ def test_a_host_that_is_back_at_the_end_of_the_run_costs_nothing(
     assert newest(out)["a"] == ("ok", None, 2)
 
 
+@pytest.mark.slow
 def test_a_dead_style_host_fails_its_pairs_only(images: Path, tmp_path: Path) -> None:
     dead = f"http://127.0.0.1:{free_port()}/style.png"
     lines = [f"{images}/coffee.png,{dead},dead{i}" for i in range(MAX_UNREAD + 5)]

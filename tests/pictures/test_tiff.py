@@ -299,7 +299,7 @@ def test_a_cameras_raw_file_is_developed(tmp_path: Path) -> None:
 )
 def test_a_raw_file_is_refused_with_advice_without_the_extra(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchnst.pictures.raw.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^x: cannot be decoded: a camera's raw file: pip install 'batchnst\[raw\]'"):
+    with pytest.raises(InputError, match=r"^x: cannot be decoded: a camera's raw file: pip install rawpy"):
         decode.open_picture(data, "x")
 
 

@@ -263,7 +263,7 @@ def batches_of(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     return seen
 
 
-@pytest.mark.parametrize(("early", "places"), [([2], {5}), ([0, 2, 4], {5, 2})])
+@pytest.mark.parametrize(("early", "places"), [pytest.param([2], {5}, marks=pytest.mark.slow), ([0, 2, 4], {5, 2})])
 def test_a_picture_that_stops_leaves_its_place_until_half_are_free(
     monkeypatch: pytest.MonkeyPatch, early: list[int], places: set[int]
 ) -> None:
@@ -294,6 +294,7 @@ def test_a_picture_that_stops_leaves_its_place_until_half_are_free(
     torch.testing.assert_close(kept.losses.total, dropped.losses.total, rtol=1e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_what_explodes_in_a_mixed_batch_is_painted_again() -> None:
     exploding = {"optimizer": "sgd", "learning_rate": 10.0, "loss": "neural-style"}
     recipe, exact = network({"size": 48, "min_size": 48, "steps": 20, **exploding})

@@ -197,7 +197,8 @@ def test_a_run_in_tiles_follows_the_whole_ones_curve(
     assert curves[0][-1] < 0.4 * curves[0][-28]
 
 
-@pytest.mark.parametrize("color", [pytest.param("luminance", marks=pytest.mark.slow), "histogram"])
+@pytest.mark.slow
+@pytest.mark.parametrize("color", ["luminance", "histogram"])
 def test_colours_are_preserved_in_tiles_too(images: Path, weights: Weights, color: str) -> None:
     recipe = Recipe(size=96, min_size=96, steps=4, precision="fp32", preserve_color=color)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)

@@ -91,7 +91,8 @@ function showChosen(best) {
 async function copy(text, name) {
   byId("text").textContent = text;
   try {
-    await navigator.clipboard.writeText(text);
+    const tooLong = new Promise((_, reject) => setTimeout(reject, 2000)); // some browsers never answer
+    await Promise.race([navigator.clipboard.writeText(text), tooLong]);
     say(`${name} copied`);
   } catch {
     getSelection().selectAllChildren(byId("text"));

@@ -61,8 +61,18 @@ function setPosition(view, [across, down]) {
   if (Math.abs(view.scrollTop - top) > 1) view.scrollTop = top;
 }
 
+// Scroll the other pane like `pane`. The event of the other one then says nothing new: by the time that it comes, the
+// first may have been scrolled on, and must not go back.
 function follow(pane) {
-  for (const other of panes) if (other !== pane) setPosition(other.view, position(pane.view));
+  if (pane.followed) {
+    pane.followed = false;
+    return;
+  }
+  for (const other of panes.filter((candidate) => candidate !== pane)) {
+    const before = [other.view.scrollLeft, other.view.scrollTop];
+    setPosition(other.view, position(pane.view));
+    other.followed ||= other.view.scrollLeft !== before[0] || other.view.scrollTop !== before[1];
+  }
 }
 
 // One pixel of the picture is one pixel of the screen at 100 %.
