@@ -18,7 +18,7 @@ WESTERN = "cp1252"
 """The encoding in which spreadsheets on Windows save a CSV, in western Europe and America."""
 
 _FOREIGN = re.compile(r"[À-ÖØ-öø-þŠšŽžŒœŸ]{3}|[^\x00-\x7f\xa0À-ÖØ-öø-þŠšŽžŒœŸ€‘’“”‚„–—…«»©®™°·²½¼¿¡§ªº´]")
-"""What a text in another encoding has, read as WESTERN: three accented letters in a row, or rare signs."""
+"""Signs that a text in another encoding was read as WESTERN: three accented letters in a row, or rare characters."""
 
 
 def marked_encoding(head: bytes) -> str | None:

@@ -41,7 +41,7 @@ _NAME = re.compile(r"(?P<number>\d{6,})-[0-9a-f]{12}\.(?:json|parquet)")
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What a seal says and signs. `previous` is the root of the seal before, null for the first one.
+    """The signed contents of a seal. `previous` is the root of the seal before, null for the first one.
 
     counts: number of leaves of each kind. time: of the host that sealed, UTC.
     """
@@ -127,7 +127,7 @@ def describe(sealed: Sealed) -> str:
 
 
 def warnings(sealed: Sealed) -> list[str]:
-    """What a person should know about a seal that was made."""
+    """Return the warnings about a new seal, as lines for the user."""
     texts = [f"{name} has no seal: it was removed, or cut off when it was made" for name in sealed.unfinished]
     if sealed.differing:
         texts.append(f"{sealed.differing} pictures are missing or differ from their rows; `batchnst audit` names them")

@@ -31,7 +31,7 @@ ADVICE = {
     ".jxl": "`pip install pillow-jxl-plugin` reads .jxl",
     **{ending: f"`pip install rawpy` reads {ending}" for ending in raw.ENDINGS},
 }
-"""How to read more endings."""
+"""Advice for files that are left out only because a library is not installed, by their ending."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Filters:
 
 @dataclass
 class LeftOut:
-    """What was left out: `files` by ending that are no pictures, `pictures` by the option that left them out.
+    """The files that were left out: `files` that are no pictures, with their endings; `pictures`, with the option.
 
     unnamable: names that are not UTF-8.
     """

@@ -58,7 +58,7 @@ PAIRINGS: dict[str, Callable[[Sequence[str], Sequence[str], int], Iterator[tuple
 
 @dataclass(frozen=True)
 class Options:
-    """How to make pairs of two collections.
+    """The options for making pairs of two collections.
 
     pairing: a key of PAIRINGS. seed: decides what is drawn. limit: largest number of pairs; they are drawn.
     output: template of the outputs, see `templates`. kind: ending for its `{format}`.
