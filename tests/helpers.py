@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from batchnst.backbones import BACKBONES
+from batchnst.backbones import BACKBONES, layer_names
 from batchnst.cli.main import app
 from batchnst.ledger.process import Process
 from batchnst.ledger.schema import LossRow, PairRow, Versions
@@ -176,6 +177,11 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 # Painting ----------------------------------------------------------------------------------------------------------
+
+
+def each_layer(backbone: str, *quick: str) -> list[object]:
+    """Parameters for a test of every layer of `backbone`: all but the layers `quick` are marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in layer_names(backbone)]
 
 
 def in_double(backbone: Backbone) -> Backbone:

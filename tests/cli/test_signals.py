@@ -68,7 +68,10 @@ def wait_until_read(process: subprocess.Popen[str], path: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "kind",
+    [signal.SIGTERM, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_while_a_manifest_is_read_is_an_interrupt(
     start: Callable[..., subprocess.Popen[str]], endless: Path, kind: signal.Signals
 ) -> None:

@@ -47,7 +47,9 @@ def moved_by(network: Backbone, name: str, size: int, x: int, y: int) -> Box:
     return box
 
 
-@pytest.mark.parametrize("backbone", [*BACKBONES, "odd"])
+@pytest.mark.parametrize(
+    "backbone", ["alexnet", "odd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg16", "vgg19"))]
+)
 def test_the_fields_are_the_pixels_that_move_an_output(
     backbone: str, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,8 +113,7 @@ def falls_to(images: Path, layer: str, term: str, **settings: object) -> float:
     return float(painting.final.total.item() / painting.losses.total[0].item())
 
 
-@pytest.mark.parametrize("layer", ["relu1_1", "relu3_1"])
-@pytest.mark.parametrize("term", ["content", "style"])
+@pytest.mark.parametrize(("layer", "term"), [("relu1_1", "style"), ("relu3_1", "content")])
 def test_noise_becomes_what_a_layer_holds(images: Path, layer: str, term: str) -> None:
     assert falls_to(images, layer, term, size=64, steps=60) < 0.1
 

@@ -235,9 +235,7 @@ def for_imagenet(state: State) -> State:
     return {**state, "conv1_1.weight": state["conv1_1.weight"].flip(1) * scale}
 
 
-@pytest.mark.parametrize(
-    ("backbone", "write"), [("vgg19", as_pth), ("vgg16", as_pth), ("vgg19", safetensors.torch.save)]
-)
+@pytest.mark.parametrize(("backbone", "write"), [("vgg16", as_pth), ("vgg19", safetensors.torch.save)])
 def test_caffes_networks_by_torchvisions_names_are_recognised(
     backbone: str, write: Callable[[State], bytes], tmp_path: Path, cache: Path
 ) -> None:

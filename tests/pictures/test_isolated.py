@@ -244,7 +244,7 @@ def noise(kind: str, **options: object) -> bytes:
     return as_bytes(Image.fromarray(values), kind, exif=exif.tobytes(), **options)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", pytest.param("HEIF", marks=pytest.mark.slow)])
 def test_a_size_is_read_without_the_whole_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "noise"
     file.write_bytes(noise(kind, **({} if kind == "PNG" else {"quality": 95})))

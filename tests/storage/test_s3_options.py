@@ -91,9 +91,14 @@ def test_an_address_may_ask_for_no_credentials(server: Public, address: str) -> 
 
 
 @pytest.mark.parametrize(
-    "variable", ["AWS_NO_SIGN_REQUEST", "AWS_SKIP_SIGNATURE", "FSSPEC_S3_ANON", "AWS_NO_SIGN_REQUEST__MY_PHOTOS_2"]
+    ("variable", "value"),
+    [
+        ("AWS_NO_SIGN_REQUEST", "true"),
+        ("AWS_SKIP_SIGNATURE", "YES"),
+        ("FSSPEC_S3_ANON", "1"),
+        ("AWS_NO_SIGN_REQUEST__MY_PHOTOS_2", "true"),
+    ],
 )
-@pytest.mark.parametrize("value", ["true", "YES", "1"])
 def test_the_environment_may_ask_for_no_credentials(
     server: Public, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
