@@ -124,6 +124,7 @@ def test_one_signal_ends_what_hangs(start: Callable[..., subprocess.Popen[str]],
     assert errors.startswith("batchnst: interrupted: ")
 
 
+@pytest.mark.slow
 def test_nohup_keeps_a_run_through_a_lost_terminal(start: Callable[..., subprocess.Popen[str]], endless: Path) -> None:
     process = start("-m", "batchnst", "plan", str(endless), before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     wait_until_read(process, endless)

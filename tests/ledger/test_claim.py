@@ -75,10 +75,11 @@ def test_a_run_that_was_killed_on_this_host_does_not_block_at_all(
 @pytest.mark.parametrize(
     "process",
     [
-        ELSEWHERE,
+        pytest.param(ELSEWHERE, marks=pytest.mark.slow),
         Process.here(),
         replace(Process.here(), pid=2**22, namespace="pid:[1]"),  # in a container of this machine
-        replace(Process.here(), pid=2**22, boot="another"),  # on another machine of the same name
+        # On another machine of the same name.
+        pytest.param(replace(Process.here(), pid=2**22, boot="another"), marks=pytest.mark.slow),
         Process(Process.here().host, 2**22),  # where the system does not tell
     ],
 )

@@ -275,7 +275,7 @@ def test_a_huge_file_of_holes_is_not_read(head: bytes, tmp_path: Path, monkeypat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-@pytest.mark.parametrize("width", [13, 17, 19, 23])
+@pytest.mark.parametrize("width", [13, 19, *(pytest.param(width, marks=pytest.mark.slow) for width in (17, 23))])
 def test_a_header_that_kills_its_reader_has_no_size(
     width: int, hostile: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

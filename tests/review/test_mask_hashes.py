@@ -52,7 +52,7 @@ def test_the_ledger_has_the_hashes(folder: Path) -> None:
     assert (rows["plain"]["mask_sha256"], rows["plain"]["start_sha256"]) == ([], None)
 
 
-@pytest.mark.parametrize("name", ["left.png", "bottom.png", "init.png"])
+@pytest.mark.parametrize("name", ["bottom.png", "init.png", pytest.param("left.png", marks=pytest.mark.slow)])
 def test_a_change_is_found_by_audit_and_replay(folder: Path, name: str) -> None:
     result = batchnst("audit", folder / "out", "--deep")
     assert ", 7 inputs\nfound nothing wrong" in result.stdout

@@ -132,7 +132,15 @@ def ignores_conditions(folder: files.Folder) -> bool:
     return folder.replace("state/probe", b"3", old, lambda: None)
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=[fault.name for fault in PASSING])
+@pytest.mark.parametrize(
+    ("server", "fault"),
+    [
+        *((moto, fault) for fault in PASSING),
+        (s3rver, Fault.DROP),
+        *(pytest.param(s3rver, fault, marks=pytest.mark.slow) for fault in PASSING if fault is not Fault.DROP),
+    ],
+    indirect=["server"],
+)
 def test_what_passes_is_waited_for(folder: files.Folder, proxy: Proxy, fault: Fault) -> None:
     proxy.first(fault, times=2)
     use(folder)

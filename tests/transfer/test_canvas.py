@@ -92,14 +92,25 @@ def tensors(losses: Losses) -> list[Tensor]:
     return [losses.content, losses.style, losses.tv, *losses.style_layers.values()]
 
 
-@pytest.mark.parametrize("pooling", ["max", "avg"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("pooling", "masked"),
+    [
+        ("max", True),
+        ("avg", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("max", False), ("avg", True))),
+    ],
+)
 def test_losses_and_gradients_are_each_pictures_own(pooling: str, masked: bool) -> None:
     check({"pooling": pooling}, masked=masked)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"loss": "neural-style"}, {"loss": "gatys2016"}, {"preserve_color": "luminance"}, {"tv_weight": 50.0}]
+    "settings",
+    [
+        {"loss": "neural-style"},
+        {"preserve_color": "luminance", "tv_weight": 50.0},
+        pytest.param({"loss": "gatys2016"}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_term_is_each_pictures_own(settings: dict[str, Any]) -> None:
     check(settings, masked=True)
@@ -238,8 +249,8 @@ def smooth(sizes: list[tuple[int, int]], seed: int) -> list[Tensor]:
     "settings",
     [
         {},
-        {"init": "noise", "seed": 3},
-        {"init": "style", "preserve_color": "histogram"},
+        pytest.param({"init": "noise", "seed": 3}, marks=pytest.mark.slow),
+        pytest.param({"init": "style", "preserve_color": "histogram"}, marks=pytest.mark.slow),
         {"preserve_color": "luminance", "optimizer": "adam"},
         {"pooling": "avg"},  # with masks
         {"optimizer": "sgd", "learning_rate": 0.02},

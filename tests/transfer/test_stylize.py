@@ -61,7 +61,7 @@ def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
 
 
 def test_lbfgs_losses_never_rise_within_a_scale_and_end_at_the_written_pictures(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=64, steps=25, min_size=64)
+    recipe = Recipe(size=48, steps=15, min_size=48)
     content = load(images / "astronaut.png", recipe)
     result, steps = paint([content], [whole(load(images / "woodcut.png", recipe))], recipe, weights)
     totals = torch.cat([step.losses.total for step in steps])
@@ -99,7 +99,7 @@ def test_masks_of_ones_are_no_masks(images: Path, weights: Weights) -> None:
 
 def test_each_part_gets_its_own_style(images: Path, weights: Weights) -> None:
     # Two flat styles: one half must turn bright, the other dark.
-    recipe = Recipe(size=64, steps=30, min_size=64, content_weight=0, style_layers={"relu1_1": 1.0, "relu2_1": 1.0})
+    recipe = Recipe(size=64, steps=15, min_size=64, content_weight=0, style_layers={"relu1_1": 1.0, "relu2_1": 1.0})
     content = load(images / "astronaut.png", recipe)
     left = torch.zeros(1, 1, 64, 64)
     left[..., :32] = 1
@@ -168,7 +168,7 @@ def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
 
 
 def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=64, steps=15, preserve_color="luminance")
+    recipe = Recipe(size=64, steps=8, preserve_color="luminance")
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
     result, _ = paint([content], [whole(style)], recipe, weights)
     painted, photo = result.pictures[0], content
@@ -199,7 +199,7 @@ def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights:
 
 
 def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=48, steps=20, optimizer="sgd", learning_rate=1e9)
+    recipe = Recipe(size=48, steps=12, optimizer="sgd", learning_rate=1e9)
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
     contents = [content, content]
     result, steps = paint(contents, [whole(style), whole(style)], recipe, weights)
