@@ -369,8 +369,7 @@ def _objective(
     pictures, tiled = canvas.pixels.pack(subjects), max(canvas.pixels.height, canvas.pixels.width) > fitting.tile
     with torch.no_grad():
         if tiled:
-            host, side = torch.device("cpu"), FORWARD * fitting.tile
-            content = features(backbone, pictures, recipe.content_layers, side, host)
+            content = features(backbone, pictures, recipe.content_layers, FORWARD * fitting.tile)
         else:
             seen = backbone(pictures, canvas=canvas)
             # In the dtype of the losses, so that no step converts them.

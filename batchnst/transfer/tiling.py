@@ -122,8 +122,7 @@ def _tile(row: _Axis, column: _Axis) -> Tile:
 class TiledObjective(Objective):
     """An objective that computes one tile at a time, with a core of at most `side` pixels a side.
 
-    All pictures are as large as the `canvas`. `content` may be on the host. With several `devices`, each computes a
-    share of the tiles.
+    All pictures are as large as the `canvas`. With several `devices`, each computes a share of the tiles.
     """
 
     recordable = False
@@ -208,23 +207,25 @@ def gram_matrices(
     return {name: products / math.prod(shapes[name][1:]) for name, products in sums.items()}
 
 
-def features(
-    backbone: Backbone, pictures: Tensor, layers: Iterable[str], side: float, device: torch.device
-) -> dict[str, Tensor]:
-    """Return the features (B, C, h, w) of `layers` for `pictures` (B, 3 or 1, H, W), on `device`.
+def features(backbone: Backbone, pictures: Tensor, layers: Iterable[str], side: float) -> dict[str, Tensor]:
+    """Return the features (B, C, h, w) of `layers` for `pictures` (B, 3 or 1, H, W), in tiles of `side` pixels.
 
-    They are computed in tiles of `side` pixels.
+    They stay on the device of `pictures`, as `memory_of` counts them: no tile waits for a copy from the host.
     """
     height, width = pictures.shape[-2:]
     shapes = backbone.shapes(height, width)
     result = {
         name: torch.empty(
-            len(pictures), *shapes[name], dtype=backbone.dtype, device=device, memory_format=torch.channels_last
+            len(pictures),
+            *shapes[name],
+            dtype=backbone.dtype,
+            device=pictures.device,
+            memory_format=torch.channels_last,
         )
         for name in layers
     }
     for tile in grid(backbone, height, width, side):
         seen = backbone(pictures[tile.window], tile.crops)
         for name, values in result.items():
-            values[tile.place[name]] = seen[name][tile.core[name]].to(device)
+            values[tile.place[name]] = seen[name][tile.core[name]]
     return result

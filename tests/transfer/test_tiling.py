@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,12 +170,18 @@ def test_targets_are_measured_in_tiles(weights: Weights, height: int, width: int
         expected = backbone(picture)
         grams = gram_matrices(backbone, picture, recipe.style_layers, side)
         guided = gram_matrices(backbone, picture, recipe.style_layers, side, mask)
-        content = features(backbone, picture, recipe.content_layers, side, CPU)
+        content = features(backbone, picture, recipe.content_layers, side)
     assert apart(content["relu4_2"], expected["relu4_2"]) < 1e-12
     for name in recipe.style_layers:
         assert apart(grams[name], gram_matrix(expected[name])) < 1e-10, name
         factor = guide(mask, *expected[name].shape[2:])
         assert apart(guided[name], gram_matrix(expected[name] * factor)) < 1e-10, name
+
+
+def test_content_targets_stay_on_the_pictures_device(weights: Weights) -> None:
+    backbone = deepcopy(load_backbone(Recipe(precision="fp32"), weights, CPU)).to("meta")
+    (found,) = features(backbone, torch.empty(1, 3, 97, 131, device="meta"), ["relu4_2"], 64).values()
+    assert (found.device.type, tuple(found.shape)) == ("meta", (1, 512, 12, 16))
 
 
 def test_tiles_share_the_picture_among_them(weights: Weights) -> None:
