@@ -183,6 +183,21 @@ Engine = Annotated[EngineName, typer.Option(help="ray: on a Ray cluster; inline:
 OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)]
 
 
+RedoOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHAT",
+        help="Paint again: failed; missing, a picture that is gone or differs from its row; changed, an input that "
+        "differs; or a pair's id, or a glob of ids in quotes. Repeat it for more.",
+    ),
+]
+
+
+def _redo(redo: list[str] | None, *, retry_failed: bool) -> tuple[str, ...]:
+    """The values of --redo, without repetitions; `retry_failed` is one of them."""
+    return tuple(dict.fromkeys([*(redo or []), *(["failed"] if retry_failed else [])]))
+
+
 @app.command()
 @_handle_errors
 @with_recipe_options
@@ -202,8 +217,9 @@ def run(
         int, typer.Option(min=1, help="Attempts at a pair whose worker is lost, before it fails.")
     ] = 3,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Paint pairs that failed in an earlier run.")
+        bool, typer.Option("--retry-failed", help="Paint pairs that failed in an earlier run; short for --redo failed.")
     ] = False,
+    redo: RedoOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of pairs to paint.")] = None,
     memory: Memory = None,
     engine: Engine = EngineName.ray,
@@ -222,7 +238,7 @@ def run(
         batch_size=batch_size,
         gpus_per_task=gpus_per_task,
         max_attempts=max_attempts,
-        retry_failed=retry_failed,
+        redo=_redo(redo, retry_failed=retry_failed),
         limit=limit,
         memory=in_bytes(memory),
         seal=seal,
@@ -264,14 +280,16 @@ def plan(
         str | None, typer.Option(help="Folder or URI of a run; pairs that are done there are not planned.")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Plan pairs that failed in an earlier run.")
+        bool, typer.Option("--retry-failed", help="Plan pairs that failed in an earlier run; short for --redo failed.")
     ] = False,
+    redo: RedoOption = None,
     memory: Memory = None,
 ) -> None:
     """Show everything that `run` would check and decide, without running."""
     from batchnst.bench.estimate import describe
 
-    _print(describe(_read_manifest(manifest, settings, out), out, retry_failed=retry_failed, memory=in_bytes(memory)))
+    pairs, asked = _read_manifest(manifest, settings, out), _redo(redo, retry_failed=retry_failed)
+    _print(describe(pairs, out, redo=asked, memory=in_bytes(memory)))
 
 
 @app.command()
@@ -315,7 +333,7 @@ def proof(
     with Bar() as bar:
         chosen = named(rows, pair) if pair else choose(rows, pairs, _error, bar.update)
     strip = Strip(rows, chosen, columns, out)
-    options = Options(out=folder, engine=engine.value, address=address, memory=in_bytes(memory), retry_failed=True)
+    options = Options(out=folder, engine=engine.value, address=address, memory=in_bytes(memory), redo=("failed",))
     for stage in strip.stages():
         display = _paint(stage.manifest, options)
         with Bar() as bar:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
+from batchnst.engine.redo import FAILED, NOTHING, Redo
 from batchnst.ledger.out import Out, Outcomes
 from batchnst.ledger.previous import Previous
 from batchnst.manifest.manifest import Manifest
@@ -124,7 +126,8 @@ class Plan:
     `rows` are the manifest rows to paint, in ascending order, and `attempts` the number of each one's attempt.
     `weights_sha256` has the hash for each (backbone, weights). `done` and `failed` are numbers of other pairs: those
     that are done, and those that failed in an earlier run and are not tried again. `inputs` are files of the done ones.
-    `again` is the number of pairs that failed in an earlier run for a passing reason and are tried again.
+    `again` is the number of pairs that failed in an earlier run for a passing reason and are tried again. `redo` is
+    what `--redo` asks for, and `redone` the number of settled pairs that are painted again for it, by reason.
     """
 
     manifest: Manifest
@@ -135,6 +138,8 @@ class Plan:
     failed: int
     inputs: DoneInputs
     again: int
+    redo: Redo = NOTHING
+    redone: Counter[str] = field(default_factory=Counter)
 
     @property
     def pairs(self) -> int:
@@ -199,14 +204,15 @@ def make_plan(
     outcomes: Outcomes,
     weights_sha256: Mapping[tuple[str, str], str],
     *,
-    retry_failed: bool = False,
+    redo: Redo | None = None,
     limit: int | None = None,
 ) -> Plan:
     """Plan the pairs of `manifest` that `outcomes`, the newest outcome of each pair, do not settle.
 
-    A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed without
-    `retry_failed` for a reason that will not pass. At most `limit` pairs are planned.
+    A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed for a
+    reason that will not pass; unless `redo` asks for it. At most `limit` pairs are planned.
     """
+    redo, redone = redo or NOTHING, Counter[str]()
     left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
     done = failed = again = 0
     inputs = DoneInputs()
@@ -214,7 +220,10 @@ def make_plan(
     for row, pair, outcome in zip(rows, manifest.take(rows), outcomes_of_rows, strict=True):
         unchanged = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
         is_done = unchanged and outcome.done
-        given_up = unchanged and not (outcome.ok or outcome.passing or retry_failed)
+        given_up = unchanged and not (outcome.ok or outcome.passing)
+        if (is_done or given_up) and (why := redo.reason(row) or (FAILED if given_up and redo.failed else "")):
+            redone[why] += 1
+            is_done = given_up = False
         again += unchanged and outcome.passing
         if is_done:
             inputs.add(pair, outcome.finished)
@@ -223,7 +232,7 @@ def make_plan(
         left[row] = not (is_done or given_up)
         attempts[row] = outcome.attempt + 1
     chosen = np.flatnonzero(left)[:limit]
-    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again)
+    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again, redo, redone)
 
 
 def make_batches(

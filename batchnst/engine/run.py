@@ -22,6 +22,7 @@ from batchnst.engine.failing_stores import FailingStores
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan, with_previous
 from batchnst.engine.ray_address import choose_address
+from batchnst.engine.redo import Redo, choose, named_rows
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger import seal
@@ -62,8 +63,9 @@ class Options:
     """Options of a run, beside its pairs.
 
     `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
-    the largest number of pairs to paint. `memory` is the most that a worker may use, in bytes. `seal` is the file of
-    the private key that OUT is sealed with at the end, if it is to be.
+    the largest number of pairs to paint. `redo` says which pairs are painted again, as `redo.choose` does.
+    `memory` is the most that a worker may use, in bytes. `seal` is the file of the private key that OUT is sealed with
+    at the end, if it is to be.
     """
 
     out: str
@@ -72,7 +74,7 @@ class Options:
     batch_size: int | None = None
     gpus_per_task: float | None = None
     max_attempts: int = 3
-    retry_failed: bool = False
+    redo: tuple[str, ...] = ()
     limit: int | None = None
     memory: float | None = None
     seal: str | None = None
@@ -147,6 +149,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     """
     out = Out(options.out)
     key = read_private(options.seal) if options.seal else None
+    named_rows(options.redo, manifest)
     weights = load_networks(manifest.networks)
     claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
     if rival := claim.rival():
@@ -160,7 +163,8 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
             yield Notice(f"{rival} gave none; end that process if it still exists, it may hold CPUs or GPUs")
         out.recover(claim)
         # Planned under the claim: no other run can finish a pair after this.
-        plan = plan_run(manifest, out, weights, retry_failed=options.retry_failed, limit=options.limit)
+        redo = yield from choose(options.redo, manifest, out, hashes_of(weights))
+        plan = plan_run(manifest, out, weights, redo=redo, limit=options.limit)
         if newer := plan.inputs.newer():
             yield Notice(describe_newer(newer, options.out))
         if len(plan):
@@ -200,6 +204,8 @@ def _run_row(plan: Plan, claim: Claim, engine: str) -> RunRow:
         done=plan.done,
         given_up=plan.failed,
         to_paint=len(plan),
+        redo=list(plan.redo.asked),
+        redo_since=plan.redo.since or (claim.run_number if plan.redo.names else None),
         engine=engine,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -265,12 +271,17 @@ def plan_run(
     out: Out | None,
     weights: Mapping[tuple[str, str], Weights],
     *,
-    retry_failed: bool,
+    redo: Redo | None,
     limit: int | None,
 ) -> Plan:
     """Plan the pairs of `manifest` that `out` does not have yet; all pairs if `out` is None."""
-    hashes = {network: tensors.sha256 for network, tensors in weights.items()}
-    return make_plan(manifest, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
+    outcomes = out.newest() if out else Outcomes()
+    return make_plan(manifest, outcomes, hashes_of(weights), redo=redo, limit=limit)
+
+
+def hashes_of(weights: Mapping[tuple[str, str], Weights]) -> dict[tuple[str, str], str]:
+    """The hash of the weights of each network."""
+    return {network: tensors.sha256 for network, tensors in weights.items()}
 
 
 def _blocks(plan: Plan, out: Out, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:

@@ -46,6 +46,8 @@ class RunRow:
     done: int  # painted by earlier runs
     given_up: int  # failed in earlier runs and not tried again
     to_paint: int
+    redo: list[str] | None = None  # values of --redo; None in earlier ledgers
+    redo_since: int | None = None  # number of the run that began with them; None if no id was given
     engine: str  # ray, inline
     host: str
     pid: int

@@ -46,10 +46,11 @@ def audit(
     newest = newest_rows(rows)
     ok = newest.filter(pc.equal(newest["status"], "ok"))
     result.pairs, result.ok, result.failed = len(newest), len(ok), len(newest) - len(ok)
-    list(tables(out, "runs", SCHEMAS["runs"].names, result))
+    runs = [run for part in tables(out, "runs", SCHEMAS["runs"].names, result) for run in part.to_pylist()]
+    redone = {run["run_id"] for run in runs if set(run["redo"] or ()) - {"failed"}}
     for findings in (
         checks.manifest_differences(newest, expected) if expected is not None else checks.failed(newest),
-        checks.doubled(rows),
+        checks.doubled(rows, redone),
         losses(out, rows, result, progress),
         checks.outliers(ok),
         checks.unusual_rows(ok, expected),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -50,10 +50,11 @@ def _failure(row: dict[str, Any]) -> Finding:
     return Finding("failed", row["pair_id"], f"{row['error_type']}: {row['error_message']}")
 
 
-def doubled(rows: pa.Table) -> Iterator[Finding]:
+def doubled(rows: pa.Table, redone: Collection[str]) -> Iterator[Finding]:
     """Pairs with two consecutive ok rows of the same fingerprint: they were painted again although they were done.
 
-    Consecutive among the rows of one output: after another pair has used it, painting a pair again is right.
+    Consecutive among the rows of one output: after another pair has used it, painting a pair again is right. So it
+    is in the runs with the ids `redone`, which were asked to paint pairs again.
     """
     columns = ["pair_id", "output", "fingerprint", "run_id", *ORDERED_BY]
     ok = sort_rows(rows.filter(pc.equal(rows["status"], "ok")).select(columns))
@@ -66,7 +67,8 @@ def doubled(rows: pa.Table) -> Iterator[Finding]:
     repeated = pc.and_(same[0], pc.and_(same[1], same[2]))
     runs = zip(earlier["run_id"].filter(repeated).to_pylist(), later.filter(repeated).to_pylist(), strict=True)
     for first, row in runs:
-        yield Finding("doubled", row["pair_id"], f"painted by run {first}, and again by run {row['run_id']}")
+        if row["run_id"] not in redone:
+            yield Finding("doubled", row["pair_id"], f"painted by run {first}, and again by run {row['run_id']}")
 
 
 def outliers(ok: pa.Table) -> Iterator[Finding]:
