@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import secrets
 import sys
 import traceback
@@ -55,6 +56,9 @@ FAILED, WRONG = 1, 2
 
 STARTING_SECONDS, PAINTING_SECONDS = 20.0, 90.0
 """Time that a run has to end in good order after a signal, in seconds: before it paints, and while it paints."""
+
+NOTIFY = "BATCHNST_NOTIFY"
+"""Environment variable with the value of `run --notify`."""
 
 MAX_PROBLEMS = 100
 """Largest number of problems of a manifest that are printed."""
@@ -226,10 +230,22 @@ def run(
     seal: Annotated[
         str | None, typer.Option(metavar="KEY", help="Seal OUT at the end with this private key; see `seal`.")
     ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar=NOTIFY,
+            help="Web hook of a chat service to tell how the run ends and when pairs begin to fail; kept secret.",
+        ),
+    ] = None,
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
+    from batchnst.cli.notify import check_hook
     from batchnst.engine.run import Options
 
+    if notify:
+        check_hook(notify)
+        os.environ.pop(NOTIFY, None)  # workers have no need of it
     pairs = _read_manifest(manifest, settings, out)
     options = Options(
         out=out,
@@ -243,23 +259,25 @@ def run(
         memory=in_bytes(memory),
         seal=seal,
     )
-    display = _paint(pairs, options)
+    display = _paint(pairs, options, notify)
     _print(display.summary())
     if display.failed:
         raise typer.Exit(FAILED)
 
 
-def _paint(pairs: PairsOfManifest, options: Options) -> RunDisplay:
-    """Paint all pairs, and show it."""
+def _paint(pairs: PairsOfManifest, options: Options, hook: str | None = None) -> RunDisplay:
+    """Paint all pairs, show it, and tell the `hook` about it."""
     from batchnst.cli.display import RunDisplay
+    from batchnst.cli.notify import Notifier
     from batchnst.engine.run import run as engine_run
 
     signals.give_time(STARTING_SECONDS)
     display = RunDisplay(options.out)
     try:
-        with display:
+        with Notifier(hook, display, _error) as notifier, display:
             for event in engine_run(pairs, options):
                 display.show(event)
+                notifier.see(event)
                 if display.planned:
                     signals.give_time(PAINTING_SECONDS)
     except BatchNSTError as error:

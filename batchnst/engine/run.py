@@ -90,6 +90,7 @@ class Planned:
     plan: Plan
     work: float
     workers: int
+    run_id: str
 
 
 class Engine(Protocol):
@@ -171,7 +172,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
             yield from _paint(plan, out, claim, weights, options)
             yield from _compact(out, claim)
         else:
-            yield Planned(plan, 0, 0)
+            yield Planned(plan, 0, 0, claim.run_id)
         if key:
             yield from _seal(out, claim, key)
 
@@ -225,7 +226,7 @@ def _paint(
         out.begin(_run_row(plan, claim, options.engine))
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         fitting = [batch for batch in first if not batch.memory_problem(hardware)]
-        yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)))
+        yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)), claim.run_id)
         results = _Results()
         yield from _paint_blocks(chain([(first, last)], blocks), engine, weights, claim, results)
         again = _failed_in_passing(plan, out, results.failed)
