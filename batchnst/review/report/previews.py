@@ -68,9 +68,14 @@ class Album:
         """Add a picture to the page, unless it was added before; return its number."""
         return self._numbers.setdefault(source, len(self._numbers))
 
+    @property
+    def sources(self) -> list[Source]:
+        """The pictures, by number."""
+        return list(self._numbers)
+
     def previews(self, pairs: int, progress: Progress) -> list[Preview]:
         """The previews of all pictures, by number, in the largest size that fits a page of `pairs`."""
-        sources, previews = list(self._numbers), list[Preview]()
+        sources, previews = self.sources, list[Preview]()
         with ThreadPoolExecutor((os.cpu_count() or 1) if self.out.folder.local else self.out.folder.streams) as pool:
             side = self._side(pool, sources, BYTES + BYTES_A_PAIR * pairs)
             for preview in pool.map(partial(self._preview, side), sources):
