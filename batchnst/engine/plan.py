@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
-from batchnst.ledger.out import Outcomes
+from batchnst.ledger.out import Out, Outcomes
+from batchnst.ledger.previous import Previous
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.painting.inputs import StyleFile, style_files
@@ -30,11 +31,15 @@ PROBES = 16
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One attempt at a pair. `fingerprint` is that of the pair as the manifest has it now; `attempt` counts from 1."""
+    """One attempt at a pair. `fingerprint` is that of the pair as the manifest has it now; `attempt` counts from 1.
+
+    `previous` is the attempt that painted the picture which this one replaces; None if there is none.
+    """
 
     pair: Pair
     fingerprint: str
     attempt: int
+    previous: Previous | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,13 @@ class Plan:
         if len(self) <= count:
             return self.jobs()
         return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), count, replace=False)))
+
+
+def with_previous(jobs: Sequence[Job], out: Out) -> list[Job]:
+    """The jobs, with the attempts in `out` that painted the pictures which they replace."""
+    again = [job.pair.id for job in jobs if job.attempt > 1]
+    known = out.previous(again) if again else {}
+    return [replace(job, previous=known.get(job.pair.id)) for job in jobs]
 
 
 def largest_by_recipe(hardware: Hardware) -> Callable[[Recipe], int]:

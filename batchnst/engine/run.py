@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from batchnst.engine.events import Event, Finished, Notice, Sealed
 from batchnst.engine.failing_stores import FailingStores
 from batchnst.engine.newer import describe_newer
-from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan
+from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan, with_previous
 from batchnst.engine.ray_address import choose_address
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
@@ -213,7 +213,7 @@ def _paint(
     engine = _start(options)
     try:
         hardware = yield from engine.hardware()
-        blocks = _check_memory(plan, hardware, _blocks(plan, options.batch_size, engine, hardware))
+        blocks = _check_memory(plan, hardware, _blocks(plan, out, options.batch_size, engine, hardware))
         first, last = next(blocks)
         # Only now, after all checks: a request that is refused leaves no run in the ledger.
         out.begin(_run_row(plan, claim, options.engine))
@@ -226,7 +226,7 @@ def _paint(
         if len(again):
             yield Notice(f"{_pairs(len(again))} failed for a reason that may have passed: tried once more")
             time.sleep(AGAIN_SECONDS)
-            blocks = _blocks(again, options.batch_size, engine, hardware)
+            blocks = _blocks(again, out, options.batch_size, engine, hardware)
             yield from _paint_blocks(blocks, engine, weights, claim, results)
     finally:
         engine.close()
@@ -273,13 +273,14 @@ def plan_run(
     return make_plan(manifest, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
 
 
-def _blocks(plan: Plan, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:
+def _blocks(plan: Plan, out: Out, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:
     """Yield the batches of each block of the plan, and True with the last; blocks are made ahead, in a thread."""
     largest, mixed = largest_by_recipe(hardware), keeps_shapes(hardware.device)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
 
     def batches_of(part: slice) -> list[Batch]:
-        return make_batches(plan.jobs(part), batch_size, engine.workers, largest, mixed=mixed)
+        jobs = with_previous(plan.jobs(part), out)
+        return make_batches(jobs, batch_size, engine.workers, largest, mixed=mixed)
 
     for part, batches in ahead(batches_of, parts):
         yield batches, part is parts[-1]

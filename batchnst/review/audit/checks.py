@@ -15,6 +15,7 @@ from batchnst.review.audit.hashes import INPUTS, inputs, pictures
 from batchnst.review.audit.ledger_files import tables
 from batchnst.review.audit.seals import seals
 from batchnst.review.audit.steps import losses
+from batchnst.review.audit.superseded import previous_pictures
 
 _PAIRS = (
     *ATTEMPT,
@@ -53,6 +54,7 @@ def audit(
         checks.outliers(ok),
         checks.unusual_rows(ok, expected),
         pictures(out, rows, ok, result, progress),
+        previous_pictures(out, rows, result, progress),
         inputs(ok, result, progress) if deep else (),
         seals(out, public_key, root, result, progress) if public_key else (),
     ):
