@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from plotly.offline import get_plotlyjs
 
+from batchnst.backbones import BACKBONES
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out, newest_rows, retry_vanished
 from batchnst.ledger.schema import row_without_secrets, without_secrets
 from batchnst.pages import joined, script_source, templates
 from batchnst.progress import Progress, silent
+from batchnst.recipe import LOSSES, recipe_keys
+from batchnst.review.audit.pairs import unusual_losses
 from batchnst.review.report import cards, curves, figures
 from batchnst.review.report.cards import Card, Row
+from batchnst.review.report.loudness import loudness
 from batchnst.review.report.previews import Album, Preview, Source
 from batchnst.storage.files import is_uri, parent
 
@@ -74,11 +80,19 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
     album = Album(out)
     part = cards.part(chosen, album.number, curves_by_key, reasons)
     previews = album.previews(len(chosen), progress)
-    part["pictures"] = cards.columns([asdict(preview) | {"text": len(preview.text)} for preview in previews])
+    part["pictures"] = cards.columns([_picture(preview) for preview in previews])
+    part["pairs"]["unusual"] = _unusual(current, part["pairs"]["id"])
+    part["pairs"]["loud"] = _loud(part["pairs"], previews)
     blocks = list(_picture_blocks(previews))
     charts = {"throughput": figures.throughput(attempts), "losses": figures.losses_by_style(current)}
     data = {
         "base": _base(out, to),
+        "out": out.address,
+        "key": hashlib.sha256(out.address.encode()).hexdigest()[:16],
+        "run": summary["runs"][-1]["run_id"],
+        "recipe": summary["recipe"]["base"],
+        "recipeKeys": recipe_keys(),
+        "defaults": _defaults(),
         "part": part,
         "blocks": [first for first, _ in blocks],
         "pairsABlock": PAIR_BLOCK,
@@ -95,6 +109,43 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
         picture_blocks=[text for _, text in blocks],
         pair_blocks=_pair_blocks(chosen, summary["recipe"]["base"], curves_by_key),
     )
+
+
+def _picture(preview: Preview) -> Row:
+    """The entry of a picture in the page's table of pictures."""
+    return {
+        "text": len(preview.text),
+        "width": preview.width,
+        "height": preview.height,
+        "problem": preview.problem,
+    }
+
+
+def _unusual(current: pa.Table, pair_ids: Sequence[str]) -> list[float | None]:
+    """How unusual the loss of each pair is, as a z-score; None where there are too few to compare with."""
+    ok = current.filter(pc.equal(current["status"], "ok"))
+    names = ok["pair_id"].to_pylist()
+    scores = {names[i]: round(z, 1) for i, z, _ in unusual_losses(ok)}
+    return [scores.get(pair_id) for pair_id in pair_ids]
+
+
+def _loud(pairs: Row, previews: Sequence[Preview]) -> list[float | None]:
+    """How loud each painting is where its photograph is flat; None if one of the two cannot be seen."""
+    values = []
+    for content, result in zip(pairs["contentPicture"], pairs["result"], strict=True):
+        photo, painting = previews[content].gray, None if result is None else previews[result].gray
+        values.append(None if photo is None or painting is None else round(loudness(photo, painting), 1))
+    return values
+
+
+def _defaults() -> Row:
+    """Recipe keys whose defaults depend on another key: their defaults, by that key and its value."""
+    layers = ("content_layers", "style_layers")
+    backbones = {
+        name: {kind: dict.fromkeys(getattr(backbone, kind), 1.0) for kind in layers}
+        for name, backbone in BACKBONES.items()
+    }
+    return {"loss": LOSSES, "backbone": backbones}
 
 
 def _pair_blocks(chosen: Sequence[Card], base: Row, by_key: Mapping[curves.Key, curves.Curve]) -> list[str]:

@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.ledger.out import Out, sort_rows
+from batchnst.ledger.previous import PREVIOUS, previous_name
 from batchnst.ledger.schema import without_secrets
 from batchnst.pages import short_names
+from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
 from batchnst.review.report.previews import Source
@@ -50,11 +52,16 @@ _EARLIER = ["run_id", "attempt", "status", "error_type", "error_message", "finis
 
 @dataclass(frozen=True)
 class Card:
-    """A pair to show. `reason` is that of its failure, `snapshots` are steps and paths in OUT."""
+    """A pair to show.
+
+    `reason` is that of its failure. `snapshots` are steps and paths in OUT. `before` is the last attempt before the
+    newest whose picture is kept, None if there is none.
+    """
 
     attempts: list[Row]  # newest last
     reason: str | None
     snapshots: list[tuple[int, str]]
+    before: Row | None
 
     @property
     def row(self) -> Row:
@@ -78,12 +85,13 @@ def choose(current: pa.Table) -> list[str]:
 
 def read(out: Out, pair_ids: Sequence[str]) -> list[Card]:
     """The cards of these pairs, in no order."""
-    attempts, snapshots = _attempts(out, pair_ids), _snapshots(out)
+    attempts, snapshots, kept = _attempts(out, pair_ids), _snapshots(out), _kept(out)
     cards = []
     for pair_id, rows in attempts.items():
         failed = rows[-1]["status"] == "failed"
         reason = figures.reason_text(rows[-1]) if failed else None
-        cards.append(Card(rows, reason, [] if failed else snapshots.get(pair_id, [])))
+        before = next((row for row in reversed(rows[:-1]) if row["status"] == "ok" and _kept_path(row) in kept), None)
+        cards.append(Card(rows, reason, [] if failed else snapshots.get(pair_id, []), before))
     return cards
 
 
@@ -144,6 +152,16 @@ def _attempts(out: Out, pair_ids: Sequence[str]) -> dict[str, list[Row]]:
     return attempts
 
 
+def _kept(out: Out) -> frozenset[str]:
+    """Paths in OUT of the pictures of earlier attempts."""
+    return frozenset(out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
+
+
+def _kept_path(row: Row) -> str:
+    """The path in OUT of the picture of an attempt, once another has replaced it."""
+    return previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])
+
+
 def _snapshots(out: Out) -> dict[str, list[tuple[int, str]]]:
     """Step and path in OUT of each pair's snapshots; evenly thinned out if there are many."""
     snapshots: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -163,7 +181,7 @@ def _evenly(items: list[Any], most: int) -> list[Any]:
 
 def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_key: Mapping[curves.Key, Curve]) -> Row:
     """The entry of a pair in the page's table of pairs."""
-    row, curve = card.row, by_key.get(card.key)
+    row, recipe, curve = card.row, json.loads(card.row["recipe"]), by_key.get(card.key)
     result = Source(f"images/{row['output']}", True, row["output_sha256"])
     hashes = row["style_sha256"] or [None] * len(row["styles"])
     return {
@@ -177,6 +195,10 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "styles": [tables.addresses[style] for style in row["styles"]],
         "output": row["output"],
         "loss": _finite(row["total_loss"]),
+        "made": f"{row['run_id']}-{row['attempt']}",
+        "width": row["width"],
+        "height": row["height"],
+        "noise": recipe.get("init") == "noise",
         "seconds": round(row["seconds"], 1),
         "ended": round(row["finished_at"].timestamp()),
         "spark": curve.spark if curve else "",
@@ -185,8 +207,35 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
             picture(Source(style, sha256=sha256)) for style, sha256 in zip(row["styles"], hashes, strict=False)
         ],
         "result": picture(result) if row["status"] == "ok" else None,
+        "before": _before(card, picture),
         "snapshots": [(step, picture(Source(path, True, reduction=2))) for step, path in card.snapshots],
     }
+
+
+def _before(card: Card, picture: Callable[[Source], int]) -> Row | None:
+    """The picture that the newest attempt has replaced: its number, its path in OUT and its size, and what changed."""
+    before = card.before
+    if before is None:
+        return None
+    path = _kept_path(before)
+    return {
+        "picture": picture(Source(path, True, before["output_sha256"])),
+        "path": path,
+        "width": before["width"],
+        "height": before["height"],
+        "changes": _changes(before, card.row),
+    }
+
+
+def _changes(before: Row, after: Row) -> list[tuple[str, Any, Any]]:
+    """What an attempt was asked for otherwise than one before: key, value before, value after."""
+    asked = []
+    for row in (before, after):
+        names = " + ".join(os.path.basename(style) for style in row["styles"])
+        recipe = {key: value for key, value in json.loads(row["recipe"]).items() if key not in NOT_IN_FINGERPRINT}
+        asked.append({"style": names, "style_weights": row["style_weights"], "output": row["output"], **recipe})
+    old, new = asked
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
 def details(card: Card, base: Row, by_key: Mapping[curves.Key, Curve]) -> Row:

@@ -20,7 +20,7 @@ from batchnst.pages import short_names
 COLUMNS = [
     *("run_id", "pair_id", "attempt", "status", "error_type", "error_message", "content", "styles", "recipe"),
     *("loss_definition", "weights_sha256", "device", "precision", "host", "pid", "steps", "stopped", "total_loss"),
-    *("run_number", "started_at", "finished_at", "versions"),
+    *("run_number", "started_at", "finished_at", "versions", "width", "height"),
 ]
 """Columns of `pairs` that the statistics need."""
 
