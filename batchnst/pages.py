@@ -1,6 +1,7 @@
 """Make HTML pages from templates: values are escaped, a missing value is an error, only the page's own scripts run.
 
-`templates/base.css` and `templates/base.js` hold what all pages share: colours, type, and functions to show values.
+`templates/base.css` and `templates/base.js` hold what all pages share: colours, type, and functions to show values;
+`marks.js` and `view.js` what pages share that let one mark and enlarge pictures.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ def templates(package: str) -> Environment:
     return environment
 
 
-def joined(package: str, names: Sequence[str]) -> str:
+def joined(package: str, names: Sequence[str], shared: Sequence[str] = ()) -> str:
     """The shared file with the ending of `names`, `base.css` or `base.js`, then these files of `package`, as one text.
 
-    All are in folders `templates`.
+    `shared` are more files that pages share, which come before those of `package`. All are in folders `templates`.
     """
-    base = files("batchnst") / "templates" / f"base.{names[0].rpartition('.')[2]}"
-    own = [files(package) / "templates" / name for name in names]
-    return "\n".join(file.read_text("utf-8") for file in [base, *own])
+    common = [f"base.{names[0].rpartition('.')[2]}", *shared]
+    parts = [files("batchnst") / "templates" / name for name in common]
+    parts += [files(package) / "templates" / name for name in names]
+    return "\n".join(part.read_text("utf-8") for part in parts)
 
 
 def script_source(script: str) -> str:

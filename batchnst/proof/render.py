@@ -80,7 +80,7 @@ def render(
         "columns": columns,
         "cells": [{name: cell[name] for name in ("caption", "shown", "link")} for cell in cells],
     }
-    script = joined("batchnst.proof", ["marks.js", "table.js", "view.js"])
+    script = joined("batchnst.proof", ["marks.js", "table.js", "view.js"], ["marks.js", "view.js"])
     template = templates("batchnst.proof").get_template("proof.html")
     html = template.render(
         style=joined("batchnst.proof", ["proof.css"]),

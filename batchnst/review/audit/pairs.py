@@ -72,9 +72,20 @@ def doubled(rows: pa.Table, redone: Collection[str]) -> Iterator[Finding]:
 
 
 def outliers(ok: pa.Table) -> Iterator[Finding]:
-    """Losses that are unusual for their style, size and recipe, by the robust z-score of their logarithm.
+    """Losses that are unusual for their style, size and recipe: their z-score is beyond MAX_Z."""
+    for i, z, median in unusual_losses(ok):
+        if abs(z) > MAX_Z:
+            total, size = ok["total_loss"][i].as_py(), max(ok["width"][i].as_py(), ok["height"][i].as_py())
+            name = " and ".join(PurePosixPath(style).name for style in ok["styles"][i].as_py())
+            text = f"loss {total:.4g}; {median:.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
+            yield Finding("outlier", ok["pair_id"][i].as_py(), text)
 
-    z = 0.6745 (x − median) / MAD (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers).
+
+def unusual_losses(ok: pa.Table) -> Iterator[tuple[int, float, float]]:
+    """Row, robust z-score of the logarithm of its loss, and median loss, among rows of one style, size and recipe.
+
+    z = 0.6745 (x − median) / MAD (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers). Groups of fewer than
+    MIN_GROUP rows are left out.
     """
     loss = np.log(np.maximum(pc.fill_null(ok["total_loss"], np.nan).to_numpy(), 1e-30))
     long_side = pc.max_element_wise(ok["width"], ok["height"]).to_pylist()
@@ -82,16 +93,12 @@ def outliers(ok: pa.Table) -> Iterator[Finding]:
     for i, (styles, size, recipe) in enumerate(zip(ok["styles"].to_pylist(), long_side, _recipes(ok), strict=True)):
         if np.isfinite(loss[i]):
             groups[tuple(styles), size, recipe].append(i)
-    for (styles, size, _), rows in groups.items():
-        if len(rows) < MIN_GROUP:
-            continue
-        median = np.median(loss[rows])
-        deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
-        for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
-            if abs(z) > MAX_Z:
-                total, name = ok["total_loss"][i].as_py(), " and ".join(PurePosixPath(style).name for style in styles)
-                text = f"loss {total:.4g}; {np.exp(median):.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
-                yield Finding("outlier", ok["pair_id"][i].as_py(), text)
+    for rows in groups.values():
+        if len(rows) >= MIN_GROUP:
+            median = np.median(loss[rows])
+            deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
+            for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
+                yield i, float(z), float(np.exp(median))
 
 
 def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:

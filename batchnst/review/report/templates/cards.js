@@ -30,7 +30,7 @@ function caption(i) {
     "span",
     { className: "caption", id: `card-${i}` },
     element("span", { className: "name", title: `${title(i)}\n${pairs.id[i]}` }, title(i)),
-    element("span", { className: "line" }, text, ...marks(i)),
+    element("span", { className: "line" }, text, ...tags(i)),
   );
 }
 
@@ -149,21 +149,21 @@ const STATUS = {
   retried: ["tried several times", (i) => pairs.attempt[i] > 1],
   rescued: ["rescued after divergence", (i) => pairs.rescued[i]],
 };
-const down = (column) => (a, b) => (column[b] ?? -Infinity) - (column[a] ?? -Infinity) || a - b;
+const down = (name) => (a, b) => (pairs[name][b] ?? -Infinity) - (pairs[name][a] ?? -Infinity) || a - b;
 const ORDER = {
   "": (a, b) => a - b,
-  "loss-down": down(pairs.loss),
+  "loss-down": down("loss"),
   "loss-up": (a, b) => (pairs.loss[a] ?? Infinity) - (pairs.loss[b] ?? Infinity) || a - b,
-  seconds: down(pairs.seconds),
-  ended: down(pairs.ended),
+  seconds: down("seconds"),
+  ended: down("ended"),
   name: (a, b) => title(a).localeCompare(title(b)) || a - b,
 };
 let searchTexts = null;
 
 function searchText(i) {
-  const addresses = [pairs.content[i], ...pairs.styles[i]].map((address) => data.addresses[address]);
-  const reason = data.reasons[pairs.reason[i]] ?? "";
-  return [pairs.id[i], pairs.output[i], ...addresses, reason, pairs.error[i] ?? ""].join("\n").toLowerCase();
+  const inputs = [pairs.content[i], ...pairs.styles[i]].map((number) => addresses[number]);
+  const reason = reasons[pairs.reason[i]] ?? "";
+  return [pairs.id[i], pairs.output[i], ...inputs, reason, pairs.error[i] ?? ""].join("\n").toLowerCase();
 }
 
 function matches(i) {
@@ -177,9 +177,9 @@ function matches(i) {
 function apply() {
   if (state.q) searchTexts ??= pairs.id.map((_, i) => searchText(i));
   order = pairs.id.map((_, i) => i).filter(matches).sort(ORDER[state.sort]);
-  const part = order.length === count ? "" : `${whole.format(order.length)} of `;
-  const reason = state.reason === "" ? "" : ` that failed with ${data.reasons[state.reason]}`;
-  byId("shown").textContent = part + plural(count, "pair") + reason;
+  const part = order.length === pairs.id.length ? "" : `${whole.format(order.length)} of `;
+  const reason = state.reason === "" ? "" : ` that failed with ${reasons[state.reason]}`;
+  byId("shown").textContent = part + plural(pairs.id.length, "pair") + reason;
   byId("clear").hidden = !(state.q || state.status || state.style || state.reason);
   layOut();
 }
@@ -202,7 +202,7 @@ function readHash() {
   const parameters = new URLSearchParams(location.hash.slice(1));
   const before = hashWith({ pair: "" });
   for (const name of Object.keys(state)) state[name] = parameters.get(name) ?? "";
-  const known = { status: STATUS, sort: ORDER, style: data.addresses, reason: data.reasons };
+  const known = { status: STATUS, sort: ORDER, style: addresses, reason: reasons };
   for (const [name, values] of Object.entries(known)) if (!Object.hasOwn(values, state[name])) state[name] = "";
   return before !== hashWith({ pair: "" });
 }
@@ -212,6 +212,8 @@ function showState() {
 }
 
 function fillControls() {
+  controls.status.replaceChildren();
+  controls.style.replaceChildren();
   const option = (value, name, number) => element("option", { value }, `${name} (${whole.format(number)})`);
   for (const [value, [name, test]] of Object.entries(STATUS)) {
     const number = pairs.id.filter((_, i) => test(i)).length;
@@ -219,10 +221,20 @@ function fillControls() {
   }
   const uses = new Map();
   pairs.styles.flat().forEach((style) => uses.set(style, (uses.get(style) ?? 0) + 1));
-  const styles = [...uses.keys()].sort((a, b) => data.names[a].localeCompare(data.names[b]));
+  const styles = [...uses.keys()].sort((a, b) => names[a].localeCompare(names[b]));
   controls.style.append(option("", "all", styles.length));
-  controls.style.append(...styles.map((style) => option(style, data.names[style], uses.get(style))));
+  controls.style.append(...styles.map((style) => option(style, names[style], uses.get(style))));
 }
+
+// Show pairs that were added after the page was opened; what has the focus keeps it.
+addEventListener("pairs", () => {
+  const focused = list.contains(document.activeElement) ? Number(document.activeElement.dataset.pair) : null;
+  searchTexts = null;
+  fillControls();
+  showState();
+  apply();
+  if (focused !== null) list.querySelector(`[data-pair="${focused}"]`)?.focus({ preventScroll: true });
+});
 
 let typing = 0;
 byId("controls").addEventListener("input", ({ target }) => {

@@ -7,8 +7,8 @@ let current = null;
 // A figure with picture `i`, which a click enlarges.
 function zoomable(kind, i, name, ...more) {
   const image = picture(i, `${kind}: ${name}`);
-  const mark = image.alt && pictures.problem[i] ? element("i", { className: "mark" }, pictures.problem[i]) : "";
-  const text = element("figcaption", {}, element("b", {}, kind), ` ${name} `, mark, ...more);
+  const tag = image.alt && pictures.problem[i] ? element("i", { className: "tag" }, pictures.problem[i]) : "";
+  const text = element("figcaption", {}, element("b", {}, kind), ` ${name} `, tag, ...more);
   if (!image.alt) return element("figure", {}, image, text);
   const label = { "aria-label": `Enlarge: ${kind}`, "aria-pressed": "false" };
   const button = element("button", { type: "button", className: "zoom", ...label }, image);
@@ -23,7 +23,7 @@ function resultFigure(i) {
     const placeholder = element("span", { className: "none" }, "not painted");
     return element("figure", {}, placeholder, element("figcaption", {}, element("b", {}, "Result")));
   }
-  const href = data.base + pairs.output[i].split("/").map(encodeURIComponent).join("/");
+  const href = `${data.base}images/` + pairs.output[i].split("/").map(encodeURIComponent).join("/");
   const full = data.base === null ? "" : element("a", { href }, "full picture");
   const node = zoomable("Result", pairs.result[i], pairs.output[i], full);
   const image = node.querySelector("img");
@@ -33,7 +33,7 @@ function resultFigure(i) {
 
 // A slider that shows the snapshots of pair `i` in `image`.
 function slider(i, image) {
-  const stops = [...pairs.snapshots[i], [null, pairs.result[i]]].filter(([, number]) => pictures.text[number]);
+  const stops = [...pairs.snapshots[i], [null, pairs.result[i]]].filter(([, number]) => hasPicture(number));
   const last = stops.length - 1;
   const range = element("input", { type: "range", min: 0, max: last, "aria-label": "Snapshot" });
   const label = element("output");
@@ -95,8 +95,8 @@ function requestFacts(i, { row, recipe }) {
   const versions = Object.entries(row.versions).filter(([, value]) => value);
   return facts([
     ["id", pairs.id[i]],
-    ["content", data.addresses[pairs.content[i]]],
-    ["styles", lines(pairs.styles[i].map((style) => data.addresses[style]))],
+    ["content", addresses[pairs.content[i]]],
+    ["styles", lines(pairs.styles[i].map((style) => addresses[style]))],
     ["style weights", row.style_weights.length > 1 ? row.style_weights.join(" : ") : null],
     ["content masks", lines(row.content_masks)],
     ["style masks", lines(row.style_masks)],
@@ -164,8 +164,8 @@ async function show(i) {
   const pair = await details(i);
   if (current !== i) return;
   empty();
-  const styles = pairs.stylePictures[i].map((style, k) => zoomable("Style", style, data.names[pairs.styles[i][k]]));
-  const content = zoomable("Content", pairs.contentPicture[i], data.names[pairs.content[i]]);
+  const styles = pairs.stylePictures[i].map((style, k) => zoomable("Style", style, names[pairs.styles[i][k]]));
+  const content = zoomable("Content", pairs.contentPicture[i], names[pairs.content[i]]);
   const attempt = section("Attempt", attemptFacts(pair));
   if (!pairs.ok[i]) {
     body.append(element("p", { className: "error" }, element("b", {}, errorType(i)), ` ${pairs.error[i] ?? ""}`));
@@ -187,7 +187,7 @@ function openPair(i) {
   if (!dialog.open) dialog.showModal();
   if (current === i) return;
   current = i;
-  byId("dialog-title").replaceChildren(title(i), ...marks(i));
+  byId("dialog-title").replaceChildren(title(i), ...tags(i));
   byId("previous").disabled = order.indexOf(i) <= 0;
   byId("next").disabled = order.indexOf(i) === order.length - 1;
   dialog.scrollTop = 0;
@@ -246,7 +246,7 @@ dialog.addEventListener("keydown", ({ key, target }) => {
 const STRIP = 12; // pictures at the top of the page
 
 function fillStrip() {
-  const painted = pairs.result.map((_, i) => i).filter((i) => pictures.text[pairs.result[i]]);
+  const painted = pairs.result.map((_, i) => i).filter((i) => hasPicture(pairs.result[i]));
   const most = Math.min(STRIP, painted.length);
   const chosen = Array.from({ length: most }, (_, k) => painted[Math.floor(((k + 0.5) * painted.length) / most)]);
   const item = (i) => element("div", { role: "listitem" }, link(i, {}, picture(pairs.result[i], title(i))));
