@@ -27,7 +27,7 @@ def templates(package: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters.update(count=_count, figure=figure, duration=duration, clock=_clock)
+    environment.filters.update(count=_count, figure=figure, duration=duration, clock=clock)
     return environment
 
 
@@ -81,5 +81,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
-def _clock(time: datetime) -> str:
+def clock(time: datetime) -> str:
+    """Day and minute of a time."""
     return f"{time:%Y-%m-%d %H:%M}"

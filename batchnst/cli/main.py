@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds, and commands that 
     from batchnst.engine.run import Options
     from batchnst.manifest.manifest import Manifest as PairsOfManifest
 
-COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "seal", "replay"]
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "serve", "audit", "report", "seal", "replay"]
 COMMANDS += ["layers", "weights", "bench", "ledger"]
 """The commands in the order of the help."""
 
@@ -472,6 +472,22 @@ def status(
 
     read = Watch(open_out(out)).look
     _print(describe(show_while(read, describe, lambda now: now.holder is not None) if watch else read()))
+
+
+@app.command()
+@_handle_errors
+def serve(
+    out: OutFolder,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's own need a token, which is printed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 8765,
+) -> None:
+    """Show the report as a live page while a run goes on; it only reads, and ends by Ctrl-C."""
+    from batchnst.ledger.out import Out
+    from batchnst.review.serve.web import serve as serve_page
+
+    serve_page(Out(out), host, port, lambda address: print(address, flush=True))
 
 
 @app.command()

@@ -19,10 +19,11 @@ RECENT = timedelta(minutes=10)
 SLOWEST = 5
 """Number of slowest pairs to list."""
 
-_COLUMNS = (
+COLUMNS = (
     *("run_id", "pair_id", "status", "error_type", "error_kind", "host", "pid"),
     *("run_number", "attempt", "batch_size", "started_at", "finished_at", "seconds"),
 )
+"""Columns of `pairs` that it needs."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,24 @@ class Watch:
     def __init__(self, out: Out) -> None:
         self.out = out
         self._read_paths: set[str] = set()
-        self._rows = out.rows_of([], "pairs", _COLUMNS)
+        self._rows = out.rows_of([], "pairs", COLUMNS)
 
     def look(self) -> Status:
         """The current state."""
         retry_vanished(self._read)
-        return _status(self.out, self._rows, datetime.now(UTC))
+        return status_of(self.out, self._rows, datetime.now(UTC))
 
     def _read(self) -> None:
         files = self.out.files("pairs")
         if not self._read_paths <= {info.path for info in files}:  # a compaction has replaced some
             self._read_paths, self._rows = set(), self._rows.slice(0, 0)
         new = [info for info in files if info.path not in self._read_paths]
-        self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", _COLUMNS)])
+        self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", COLUMNS)])
         self._read_paths |= {info.path for info in new}
 
 
-def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
+def status_of(out: Out, rows: pa.Table, now: datetime) -> Status:
+    """The state of OUT at the time `now`, from all `rows` of `pairs` with COLUMNS; raises IndexError without any."""
     newest = newest_rows(rows)
     run = _newest_run(out, newest)
     rows_of_run = newest.filter(pc.equal(newest["run_id"], run["run_id"]))

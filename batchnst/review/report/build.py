@@ -183,14 +183,34 @@ def _base(out: Out, to: str | None) -> str | None:
 # The page ----------------------------------------------------------------------------------------------------------
 
 
-def _render(**values: Any) -> bytes:
+def live_page(out: Out) -> bytes:
+    """The page that a server sends, as UTF-8. It has no pairs: its script asks for them."""
+    nothing = {"addresses": [], "names": [], "reasons": [], "pairs": dict.fromkeys(cards.LISTED, ()), "pictures": {}}
+    data = {
+        "base": "",
+        "out": out.address,
+        "key": hashlib.sha256(out.address.encode()).hexdigest()[:16],
+        "run": "",
+        "recipe": {},
+        "recipeKeys": recipe_keys(),
+        "defaults": _defaults(),
+        "part": nothing,
+        "blocks": [],
+        "pairsABlock": 1,
+        "charts": {"throughput": {"times": []}},
+    }
+    return _render(live=True, data=data, out=out.address, now=datetime.now(UTC), picture_blocks=[], pair_blocks=[])
+
+
+def _render(*, live: bool = False, **values: Any) -> bytes:
     """The page as UTF-8, made from `report.html` with these values."""
-    script = joined("batchnst.review.report", SCRIPTS)
+    script = joined("batchnst.review.report", [*SCRIPTS, *(["live.js"] if live else [])])
     plotly = get_plotlyjs()
     environment = templates("batchnst.review.report")
     environment.filters.update(time=_time)
     html = environment.get_template("report.html").render(
-        style=joined("batchnst.review.report", ["report.css"]),
+        live=live,
+        style=joined("batchnst.review.report", ["report.css", *(["live.css"] if live else [])]),
         script=script,
         plotly=_packed(plotly),
         # The page allows only these two scripts to run, so that no text from the ledger can.

@@ -46,6 +46,13 @@ _DETAILS = [
 ]
 """Columns that are shown only in the dialog of a pair."""
 
+LISTED = [
+    *("id", "reason", "ok", "rescued", "attempt", "error", "content", "styles", "output", "loss", "made", "width"),
+    *("height", "noise", "seconds", "ended", "spark", "contentPicture", "stylePictures", "result", "before"),
+    "snapshots",
+]
+"""Columns of the pairs of a part."""
+
 _EARLIER = ["run_id", "attempt", "status", "error_type", "error_message", "finished_at", "host"]
 """Columns of earlier attempts that are shown in the dialog of a pair."""
 
