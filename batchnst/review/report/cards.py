@@ -27,6 +27,7 @@ from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
 from batchnst.review.report.previews import Source
+from batchnst.review.report.redo import request
 
 Row = dict[str, Any]
 
@@ -246,6 +247,7 @@ def details(card: Card, base: Row, by_key: Mapping[curves.Key, Curve]) -> Row:
         "recipe": {key: recipe.get(key) for key in {**base, **recipe} if recipe.get(key) != base.get(key)},
         "earlier": [{name: row[name] for name in _EARLIER} for row in card.attempts[:-1]],
         "curve": asdict(by_key[card.key]) if card.key in by_key else None,
+        "request": request(card.row, base),
     }
 
 
