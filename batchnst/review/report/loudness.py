@@ -35,7 +35,7 @@ def loudness(content: Plane, painting: Plane) -> float:
 
 def _detail(plane: Values) -> Values:
     """Difference of each value (h, w) from the mean around it, without its sign."""
-    return np.abs(plane - _mean_around(plane))
+    return np.asarray(np.abs(plane - _mean_around(plane)))
 
 
 def _mean_around(plane: Values) -> Values:
@@ -43,5 +43,5 @@ def _mean_around(plane: Values) -> Values:
     side = 2 * RADIUS + 1
     for axis, length in enumerate(plane.shape):
         padded = np.pad(plane, [(RADIUS, RADIUS) if k == axis else (0, 0) for k in range(2)], mode="edge")
-        plane = sum(np.take(padded, range(k, k + length), axis) for k in range(side)) / np.float32(side)
+        plane = np.mean([np.take(padded, range(k, k + length), axis) for k in range(side)], 0, np.float32)
     return plane

@@ -50,10 +50,29 @@ function place() {
   moveBorder();
 }
 
+// Put the border where the slider is: between the left and the right end of what can be seen. The slider lies below it.
 function moveBorder() {
+  const [left, width] = visible();
   const part = Number(border.value) / 100;
-  stage.style.setProperty("--border", `${100 * part}%`);
-  border.setAttribute("aria-valuetext", `${Math.round(100 * part)} % ${layers[0]?.name}`);
+  stage.style.setProperty("--border", `${left + part * width - stage.getBoundingClientRect().left}px`);
+  Object.assign(byId("border-label").style, { marginLeft: `${left - view.getBoundingClientRect().left}px`, width: `${width}px` });
+  border.setAttribute("aria-valuetext", `${Math.round(100 * part)} % ${layers[0].name}`);
+}
+
+// The left end and the width of what can be seen of the two pictures, in pixels of the window.
+function visible() {
+  const [inside, outside] = [stage.getBoundingClientRect(), view.getBoundingClientRect()];
+  const left = Math.max(inside.left, outside.left);
+  return [left, Math.max(1, Math.min(inside.right, outside.left + view.clientWidth) - left)];
+}
+
+// Drag the border, where the picture is whole and cannot be moved.
+function dragBorder({ clientX }) {
+  if (ZOOMS[zoom][1]) return false;
+  const [left, width] = visible();
+  border.value = (100 * (clientX - left)) / width;
+  moveBorder();
+  return true;
 }
 
 // Tell what a layer shows, and how much smaller than the picture a preview is.
@@ -156,6 +175,7 @@ function setZoom(number, where = position(view)) {
   zoom = number;
   place();
   setPosition(view, where);
+  moveBorder();
 }
 
 function pressedInCompare(event) {
@@ -174,7 +194,8 @@ function pressedInCompare(event) {
 }
 
 border.addEventListener("input", moveBorder);
-addDrag(view, (where) => setZoom(zoom ? 0 : 1, where));
+view.addEventListener("scroll", () => { if (layers.length) moveBorder(); });
+addDrag(view, (where) => setZoom(zoom ? 0 : 1, where), dragBorder);
 comparing.addEventListener("keydown", pressedInCompare);
 comparing.addEventListener("close", () => {
   stage.replaceChildren();

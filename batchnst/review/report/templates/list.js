@@ -99,7 +99,7 @@ function focusCard(i) {
   if (number < 0) return;
   const bar = byId("controls").getBoundingClientRect();
   const above = bar.top <= 0 ? bar.height : 0; // what the controls cover
-  const below = byId("tray").parentElement.offsetHeight;
+  const below = byId("tray").offsetHeight;
   const top = list.getBoundingClientRect().top + lines[number].top;
   if (top < above || top + rowHeight > innerHeight - below) scrollBy({ top: top - above - 16, behavior: "instant" });
   fill();
