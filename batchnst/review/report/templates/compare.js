@@ -9,7 +9,8 @@ const view = byId("compare-view");
 const border = byId("border");
 const LAYERS = { before: "Before", content: "Photograph", held: "Held picture" };
 let compared = null; // the pair whose painting is shown
-let under = "content"; // what is at the other side of the border
+let wanted = "content"; // what should be at the left of the border
+let under = "content"; // what is there: the first of LAYERS that there is, if what is wanted is not there
 let held = null; // the pair that others are compared with
 let zoom = 0; // number in ZOOMS
 let layers = []; // what is shown at the left and at the right of the border
@@ -102,7 +103,7 @@ function showLayer(layer, side) {
 
 function showCompared() {
   const i = compared;
-  if (!isThere(under, i)) under = isThere("before", i) ? "before" : "content";
+  under = isThere(wanted, i) ? wanted : Object.keys(LAYERS).find((kind) => isThere(kind, i));
   layers = [layerUnder(i), paintingOf(i)];
   showLayer(layers[0], "left");
   showLayer(layers[1], "right");
@@ -123,7 +124,7 @@ function layerButton(kind) {
   const name = kind === "held" ? title(held) : LAYERS[kind];
   const button = element("button", { type: "button", "aria-pressed": under === kind, title: LAYERS[kind] }, name);
   button.addEventListener("click", () => {
-    under = kind;
+    wanted = kind;
     showCompared();
     byId("with").querySelector('[aria-pressed="true"]').focus();
   });
@@ -143,8 +144,8 @@ function openCompare(i) {
   }
   compared = i;
   zoom = 0;
-  if (held !== null && held !== i) under = "held";
-  else if (pairs.before[i]) under = "before";
+  if (held !== null && held !== i) wanted = "held";
+  else if (pairs.before[i]) wanted = "before";
   comparing.showModal();
   showCompared();
   border.focus();
@@ -161,13 +162,14 @@ function compareNext(by) {
 
 function toggleHold() {
   held = held === compared ? null : compared;
+  if (held !== null) wanted = "held";
   say(held === null ? "No picture is held" : `Held: ${title(held)}. Go to another pair to compare it`);
   showCompared();
 }
 
 function nextLayer() {
   const there = Object.keys(LAYERS).filter((kind) => isThere(kind, compared));
-  under = there[(there.indexOf(under) + 1) % there.length];
+  wanted = there[(there.indexOf(under) + 1) % there.length];
   showCompared();
 }
 

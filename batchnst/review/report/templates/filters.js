@@ -34,7 +34,7 @@ const ORDER = {
 };
 const GROUP = {
   "": ["nothing", () => null],
-  folder: ["folder of the photos", (i) => folders.name(pairs.content[i])],
+  folder: ["folder", (i) => folders.name(pairs.content[i])],
   style: ["style", styleNames],
 };
 
