@@ -447,8 +447,8 @@ def audit(
     manifest: Annotated[
         list[str] | None,
         typer.Option(
-            help="Manifest that OUT must match, with the options of its newest run; of several, the last one that has a "
-            "pair counts."
+            help="Manifest that OUT must match, with the options of its newest run; of several, the last with a pair "
+            "counts."
         ),
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also read all inputs, to find changed ones.")] = False,

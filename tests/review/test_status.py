@@ -58,7 +58,12 @@ def paint(out: Out) -> None:
         return row(name, run_id="r2", finished_at=began + timedelta(minutes=minutes), **more)
 
     began = out.runs()[-1]["started_at"]
-    out.commit(Lease("r2", 2, 1), {}, [finished("e", 2, seconds=9.0, batch_seconds=36.0, batch_size=4), finished("f", 25, pid=2)], [])
+    out.commit(
+        Lease("r2", 2, 1),
+        {},
+        [finished("e", 2, seconds=9.0, batch_seconds=36.0, batch_size=4), finished("f", 25, pid=2)],
+        [],
+    )
     failed = finished("g", 26, status="failed", error_type="OutOfMemory", host="other")
     out.commit(Lease("r2", 2, 2), {}, [failed, finished("h", 27, host="other", seconds=70.0)], [])
 

@@ -127,7 +127,9 @@ function saveMarks() {
 function loadMarks(text, name) {
   let all = [];
   try {
-    all = Object.entries(JSON.parse(text).marks).map(([id, value]) => [numbers.get(id), readMark(value)]);
+    const { marks } = JSON.parse(text);
+    if (Object(marks) !== marks) throw new Error("no marks");
+    all = Object.entries(marks).map(([id, value]) => [numbers.get(id), readMark(value)]);
   } catch {
     say(`${name}: no marks could be read; expected a marks.json that this page has written`);
     return;
