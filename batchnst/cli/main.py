@@ -497,7 +497,11 @@ def audit(
         str | None, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)
     ] = None,
     manifest: Annotated[
-        str | None, typer.Option(help="Manifest that OUT must match, with the options of its newest run.")
+        list[str] | None,
+        typer.Option(
+            help="Manifest that OUT must match, with the options of its newest run; of several, the last with a pair "
+            "counts."
+        ),
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also read all inputs, to find changed ones.")] = False,
     picture: Annotated[str | None, typer.Option(help="A painted picture; shows its pair and run.")] = None,
@@ -536,7 +540,15 @@ def audit(
 
         expected = expected_pairs(manifest, folder)
     with Bar() as bar:
-        result = check(folder, expected, deep=deep, public_key=seal, root=root, progress=bar.update)
+        result = check(
+            folder,
+            expected,
+            manifests=manifest or (),
+            deep=deep,
+            public_key=seal,
+            root=root,
+            progress=bar.update,
+        )
     if as_json:
         _print_json(asdict(result))
     else:

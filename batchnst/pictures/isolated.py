@@ -89,8 +89,8 @@ def preview(data: bytes, name: str, side: int, quality: int = QUALITY) -> Previe
     """
     request = {"do": "preview", "side": side, "quality": quality, "gray": GRAY}
     header, (small, gray) = _POOL.ask(name, request, data, most_bytes=METADATA_BYTES)
-    width, height = header["gray"]
-    return Preview(small, *header["size"], np.frombuffer(gray, np.uint8).reshape(height, width))
+    (width, height), (columns, rows) = header["size"], header["gray"]
+    return Preview(small, width, height, np.frombuffer(gray, np.uint8).reshape(rows, columns))
 
 
 def examine(data: bytes, name: str, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from batchnst.ledger.claim import Holder
 from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
+from batchnst.ledger.schema import times
 
 RECENT = timedelta(minutes=10)
 """Time over which the current rate is measured."""
@@ -21,7 +22,7 @@ SLOWEST = 5
 
 COLUMNS = (
     *("run_id", "pair_id", "status", "error_type", "error_kind", "host", "pid"),
-    *("run_number", "attempt", "batch_size", "started_at", "finished_at", "seconds"),
+    *("run_number", "attempt", "batch_size", "started_at", "finished_at", "seconds", "batch_seconds"),
 )
 """Columns of `pairs` that it needs."""
 
@@ -191,8 +192,10 @@ def _rates(status: Status) -> str:
 
 
 def _pair(row: dict[str, Any]) -> str:
-    batch = f" in a batch of {row['batch_size']}" if (row["batch_size"] or 1) > 1 else ""
-    return f"{row['pair_id']} {_duration(row['seconds'])}{batch} on {row['host']}"
+    share, whole = times(row)
+    is_shared = (row["batch_size"] or 1) > 1
+    batch = f", its share of {_duration(whole)} in a batch of {row['batch_size']}," if is_shared else ""
+    return f"{row['pair_id']} {_duration(share)}{batch} on {row['host']}"
 
 
 def _host(host: Host) -> str:

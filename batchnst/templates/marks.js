@@ -53,7 +53,7 @@ class Marks {
 
 // Tell what was done, on the page and to screen readers.
 function say(text) {
-  byId("said").textContent = text;
+  document.querySelectorAll(".said").forEach((node) => { node.textContent = text; }); // a dialog hides what is behind it
 }
 
 // Copy `text`, which the element `node` shows.

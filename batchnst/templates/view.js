@@ -17,11 +17,12 @@ function setPosition(view, [across, down]) {
   if (Math.abs(view.scrollTop - top) > 1) view.scrollTop = top;
 }
 
-// Drag to move inside the picture of a view; a click without a move calls `zoomAt` with the place in the picture.
-function addDrag(view, zoomAt) {
+// Drag to move inside the picture of a view, or to do what `drag` does with each event if that returns true; a click
+// without a move calls `zoomAt` with the place in the picture.
+function addDrag(view, zoomAt, drag = () => false) {
   let from = null;
   view.addEventListener("pointerdown", (event) => {
-    if (event.button || event.pointerType === "touch" || event.target.closest("input")) return;
+    if (event.button || event.pointerType === "touch" ) return;
     from = { x: event.clientX, y: event.clientY, left: view.scrollLeft, top: view.scrollTop, moved: false };
     view.setPointerCapture(event.pointerId);
   });
@@ -29,7 +30,7 @@ function addDrag(view, zoomAt) {
     if (!from) return;
     const [right, down] = [event.clientX - from.x, event.clientY - from.y];
     from.moved ||= Math.hypot(right, down) > 4;
-    if (from.moved) view.scrollTo({ left: from.left - right, top: from.top - down, behavior: "instant" });
+    if (from.moved && !drag(event)) view.scrollTo({ left: from.left - right, top: from.top - down, behavior: "instant" });
   });
   view.addEventListener("pointerup", () => {
     view.dataset.moved = from?.moved ?? false;

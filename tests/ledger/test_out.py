@@ -88,7 +88,7 @@ def test_files_of_a_newer_version_and_foreign_files_are_refused(out: Out) -> Non
     newer = SCHEMAS["pairs"].with_metadata({b"batchnst.schema": b"99"})
     pq.write_table(pa.Table.from_pylist([], schema=newer), folder / "newer.parquet")
     with pytest.raises(
-        LedgerError, match=r"newer\.parquet: written by a newer batchnst \(schema 99\); this one reads 1"
+        LedgerError, match=r"newer\.parquet: written by a newer batchnst \(schema 99\); this one reads 2"
     ):
         out.newest()
     (folder / "newer.parquet").unlink()

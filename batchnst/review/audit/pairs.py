@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,9 +25,12 @@ With ten thousand pairs whose losses are log-normal, one is reported by chance i
 """
 
 
-def manifest_differences(newest: pa.Table, expected: pa.Table) -> Iterator[Finding]:
-    """Pairs of the manifest that are not painted, or not as the manifest asks now."""
-    known = newest.select(["pair_id", "status", "error_type", "error_message", "fingerprint"])
+def manifest_differences(newest: pa.Table, expected: pa.Table, others: Mapping[str, str]) -> Iterator[Finding]:
+    """Pairs of the manifest that are not painted, or not as the manifest asks now.
+
+    `others` are the manifests of runs of other manifests, by run_id.
+    """
+    known = newest.select(["pair_id", "status", "error_type", "error_message", "fingerprint", "run_id"])
     known = known.rename_columns({"fingerprint": "painted"})
     both = expected.join(known, "pair_id").sort_by("pair_id")
     same = pc.and_(pc.equal(both["status"], "ok"), pc.equal(both["painted"], both["fingerprint"]))
@@ -35,9 +38,15 @@ def manifest_differences(newest: pa.Table, expected: pa.Table) -> Iterator[Findi
         if row["status"] is None:
             yield Finding("missing", row["pair_id"], "it has no row in the ledger")
         elif row["painted"] != row["fingerprint"]:
-            yield Finding("outdated", row["pair_id"], "its row, recipe or weights have changed since it was painted")
+            yield Finding("outdated", row["pair_id"], _why_outdated(row["run_id"], others))
         else:
             yield _failure(row)
+
+
+def _why_outdated(run_id: str, others: Mapping[str, str]) -> str:
+    if run_id in others:
+        return f"run {run_id} painted it as {others[run_id]} asks; audit with that as a further --manifest"
+    return "its row, recipe or weights have changed since it was painted"
 
 
 def failed(newest: pa.Table) -> Iterator[Finding]:

@@ -32,13 +32,18 @@ from batchnst.review.report import cards, curves, figures
 from batchnst.review.report.cards import Card, Row
 from batchnst.review.report.loudness import loudness
 from batchnst.review.report.previews import Album, Preview, Source
+from batchnst.review.report.redo import as_texts
 from batchnst.storage.files import is_uri, parent
 
 PICTURE_BLOCK, PAIR_BLOCK = 400_000, 32
 """Size of a block of previews, in characters, and of a block of details, in pairs."""
 
-SCRIPTS = ["data.js", "cards.js", "charts.js", "pair.js"]
-"""Files of the page's script, in the order in which they are joined."""
+SHARED = ["marks.js", "view.js"]
+SCRIPTS = [
+    *("data.js", "cards.js", "list.js", "filters.js", "marking.js", "redo.js"),
+    *("charts.js", "pair.js", "compare.js", "start.js"),
+]
+"""Files of the page's script, in the order in which they are joined: first those that other pages have too."""
 
 
 def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes:
@@ -90,7 +95,7 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
         "out": out.address,
         "key": hashlib.sha256(out.address.encode()).hexdigest()[:16],
         "run": summary["runs"][-1]["run_id"],
-        "recipe": summary["recipe"]["base"],
+        "request": as_texts(summary["recipe"]["base"]),
         "recipeKeys": recipe_keys(),
         "defaults": _defaults(),
         "part": part,
@@ -191,7 +196,7 @@ def live_page(out: Out) -> bytes:
         "out": out.address,
         "key": hashlib.sha256(out.address.encode()).hexdigest()[:16],
         "run": "",
-        "recipe": {},
+        "request": {},
         "recipeKeys": recipe_keys(),
         "defaults": _defaults(),
         "part": nothing,
@@ -204,7 +209,7 @@ def live_page(out: Out) -> bytes:
 
 def _render(*, live: bool = False, **values: Any) -> bytes:
     """The page as UTF-8, made from `report.html` with these values."""
-    script = joined("batchnst.review.report", [*SCRIPTS, *(["live.js"] if live else [])])
+    script = joined("batchnst.review.report", [*SCRIPTS, *(["live.js"] if live else [])], SHARED)
     plotly = get_plotlyjs()
     environment = templates("batchnst.review.report")
     environment.filters.update(time=_time)

@@ -21,12 +21,13 @@ import pyarrow.compute as pc
 
 from batchnst.ledger.out import Out, sort_rows
 from batchnst.ledger.previous import PREVIOUS, previous_name
-from batchnst.ledger.schema import without_secrets
+from batchnst.ledger.schema import times, without_secrets
 from batchnst.pages import short_names
 from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
 from batchnst.review.report.previews import Source
+from batchnst.review.report.redo import request
 
 Row = dict[str, Any]
 
@@ -41,7 +42,7 @@ _DETAILS = [
     *("content_sha256", "style_sha256", "mask_sha256", "start_sha256", "output_sha256", "width", "height"),
     *("fingerprint", "weights_sha256"),
     *("seed", "device", "precision", "batch_size", "host", "pid", "steps", "stopped", "initial_total"),
-    *("content_loss", "style_loss", "tv_loss", "total_loss", "started_at", "finished_at", "seconds"),
+    *("content_loss", "style_loss", "tv_loss", "total_loss", "started_at", "finished_at"),
     *("peak_memory_bytes", "versions", "extra"),
 ]
 """Columns that are shown only in the dialog of a pair."""
@@ -206,7 +207,7 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "width": row["width"],
         "height": row["height"],
         "noise": recipe.get("init") == "noise",
-        "seconds": round(row["seconds"], 1),
+        "seconds": round(times(row)[0], 1),
         "ended": round(row["finished_at"].timestamp()),
         "spark": curve.spark if curve else "",
         "contentPicture": picture(Source(row["content"], sha256=row["content_sha256"])),
@@ -249,10 +250,12 @@ def details(card: Card, base: Row, by_key: Mapping[curves.Key, Curve]) -> Row:
     """The content of a pair's dialog; its recipe is reduced to the keys that differ from the recipe `base`."""
     recipe = json.loads(card.row["recipe"])
     return {
-        "row": {name: _finite(card.row[name]) for name in _DETAILS},
+        "row": {name: _finite(card.row[name]) for name in _DETAILS}
+        | dict(zip(("seconds", "batch_seconds"), times(card.row), strict=True)),
         "recipe": {key: recipe.get(key) for key in {**base, **recipe} if recipe.get(key) != base.get(key)},
         "earlier": [{name: row[name] for name in _EARLIER} for row in card.attempts[:-1]],
         "curve": asdict(by_key[card.key]) if card.key in by_key else None,
+        "request": request(card.row, base),
     }
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 Plane = NDArray[np.uint8]
+Values = NDArray[np.float32]
 
 FLAT_SHARE = 1 / 3
 """Part of the photograph that counts as flat: the one with the least detail."""
@@ -25,15 +26,22 @@ def loudness(content: Plane, painting: Plane) -> float:
     Both are the brightness (h, w) of previews; the photograph gets the painting's size. Detail is the difference of a
     pixel from the mean around it.
     """
-    painted = Image.fromarray(painting)
-    photo = Image.fromarray(content).resize(painted.size, Image.Resampling.BOX)
-    around = Image.fromarray(_detail(photo)).filter(ImageFilter.BoxBlur(RADIUS))
-    busy = np.asarray(around)
+    height, width = painting.shape
+    photo = np.asarray(Image.fromarray(content).resize((width, height), Image.Resampling.BOX), np.float32)
+    busy = _mean_around(_detail(photo))
     flat = busy <= np.quantile(busy, FLAT_SHARE)
-    return float(_detail(painted)[flat].mean())
+    return float(_detail(painting.astype(np.float32))[flat].mean())
 
 
-def _detail(picture: Image.Image) -> NDArray[np.float32]:
-    """Difference of each pixel from the mean around it, without its sign (h, w)."""
-    plane = Image.fromarray(np.asarray(picture, np.float32))
-    return np.abs(np.asarray(plane) - np.asarray(plane.filter(ImageFilter.BoxBlur(RADIUS))))
+def _detail(plane: Values) -> Values:
+    """Difference of each value (h, w) from the mean around it, without its sign."""
+    return np.asarray(np.abs(plane - _mean_around(plane)))
+
+
+def _mean_around(plane: Values) -> Values:
+    """The mean of the square around each value (h, w), RADIUS to each side; the edge goes on beyond itself."""
+    side = 2 * RADIUS + 1
+    for axis, length in enumerate(plane.shape):
+        padded = np.pad(plane, [(RADIUS, RADIUS) if k == axis else (0, 0) for k in range(2)], mode="edge")
+        plane = np.mean([np.take(padded, range(k, k + length), axis) for k in range(side)], 0, np.float32)
+    return plane

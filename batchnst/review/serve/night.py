@@ -30,7 +30,7 @@ from batchnst.review.status import Status, status_of
 COLUMNS = (
     *("run_id", "pair_id", *ORDERED_BY, "status", "error_type", "error_message", "error_kind", "content", "styles"),
     *("style_weights", "content_sha256", "style_sha256", "output", "output_sha256", "width", "height", "recipe"),
-    *("total_loss", "stopped", "batch_size", "device", "host", "pid", "started_at", "seconds"),
+    *("total_loss", "stopped", "batch_size", "device", "host", "pid", "started_at", "seconds", "batch_seconds"),
 )
 """Columns of `pairs` that are kept in memory."""
 

@@ -48,6 +48,7 @@ function addPairs(part) {
     contentPicture: picture,
     stylePictures: (list) => list.map(picture),
     result: picture,
+    before: (found) => found && { ...found, picture: picture(found.picture) },
     snapshots: (list) => list.map(([step, number]) => [step, picture(number)]),
   };
   const ids = part.pairs.id ?? [];

@@ -1,4 +1,4 @@
-// The dialog of a pair, and the start of the page.
+// The dialog of a pair.
 
 const dialog = byId("dialog");
 const body = byId("dialog-body");
@@ -23,12 +23,17 @@ function resultFigure(i) {
     const placeholder = element("span", { className: "none" }, "not painted");
     return element("figure", {}, placeholder, element("figcaption", {}, element("b", {}, "Result")));
   }
-  const href = `${data.base}images/` + pairs.output[i].split("/").map(encodeURIComponent).join("/");
-  const full = data.base === null ? "" : element("a", { href }, "full picture");
-  const node = zoomable("Result", pairs.result[i], pairs.output[i], full);
+  const full = data.base === null ? "" : element("a", { href: urlOf(`images/${pairs.output[i]}`) }, "full picture");
+  const node = zoomable(pairs.before[i] ? "After" : "Result", pairs.result[i], pairs.output[i], full);
   const image = node.querySelector("img");
   if (pairs.snapshots[i].length && image) node.append(slider(i, image));
   return node;
+}
+
+// The picture that the result has replaced, with what was asked for otherwise; null if there is none.
+function beforeFigure(i) {
+  if (!pairs.ok[i] || !pairs.before[i]) return null;
+  return zoomable("Before", pairs.before[i].picture, changesText(i));
 }
 
 // A slider that shows the snapshots of pair `i` in `image`.
@@ -84,7 +89,7 @@ function attemptFacts({ row }) {
     ["peak memory", row.peak_memory_bytes && `${(row.peak_memory_bytes / 2 ** 30).toFixed(2)} GiB`],
     ["started, UTC", row.started_at.slice(0, 19)],
     ["finished, UTC", row.finished_at.slice(0, 19)],
-    ["duration", duration(row.seconds)],
+    ["duration", row.seconds === row.batch_seconds ? duration(row.seconds) : `${duration(row.seconds)}, its share of ${duration(row.batch_seconds)}`],
     ["run", row.run_id],
     ["attempt", row.attempt],
   ]);
@@ -170,7 +175,7 @@ async function show(i) {
   if (!pairs.ok[i]) {
     body.append(element("p", { className: "error" }, element("b", {}, errorType(i)), ` ${pairs.error[i] ?? ""}`));
   }
-  body.append(element("div", { className: "trio" }, content, ...styles, resultFigure(i)));
+  body.append(element("div", { className: "trio" }, content, ...styles, beforeFigure(i), resultFigure(i)));
   if (pair.curve) body.append(curveSection(pair));
   const losses = pairs.ok[i] ? section("Losses", lossFacts(pair)) : null;
   body.append(element("div", { className: "columns" }, losses, attempt));
@@ -188,6 +193,10 @@ function openPair(i) {
   if (current === i) return;
   current = i;
   byId("dialog-title").replaceChildren(title(i), ...tags(i));
+  byId("dialog-verdict").dataset.item = i;
+  byId("dialog-verdict").replaceChildren(element("span", { className: "verdict" }), markButtons(i, 0));
+  showMark(byId("dialog-verdict"), i);
+  byId("to-compare").disabled = !pairs.ok[i];
   byId("previous").disabled = order.indexOf(i) <= 0;
   byId("next").disabled = order.indexOf(i) === order.length - 1;
   dialog.scrollTop = 0;
@@ -239,33 +248,13 @@ byId("previous").addEventListener("click", () => go(-1));
 byId("next").addEventListener("click", () => go(1));
 dialog.addEventListener("close", closed);
 dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
-dialog.addEventListener("keydown", ({ key, target }) => {
-  if (target.type !== "range" && (key === "ArrowLeft" || key === "ArrowRight")) go(key === "ArrowLeft" ? -1 : 1);
+dialog.addEventListener("keydown", (event) => {
+  const { key, target } = event;
+  if (target.type === "range" || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (key === "ArrowLeft" || key === "ArrowRight") go(key === "ArrowLeft" ? -1 : 1);
+  else if (actOfKey(key)) act(current, actOfKey(key));
+  else if (key.toLowerCase() === "c") openCompare(current);
+  else return;
+  event.preventDefault();
 });
-
-const STRIP = 12; // pictures at the top of the page
-
-function fillStrip() {
-  const painted = pairs.result.map((_, i) => i).filter((i) => hasPicture(pairs.result[i]));
-  const most = Math.min(STRIP, painted.length);
-  const chosen = Array.from({ length: most }, (_, k) => painted[Math.floor(((k + 0.5) * painted.length) / most)]);
-  const item = (i) => element("div", { role: "listitem" }, link(i, {}, picture(pairs.result[i], title(i))));
-  byId("strip").append(...chosen.map(item));
-}
-
-function drawCharts() {
-  if (charts.throughput.times.length) draw(byId("throughput"), throughputChart);
-  const node = byId("distribution");
-  if (!node) return;
-  node.style.height = `${90 + 40 * charts.losses.styles.length}px`;
-  draw(node, distributionChart);
-}
-
-readHash();
-fillControls();
-showState();
-fillStrip();
-apply();
-followHash();
-performance.mark("cards");
-loaded.then(() => setTimeout(drawCharts, 100));
+byId("to-compare").addEventListener("click", () => openCompare(current));
