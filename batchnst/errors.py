@@ -93,15 +93,20 @@ class PairError(BatchNSTError):
 
 
 class InputError(PairError):
-    """A picture is missing, unreadable or too small. `unread` is its address if it could not be read at all."""
+    """A picture is missing, unreadable or too small.
 
-    def __init__(self, message: str, *, transient: bool = False, unread: str | None = None) -> None:
+    `unread` is its address if it could not be read at all, `missing` says that there is no such file.
+    """
+
+    def __init__(
+        self, message: str, *, transient: bool = False, unread: str | None = None, missing: bool = False
+    ) -> None:
         super().__init__(message, transient=transient)
-        self.unread = unread
+        self.unread, self.missing = unread, missing
 
     def with_prefix(self, prefix: str) -> InputError:
         """The same error with `prefix` before its message."""
-        return InputError(f"{prefix}{self}", transient=self.transient, unread=self.unread)
+        return InputError(f"{prefix}{self}", transient=self.transient, unread=self.unread, missing=self.missing)
 
 
 class OutputError(PairError):

@@ -1,6 +1,7 @@
 """Make HTML pages from templates: values are escaped, a missing value is an error, only the page's own scripts run.
 
-`templates/base.css` and `templates/base.js` hold what all pages share: colours, type, and functions to show values.
+`templates/base.css` and `templates/base.js` hold what all pages share: colours, type, and functions to show values;
+`marks.js` and `view.js` what pages share that let one mark and enlarge pictures.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ def templates(package: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters.update(count=_count, figure=figure, duration=duration, clock=_clock)
+    environment.filters.update(count=_count, figure=figure, duration=duration, clock=clock)
     return environment
 
 
-def joined(package: str, names: Sequence[str]) -> str:
+def joined(package: str, names: Sequence[str], shared: Sequence[str] = ()) -> str:
     """The shared file with the ending of `names`, `base.css` or `base.js`, then these files of `package`, as one text.
 
-    All are in folders `templates`.
+    `shared` are more files that pages share, which come before those of `package`. All are in folders `templates`.
     """
-    base = files("batchnst") / "templates" / f"base.{names[0].rpartition('.')[2]}"
-    own = [files(package) / "templates" / name for name in names]
-    return "\n".join(file.read_text("utf-8") for file in [base, *own])
+    common = [f"base.{names[0].rpartition('.')[2]}", *shared]
+    parts = [files("batchnst") / "templates" / name for name in common]
+    parts += [files(package) / "templates" / name for name in names]
+    return "\n".join(part.read_text("utf-8") for part in parts)
 
 
 def script_source(script: str) -> str:
@@ -79,5 +81,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
-def _clock(time: datetime) -> str:
+def clock(time: datetime) -> str:
+    """Day and minute of a time."""
     return f"{time:%Y-%m-%d %H:%M}"

@@ -145,6 +145,15 @@ def stored(address: str) -> str:
     return pattern.sub(HIDDEN, public(address)) if pattern else public(address)
 
 
+def hide(secret: str) -> None:
+    """Treat `secret` as one in all texts of this process from now on."""
+    global _hidden
+    _hidden |= {secret}
+
+
+_hidden = frozenset[str]()
+
+
 def has_credentials(address: str) -> bool:
     """True if `address` is a URI with a password or key before its host."""
     return any(_user(user, "") != user[0] for user in _USER.finditer(address))
@@ -257,8 +266,8 @@ def _hide_named(found: re.Match[str]) -> str:
 
 
 def _secrets() -> frozenset[str]:
-    """The secrets in the environment."""
-    return frozenset(secret for name, value in os.environ.items() for secret in _secrets_in(name, value))
+    """The secrets in the environment, and those that were given to `hide`."""
+    return _hidden.union(secret for name, value in os.environ.items() for secret in _secrets_in(name, value))
 
 
 @lru_cache(maxsize=1024)

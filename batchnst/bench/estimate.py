@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
-from batchnst.engine.run import plan_run
+from batchnst.engine.redo import Redo, choose, named_rows
+from batchnst.engine.run import hashes_of, plan_run
 from batchnst.errors import RecipeError
 from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
@@ -18,6 +19,7 @@ from batchnst.recipe import PRESETS, Recipe
 from batchnst.transfer.device import Hardware, best_device, gpu_count, keeps_shapes, usable_cpus
 from batchnst.transfer.memory import Fitting, least_memory, slowdown
 from batchnst.transfer.pyramid import scales, work
+from batchnst.transfer.weights import Weights
 
 PNG_BYTES_PER_PIXEL = 2.0
 """Disk space of a painted PNG for each pixel, in bytes (measured at 256 pixels)."""
@@ -32,10 +34,13 @@ MAX_SIZES = 20
 """Number of working sizes that are listed, the most frequent ones."""
 
 
-def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory: float | None = None) -> str:
-    """Describe everything that a run would decide, on this machine or on workers with `memory` bytes."""
+def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), memory: float | None = None) -> str:
+    """Describe everything that a run would decide, on this machine or on workers with `memory` bytes.
+
+    `redo` are the values of `--redo`. Raises RequestError if one of them matches nothing.
+    """
     weights = load_networks(manifest.networks)
-    plan = plan_run(manifest, Out(out) if out else None, weights, retry_failed=retry_failed, limit=None)
+    plan, notices = _plan(manifest, Out(out) if out else None, weights, redo)
     gpus = gpu_count()
     workers = gpus or usable_cpus()
     jobs = plan.sample(SAMPLE)
@@ -47,6 +52,7 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
     lines = [
         f"pairs    {plan.pairs} in the manifest · {plan.done} done · {plan.failed} failed and left alone"
         f" · {plan.left} to paint" + (f", {plan.again} of them failed for a passing reason" if plan.again else ""),
+        *_redo_lines(plan, notices),
         *_batch_lines(batches, pairs_per_job, hardware, speed),
     ]
     if out and (newer := plan.inputs.newer()):
@@ -69,6 +75,29 @@ def describe(manifest: Manifest, out: str | None, *, retry_failed: bool, memory:
             f"disk     about {_size_text(pairs_per_job * _disk_bytes(readable))}",
         ]
     return "\n".join(lines)
+
+
+def _plan(
+    manifest: Manifest, out: Out | None, weights: Mapping[tuple[str, str], Weights], asked: Sequence[str]
+) -> tuple[Plan, list[str]]:
+    """The plan of a run, and the notices of `--redo`, which has the values `asked`."""
+    named_rows(asked, manifest)
+    notices, redo = list[str](), Redo(tuple(asked))
+    choosing = choose(asked, manifest, out, hashes_of(weights)) if out else None
+    while choosing:
+        try:
+            notices.append(next(choosing).text)
+        except StopIteration as end:
+            choosing, redo = None, end.value
+    return plan_run(manifest, out, weights, redo=redo, limit=None), notices
+
+
+def _redo_lines(plan: Plan, notices: Sequence[str]) -> list[str]:
+    """The number of settled pairs that are painted again, by reason, and the notices of how they were found."""
+    if not plan.redo.asked:
+        return []
+    counts = ", ".join(f"{count} {why}" for why, count in plan.redone.items())
+    return [f"again    {counts or 'no pair'}", *(f"         {notice}" for notice in notices)]
 
 
 def _worker_speed(recipe: Recipe, workers: int) -> tuple[float, str]:

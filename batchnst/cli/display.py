@@ -130,6 +130,9 @@ class RunDisplay(Bar):
                 if plan.again == 1
                 else f"{plan.again} pairs failed in an earlier run for a passing reason and are tried again"
             )
+        if again := plan.redone.total():
+            reasons = ", ".join(f"{count} {why}" for why, count in plan.redone.items())
+            self.print_line(f"{again} {'pair is' if again == 1 else 'pairs are'} painted again: {reasons}")
         if len(plan):
             self.print_line(f"painting {len(plan)} into {self.out}")
 

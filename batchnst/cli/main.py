@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import secrets
 import sys
 import traceback
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds, and commands that 
     from batchnst.engine.run import Options
     from batchnst.manifest.manifest import Manifest as PairsOfManifest
 
-COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "seal", "replay"]
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "serve", "audit", "report", "seal", "replay"]
 COMMANDS += ["layers", "weights", "bench", "ledger"]
 """The commands in the order of the help."""
 
@@ -55,6 +56,9 @@ FAILED, WRONG = 1, 2
 
 STARTING_SECONDS, PAINTING_SECONDS = 20.0, 90.0
 """Time that a run has to end in good order after a signal, in seconds: before it paints, and while it paints."""
+
+NOTIFY = "BATCHNST_NOTIFY"
+"""Environment variable with the value of `run --notify`."""
 
 MAX_PROBLEMS = 100
 """Largest number of problems of a manifest that are printed."""
@@ -183,6 +187,21 @@ Engine = Annotated[EngineName, typer.Option(help="ray: on a Ray cluster; inline:
 OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)]
 
 
+RedoOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHAT",
+        help="Paint again: failed; missing, a picture that is gone or differs from its row; changed, an input that "
+        "differs; or a pair's id, or a glob of ids in quotes. Repeat it for more.",
+    ),
+]
+
+
+def _redo(redo: list[str] | None, *, retry_failed: bool) -> tuple[str, ...]:
+    """The values of --redo, without repetitions; `retry_failed` is one of them."""
+    return tuple(dict.fromkeys([*(redo or []), *(["failed"] if retry_failed else [])]))
+
+
 @app.command()
 @_handle_errors
 @with_recipe_options
@@ -202,18 +221,31 @@ def run(
         int, typer.Option(min=1, help="Attempts at a pair whose worker is lost, before it fails.")
     ] = 3,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Paint pairs that failed in an earlier run.")
+        bool, typer.Option("--retry-failed", help="Paint pairs that failed in an earlier run; short for --redo failed.")
     ] = False,
+    redo: RedoOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of pairs to paint.")] = None,
     memory: Memory = None,
     engine: Engine = EngineName.ray,
     seal: Annotated[
         str | None, typer.Option(metavar="KEY", help="Seal OUT at the end with this private key; see `seal`.")
     ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar=NOTIFY,
+            help="Web hook of a chat service to tell how the run ends and when pairs begin to fail; kept secret.",
+        ),
+    ] = None,
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
+    from batchnst.cli.notify import check_hook
     from batchnst.engine.run import Options
 
+    if notify:
+        check_hook(notify)
+        os.environ.pop(NOTIFY, None)  # workers have no need of it
     pairs = _read_manifest(manifest, settings, out)
     options = Options(
         out=out,
@@ -222,28 +254,30 @@ def run(
         batch_size=batch_size,
         gpus_per_task=gpus_per_task,
         max_attempts=max_attempts,
-        retry_failed=retry_failed,
+        redo=_redo(redo, retry_failed=retry_failed),
         limit=limit,
         memory=in_bytes(memory),
         seal=seal,
     )
-    display = _paint(pairs, options)
+    display = _paint(pairs, options, notify)
     _print(display.summary())
     if display.failed:
         raise typer.Exit(FAILED)
 
 
-def _paint(pairs: PairsOfManifest, options: Options) -> RunDisplay:
-    """Paint all pairs, and show it."""
+def _paint(pairs: PairsOfManifest, options: Options, hook: str | None = None) -> RunDisplay:
+    """Paint all pairs, show it, and tell the `hook` about it."""
     from batchnst.cli.display import RunDisplay
+    from batchnst.cli.notify import Notifier
     from batchnst.engine.run import run as engine_run
 
     signals.give_time(STARTING_SECONDS)
     display = RunDisplay(options.out)
     try:
-        with display:
+        with Notifier(hook, display, _error) as notifier, display:
             for event in engine_run(pairs, options):
                 display.show(event)
+                notifier.see(event)
                 if display.planned:
                     signals.give_time(PAINTING_SECONDS)
     except BatchNSTError as error:
@@ -264,14 +298,16 @@ def plan(
         str | None, typer.Option(help="Folder or URI of a run; pairs that are done there are not planned.")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Plan pairs that failed in an earlier run.")
+        bool, typer.Option("--retry-failed", help="Plan pairs that failed in an earlier run; short for --redo failed.")
     ] = False,
+    redo: RedoOption = None,
     memory: Memory = None,
 ) -> None:
     """Show everything that `run` would check and decide, without running."""
     from batchnst.bench.estimate import describe
 
-    _print(describe(_read_manifest(manifest, settings, out), out, retry_failed=retry_failed, memory=in_bytes(memory)))
+    pairs, asked = _read_manifest(manifest, settings, out), _redo(redo, retry_failed=retry_failed)
+    _print(describe(pairs, out, redo=asked, memory=in_bytes(memory)))
 
 
 @app.command()
@@ -315,7 +351,7 @@ def proof(
     with Bar() as bar:
         chosen = named(rows, pair) if pair else choose(rows, pairs, _error, bar.update)
     strip = Strip(rows, chosen, columns, out)
-    options = Options(out=folder, engine=engine.value, address=address, memory=in_bytes(memory), retry_failed=True)
+    options = Options(out=folder, engine=engine.value, address=address, memory=in_bytes(memory), redo=("failed",))
     for stage in strip.stages():
         display = _paint(stage.manifest, options)
         with Bar() as bar:
@@ -440,12 +476,32 @@ def status(
 
 @app.command()
 @_handle_errors
+def serve(
+    out: OutFolder,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's own need a token, which is printed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 8765,
+) -> None:
+    """Show the report as a live page while a run goes on; it only reads, and ends by Ctrl-C."""
+    from batchnst.ledger.out import Out
+    from batchnst.review.serve.web import serve as serve_page
+
+    serve_page(Out(out), host, port, lambda address: print(address, flush=True))
+
+
+@app.command()
+@_handle_errors
 def audit(
     out: Annotated[
         str | None, typer.Argument(metavar="OUT", help="Folder or URI of a run.", show_default=False)
     ] = None,
     manifest: Annotated[
-        str | None, typer.Option(help="Manifest that OUT must match, with the options of its newest run.")
+        list[str] | None,
+        typer.Option(
+            help="Manifest that OUT must match, with the options of its newest run; of several, the last with a pair "
+            "counts."
+        ),
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also read all inputs, to find changed ones.")] = False,
     picture: Annotated[str | None, typer.Option(help="A painted picture; shows its pair and run.")] = None,
@@ -484,7 +540,15 @@ def audit(
 
         expected = expected_pairs(manifest, folder)
     with Bar() as bar:
-        result = check(folder, expected, deep=deep, public_key=seal, root=root, progress=bar.update)
+        result = check(
+            folder,
+            expected,
+            manifests=manifest or (),
+            deep=deep,
+            public_key=seal,
+            root=root,
+            progress=bar.update,
+        )
     if as_json:
         _print_json(asdict(result))
     else:

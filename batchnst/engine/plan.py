@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
-from batchnst.ledger.out import Outcomes
+from batchnst.engine.redo import FAILED, NOTHING, Redo
+from batchnst.ledger.out import Out, Outcomes
+from batchnst.ledger.previous import Previous
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.painting.inputs import StyleFile, style_files
@@ -30,11 +33,15 @@ PROBES = 16
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One attempt at a pair. `fingerprint` is that of the pair as the manifest has it now; `attempt` counts from 1."""
+    """One attempt at a pair. `fingerprint` is that of the pair as the manifest has it now; `attempt` counts from 1.
+
+    `previous` is the attempt that painted the picture which this one replaces; None if there is none.
+    """
 
     pair: Pair
     fingerprint: str
     attempt: int
+    previous: Previous | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,8 @@ class Plan:
     `rows` are the manifest rows to paint, in ascending order, and `attempts` the number of each one's attempt.
     `weights_sha256` has the hash for each (backbone, weights). `done` and `failed` are numbers of other pairs: those
     that are done, and those that failed in an earlier run and are not tried again. `inputs` are files of the done ones.
-    `again` is the number of pairs that failed in an earlier run for a passing reason and are tried again.
+    `again` is the number of pairs that failed in an earlier run for a passing reason and are tried again. `redo` is
+    what `--redo` asks for, and `redone` the number of settled pairs that are painted again for it, by reason.
     """
 
     manifest: Manifest
@@ -130,6 +138,8 @@ class Plan:
     failed: int
     inputs: DoneInputs
     again: int
+    redo: Redo = NOTHING
+    redone: Counter[str] = field(default_factory=Counter)
 
     @property
     def pairs(self) -> int:
@@ -172,6 +182,13 @@ class Plan:
         return self.jobs(np.sort(np.random.default_rng(0).choice(len(self), count, replace=False)))
 
 
+def with_previous(jobs: Sequence[Job], out: Out) -> list[Job]:
+    """The jobs, with the attempts in `out` that painted the pictures which they replace."""
+    again = [job.pair.id for job in jobs if job.attempt > 1]
+    known = out.previous(again) if again else {}
+    return [replace(job, previous=known.get(job.pair.id)) for job in jobs]
+
+
 def largest_by_recipe(hardware: Hardware) -> Callable[[Recipe], int]:
     """The argument `largest` of `make_batches` for workers with this `hardware`."""
 
@@ -187,14 +204,15 @@ def make_plan(
     outcomes: Outcomes,
     weights_sha256: Mapping[tuple[str, str], str],
     *,
-    retry_failed: bool = False,
+    redo: Redo | None = None,
     limit: int | None = None,
 ) -> Plan:
     """Plan the pairs of `manifest` that `outcomes`, the newest outcome of each pair, do not settle.
 
-    A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed without
-    `retry_failed` for a reason that will not pass. At most `limit` pairs are planned.
+    A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed for a
+    reason that will not pass; unless `redo` asks for it. At most `limit` pairs are planned.
     """
+    redo, redone = redo or NOTHING, Counter[str]()
     left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
     done = failed = again = 0
     inputs = DoneInputs()
@@ -202,7 +220,10 @@ def make_plan(
     for row, pair, outcome in zip(rows, manifest.take(rows), outcomes_of_rows, strict=True):
         unchanged = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
         is_done = unchanged and outcome.done
-        given_up = unchanged and not (outcome.ok or outcome.passing or retry_failed)
+        given_up = unchanged and not (outcome.ok or outcome.passing)
+        if (is_done or given_up) and (why := redo.reason(row) or (FAILED if given_up and redo.failed else "")):
+            redone[why] += 1
+            is_done = given_up = False
         again += unchanged and outcome.passing
         if is_done:
             inputs.add(pair, outcome.finished)
@@ -211,7 +232,7 @@ def make_plan(
         left[row] = not (is_done or given_up)
         attempts[row] = outcome.attempt + 1
     chosen = np.flatnonzero(left)[:limit]
-    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again)
+    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again, redo, redone)
 
 
 def make_batches(

@@ -47,6 +47,7 @@ def attempt_row(job: Job, lease: Lease, weights_sha256: str, started: datetime) 
         started_at=started,
         finished_at=finished,
         seconds=(finished - started).total_seconds(),
+        batch_seconds=(finished - started).total_seconds(),
         versions=versions(),
         extra=pair.extra,
     )
@@ -75,13 +76,14 @@ def with_inputs(row: PairRow, inputs: Inputs) -> PairRow:
 
 
 def with_painting(row: PairRow, job: Job, painted: Painted, batch_size: int) -> PairRow:
-    """Add how the picture was painted, with the chosen `tile` in the recipe."""
+    """Add how the picture was painted, with the chosen `tile` in the recipe; its time is its share of the batch's."""
     recipe = job.pair.recipe.model_copy(update={"tile": painted.fitting.recipe_tile})
     return replace(
         row,
         recipe=recipe.json_text,
         notes=[*(row.notes or []), *painted.fitting.notes(recipe)],
         batch_size=batch_size,
+        seconds=row.seconds / batch_size,
         stopped=painted.stopped,
     )
 

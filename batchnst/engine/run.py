@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from batchnst.engine.events import Event, Finished, Notice, Sealed
 from batchnst.engine.failing_stores import FailingStores
 from batchnst.engine.newer import describe_newer
-from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan
+from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan, with_previous
 from batchnst.engine.ray_address import choose_address
+from batchnst.engine.redo import Redo, choose, named_rows
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger import seal
@@ -62,8 +63,9 @@ class Options:
     """Options of a run, beside its pairs.
 
     `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
-    the largest number of pairs to paint. `memory` is the most that a worker may use, in bytes. `seal` is the file of
-    the private key that OUT is sealed with at the end, if it is to be.
+    the largest number of pairs to paint. `redo` says which pairs are painted again, as `redo.choose` does.
+    `memory` is the most that a worker may use, in bytes. `seal` is the file of the private key that OUT is sealed with
+    at the end, if it is to be.
     """
 
     out: str
@@ -72,7 +74,7 @@ class Options:
     batch_size: int | None = None
     gpus_per_task: float | None = None
     max_attempts: int = 3
-    retry_failed: bool = False
+    redo: tuple[str, ...] = ()
     limit: int | None = None
     memory: float | None = None
     seal: str | None = None
@@ -88,6 +90,7 @@ class Planned:
     plan: Plan
     work: float
     workers: int
+    run_id: str
 
 
 class Engine(Protocol):
@@ -147,6 +150,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     """
     out = Out(options.out)
     key = read_private(options.seal) if options.seal else None
+    named_rows(options.redo, manifest)
     weights = load_networks(manifest.networks)
     claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
     if rival := claim.rival():
@@ -160,14 +164,15 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
             yield Notice(f"{rival} gave none; end that process if it still exists, it may hold CPUs or GPUs")
         out.recover(claim)
         # Planned under the claim: no other run can finish a pair after this.
-        plan = plan_run(manifest, out, weights, retry_failed=options.retry_failed, limit=options.limit)
+        redo = yield from choose(options.redo, manifest, out, hashes_of(weights))
+        plan = plan_run(manifest, out, weights, redo=redo, limit=options.limit)
         if newer := plan.inputs.newer():
             yield Notice(describe_newer(newer, options.out))
         if len(plan):
             yield from _paint(plan, out, claim, weights, options)
             yield from _compact(out, claim)
         else:
-            yield Planned(plan, 0, 0)
+            yield Planned(plan, 0, 0, claim.run_id)
         if key:
             yield from _seal(out, claim, key)
 
@@ -200,6 +205,8 @@ def _run_row(plan: Plan, claim: Claim, engine: str) -> RunRow:
         done=plan.done,
         given_up=plan.failed,
         to_paint=len(plan),
+        redo=list(plan.redo.asked),
+        redo_since=plan.redo.since or (claim.run_number if plan.redo.names else None),
         engine=engine,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -213,20 +220,20 @@ def _paint(
     engine = _start(options)
     try:
         hardware = yield from engine.hardware()
-        blocks = _check_memory(plan, hardware, _blocks(plan, options.batch_size, engine, hardware))
+        blocks = _check_memory(plan, hardware, _blocks(plan, out, options.batch_size, engine, hardware))
         first, last = next(blocks)
         # Only now, after all checks: a request that is refused leaves no run in the ledger.
         out.begin(_run_row(plan, claim, options.engine))
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         fitting = [batch for batch in first if not batch.memory_problem(hardware)]
-        yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)))
+        yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)), claim.run_id)
         results = _Results()
         yield from _paint_blocks(chain([(first, last)], blocks), engine, weights, claim, results)
         again = _failed_in_passing(plan, out, results.failed)
         if len(again):
             yield Notice(f"{_pairs(len(again))} failed for a reason that may have passed: tried once more")
             time.sleep(AGAIN_SECONDS)
-            blocks = _blocks(again, options.batch_size, engine, hardware)
+            blocks = _blocks(again, out, options.batch_size, engine, hardware)
             yield from _paint_blocks(blocks, engine, weights, claim, results)
     finally:
         engine.close()
@@ -265,21 +272,27 @@ def plan_run(
     out: Out | None,
     weights: Mapping[tuple[str, str], Weights],
     *,
-    retry_failed: bool,
+    redo: Redo | None,
     limit: int | None,
 ) -> Plan:
     """Plan the pairs of `manifest` that `out` does not have yet; all pairs if `out` is None."""
-    hashes = {network: tensors.sha256 for network, tensors in weights.items()}
-    return make_plan(manifest, out.newest() if out else Outcomes(), hashes, retry_failed=retry_failed, limit=limit)
+    outcomes = out.newest() if out else Outcomes()
+    return make_plan(manifest, outcomes, hashes_of(weights), redo=redo, limit=limit)
 
 
-def _blocks(plan: Plan, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:
+def hashes_of(weights: Mapping[tuple[str, str], Weights]) -> dict[tuple[str, str], str]:
+    """The hash of the weights of each network."""
+    return {network: tensors.sha256 for network, tensors in weights.items()}
+
+
+def _blocks(plan: Plan, out: Out, batch_size: int | None, engine: Engine, hardware: Hardware) -> Iterator[_Block]:
     """Yield the batches of each block of the plan, and True with the last; blocks are made ahead, in a thread."""
     largest, mixed = largest_by_recipe(hardware), keeps_shapes(hardware.device)
     parts = [slice(start, start + BLOCK) for start in range(0, len(plan), BLOCK)]
 
     def batches_of(part: slice) -> list[Batch]:
-        return make_batches(plan.jobs(part), batch_size, engine.workers, largest, mixed=mixed)
+        jobs = with_previous(plan.jobs(part), out)
+        return make_batches(jobs, batch_size, engine.workers, largest, mixed=mixed)
 
     for part, batches in ahead(batches_of, parts):
         yield batches, part is parts[-1]

@@ -216,8 +216,9 @@ class _Committer:
             losses += rows.loss_rows(job, self.lease.run_id, painted)
             if data is not None:
                 pictures[job.pair.output] = data
+        previous = {job.pair.id: job.previous for job, *_ in group if job.previous}
         with self.refused_names("images"):
-            self.out.commit(self.lease, pictures, pair_rows, losses)
+            self.out.commit(self.lease, pictures, pair_rows, losses, previous)
         for (job, *_), row in zip(group, pair_rows, strict=True):
             outcome = row.error_message or f"loss {row.total_loss:.4g} after {row.steps} steps"
             self._log(logging.INFO, job, f"{row.status}: {outcome}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
+from batchnst.ledger.previous import Previous, keep
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
 from batchnst.storage.files import Folder, in_parallel
 
@@ -158,11 +159,19 @@ class Out:
         """Write an intermediate picture to the path `name` under `snapshots/`; raises Superseded and StorageError."""
         self.folder.write(f"snapshots/{name}", data, before=lambda: self.check(lease))
 
-    def commit(self, lease: Lease, pictures: Mapping[str, bytes], pairs: list[PairRow], losses: list[LossRow]) -> None:
+    def commit(
+        self,
+        lease: Lease,
+        pictures: Mapping[str, bytes],
+        pairs: list[PairRow],
+        losses: list[LossRow],
+        previous: Mapping[str, Previous] | None = None,
+    ) -> None:
         """Write pictures, by their `output`, then the rows of their attempts, and of attempts without a picture.
 
-        Losses come before pairs, so that a row in `pairs` never lacks its losses. Raises Superseded if the holder of
-        `lease` may no longer write, and StorageError.
+        `previous` has, by pair id, the attempts whose pictures are kept when they are replaced. Losses come before
+        pairs, so that a row in `pairs` never lacks its losses. Raises Superseded if the holder of `lease` may no longer
+        write, and StorageError.
         """
         name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}"
         versions = {output: self.folder.version(f"images/{output}") for output in pictures}
@@ -171,6 +180,9 @@ class Out:
             attempts = {row.output: row.attempt for row in pairs if row.output in replaced}
             intent = json.dumps(asdict(Intent(lease.run_number, attempts))).encode()
             self.folder.write(f"{INTENTS}/{name}.json", intent, before=lambda: self.check(lease))
+        for row in pairs:
+            if row.output in replaced and (before := (previous or {}).get(row.pair_id)):
+                keep(self.folder, row.pair_id, row.output, before, lambda: self.check(lease))
         for output, data in pictures.items():
             self._write_picture(lease, output, data, versions[output])
         # Also without rows: a query of a table without a file is an error.
@@ -213,6 +225,15 @@ class Out:
     def newest(self) -> Outcomes:
         """The newest outcome of every pair in the ledger."""
         return Outcomes(self.rows("pairs", _OUTCOMES), self.intents())
+
+    def previous(self, pair_ids: Sequence[str]) -> dict[str, Previous]:
+        """The newest ok attempt at each of these pairs, by id; pairs without one are left out."""
+        matching = pc.field("pair_id").isin(pa.array(pair_ids, pa.string())) & (pc.field("status") == "ok")
+        rows = self.rows("pairs", ["run_id", "pair_id", "output_sha256", *ORDERED_BY], matching=matching)
+        return {
+            row["pair_id"]: Previous(row["run_id"], row["attempt"], row["output_sha256"] or "")
+            for row in newest_rows(rows).to_pylist()
+        }
 
     def committed(self, lease: Lease) -> dict[str, str | None]:
         """Error message by pair id of the pairs that a task has committed; None for those that are ok."""

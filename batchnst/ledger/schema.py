@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -14,8 +14,11 @@ import pyarrow as pa
 
 from batchnst.redaction import public, redact, redact_json, stored
 
-VERSION = 1
-"""Schema version. It goes up if a column changes its meaning, not if a column is added."""
+VERSION = 2
+"""Schema version. It goes up if a column changes its meaning, not if a column is added.
+
+2: `seconds` of a pair are its share of the batch's time, which is in `batch_seconds`.
+"""
 
 VERSION_KEY = b"batchnst.schema"
 """Key of the version in a file's Parquet metadata."""
@@ -46,6 +49,8 @@ class RunRow:
     done: int  # painted by earlier runs
     given_up: int  # failed in earlier runs and not tried again
     to_paint: int
+    redo: list[str] | None = None  # values of --redo; None in earlier ledgers
+    redo_since: int | None = None  # number of the run that began with them; None if no id was given
     engine: str  # ray, inline
     host: str
     pid: int
@@ -96,7 +101,8 @@ class PairRow:
     total_loss: float | None = None
     started_at: datetime
     finished_at: datetime
-    seconds: float
+    seconds: float  # its share of the batch's; the batch's whole time where `batch_seconds` is None
+    batch_seconds: float | None = None  # of the whole batch; None in ledgers of 0.1.0
     peak_memory_bytes: int | None = None
     versions: Versions
     extra: str  # JSON: other columns of the manifest
@@ -176,6 +182,16 @@ def to_table(rows: list[PairRow] | list[LossRow] | list[RunRow], table: str) -> 
 def row_without_secrets(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `pairs` or `runs` without secrets."""
     return {name: _each(REDACTED[name], value) if name in REDACTED else value for name, value in row.items()}
+
+
+def times(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The time that an attempt took, as its share of its batch's time, and that of the batch, in seconds.
+
+    `row` is one of `pairs`; in schema 1 its `seconds` were those of the batch.
+    """
+    if row["batch_seconds"] is None:
+        return row["seconds"] / (row["batch_size"] or 1), row["seconds"]
+    return row["seconds"], row["batch_seconds"]
 
 
 def without_secrets(rows: pa.Table) -> pa.Table:

@@ -22,6 +22,9 @@ from batchnst.storage.files import open_file, size_of
 HEAD_BYTES = 1 << 14
 """Bytes at the beginning of a file that are read at once to find the picture's size."""
 
+GRAY = 96
+"""Longest side of the brightness of a preview, in pixels."""
+
 ENCODE_SECONDS = 600.0
 """Longest time to encode one picture, in seconds."""
 
@@ -71,11 +74,12 @@ def probe(address: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Preview:
-    """A small picture: `data` is a WebP file."""
+    """A small picture: `data` is a WebP file, `gray` its brightness (h, w), 0..255, at most GRAY on a side."""
 
     data: bytes
     width: int
     height: int
+    gray: NDArray[np.uint8]
 
 
 def preview(data: bytes, name: str, side: int, quality: int = QUALITY) -> Preview:
@@ -83,9 +87,10 @@ def preview(data: bytes, name: str, side: int, quality: int = QUALITY) -> Previe
 
     `quality` is that of WebP, 0..100. Raises InputError, with `name` in its message, if the picture cannot be decoded.
     """
-    request = {"do": "preview", "side": side, "quality": quality}
-    header, (small,) = _POOL.ask(name, request, data, most_bytes=METADATA_BYTES)
-    return Preview(small, *header["size"])
+    request = {"do": "preview", "side": side, "quality": quality, "gray": GRAY}
+    header, (small, gray) = _POOL.ask(name, request, data, most_bytes=METADATA_BYTES)
+    (width, height), (columns, rows) = header["size"], header["gray"]
+    return Preview(small, width, height, np.frombuffer(gray, np.uint8).reshape(rows, columns))
 
 
 def examine(data: bytes, name: str, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:

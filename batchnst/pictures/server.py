@@ -195,14 +195,16 @@ class _Distant(io.RawIOBase):
 
 
 def _preview(request: Request) -> Answer:
-    """Make a WebP of a picture, its longest side at most `side` pixels."""
+    """Make a WebP of a picture, its longest side at most `side` pixels, and its brightness, at most `gray` pixels."""
     side = request.header["side"]
     options = DecodeOptions(size=2 * side / decode.DRAFT, damaged="accept")  # of a JPEG, twice the side is decoded
     picture = _open(request, options).image
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=request.header["quality"], method=2)
-    return {"size": picture.size}, [buffer.getvalue()]
+    gray = picture.convert("L")
+    gray.thumbnail((request.header["gray"], request.header["gray"]), Image.Resampling.BOX)
+    return {"size": picture.size, "gray": gray.size}, [buffer.getvalue(), gray.tobytes()]
 
 
 def _examine(request: Request) -> Answer:

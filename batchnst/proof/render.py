@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from batchnst.errors import BatchNSTError
 from batchnst.ledger.out import Out
+from batchnst.ledger.schema import times
 from batchnst.pages import duration, figure, joined, script_source, short_names, templates
 from batchnst.pictures import isolated
 from batchnst.pictures.decode import DecodeOptions
@@ -80,7 +81,7 @@ def render(
         "columns": columns,
         "cells": [{name: cell[name] for name in ("caption", "shown", "link")} for cell in cells],
     }
-    script = joined("batchnst.proof", ["marks.js", "table.js", "view.js"])
+    script = joined("batchnst.proof", ["marks.js", "table.js", "view.js"], ["marks.js", "view.js"])
     template = templates("batchnst.proof").get_template("proof.html")
     html = template.render(
         style=joined("batchnst.proof", ["proof.css"]),
@@ -180,4 +181,4 @@ def _cell(cell: Cell, row: Row | None, image: Image, page: str) -> dict[str, Any
 def _caption(row: Row, *, is_half: bool) -> str:
     """The losses of a cell, as weighted in the total, and its time."""
     losses = [f"{name} {figure(row[f'{name}_loss'])}" for name in ("content", "style", "tv") if row[f"{name}_loss"]]
-    return " · ".join([*(["half size"] if is_half else []), *losses, duration(row["seconds"])])
+    return " · ".join([*(["half size"] if is_half else []), *losses, duration(times(row)[0])])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from batchnst.engine.redo import RETRY_FAILED
 from batchnst.engine.run import plan_run
 from batchnst.errors import RecipeError, RequestError
 from batchnst.ledger.out import Out, newest_rows
@@ -91,7 +92,7 @@ class Strip:
         out = Out(self.folder)
         if any(MARK not in json.loads(extra) for extra in out.rows("pairs", ["extra"])["extra"].unique().to_pylist()):
             raise RequestError(f"{self.folder}: holds pictures that are no proof; choose another --out")
-        plan = plan_run(full, out, load_networks(full.networks), retry_failed=True, limit=None)
+        plan = plan_run(full, out, load_networks(full.networks), redo=RETRY_FAILED, limit=None)
         return frozenset(job.pair.id for job in plan.jobs())
 
     def rows(self) -> list[Row | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -14,17 +15,25 @@ from batchnst.redaction import stored
 from batchnst.storage.files import resolve
 
 
-def expected_pairs(manifest: str, out: Out) -> pa.Table:
-    """Table of `pair_id` and `fingerprint` for every pair of a manifest.
+def expected_pairs(manifests: Sequence[str], out: Out) -> pa.Table:
+    """Table of `pair_id` and `fingerprint` for every pair of these manifests; of a pair in several, the last counts.
 
-    The recipe file and options are those of the manifest's newest run; if it has none, those of the newest run of all.
+    The recipe file and options are those of each manifest's newest run; if it has none, those of the newest run of all.
     Raises ManifestError.
     """
+    fingerprints = dict[str, str]()
+    for manifest in manifests:
+        fingerprints.update(_fingerprints(manifest, out))
+    columns = [pa.array(list(values), pa.string()) for values in (fingerprints, fingerprints.values())]
+    return pa.table(columns, ["pair_id", "fingerprint"])
+
+
+def _fingerprints(manifest: str, out: Out) -> Iterator[tuple[str, str]]:
+    """Id and fingerprint of every pair of a manifest."""
     runs = out.runs()
     address = stored(resolve(manifest, "."))
     same_manifest = [run for run in runs if run["manifest"] == address]
     settings = json.loads((same_manifest or runs)[-1]["settings"]) if runs else {}
     pairs = read_manifest(manifest, settings)
     hashes = {network: weights.sha256 for network, weights in load_networks(pairs.networks).items()}
-    fingerprints = [fingerprint(pair, hashes[pair.recipe.network]) for pair in pairs]
-    return pa.table({"pair_id": pairs.ids.combine_chunks(), "fingerprint": pa.array(fingerprints, pa.string())})
+    return ((pair.id, fingerprint(pair, hashes[pair.recipe.network])) for pair in pairs)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from batchnst.ledger.claim import Holder
 from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
+from batchnst.ledger.schema import times
 
 RECENT = timedelta(minutes=10)
 """Time over which the current rate is measured."""
@@ -19,10 +20,11 @@ RECENT = timedelta(minutes=10)
 SLOWEST = 5
 """Number of slowest pairs to list."""
 
-_COLUMNS = (
+COLUMNS = (
     *("run_id", "pair_id", "status", "error_type", "error_kind", "host", "pid"),
-    *("run_number", "attempt", "batch_size", "started_at", "finished_at", "seconds"),
+    *("run_number", "attempt", "batch_size", "started_at", "finished_at", "seconds", "batch_seconds"),
 )
+"""Columns of `pairs` that it needs."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,24 @@ class Watch:
     def __init__(self, out: Out) -> None:
         self.out = out
         self._read_paths: set[str] = set()
-        self._rows = out.rows_of([], "pairs", _COLUMNS)
+        self._rows = out.rows_of([], "pairs", COLUMNS)
 
     def look(self) -> Status:
         """The current state."""
         retry_vanished(self._read)
-        return _status(self.out, self._rows, datetime.now(UTC))
+        return status_of(self.out, self._rows, datetime.now(UTC))
 
     def _read(self) -> None:
         files = self.out.files("pairs")
         if not self._read_paths <= {info.path for info in files}:  # a compaction has replaced some
             self._read_paths, self._rows = set(), self._rows.slice(0, 0)
         new = [info for info in files if info.path not in self._read_paths]
-        self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", _COLUMNS)])
+        self._rows = pa.concat_tables([self._rows, self.out.rows_of(new, "pairs", COLUMNS)])
         self._read_paths |= {info.path for info in new}
 
 
-def _status(out: Out, rows: pa.Table, now: datetime) -> Status:
+def status_of(out: Out, rows: pa.Table, now: datetime) -> Status:
+    """The state of OUT at the time `now`, from all `rows` of `pairs` with COLUMNS; raises IndexError without any."""
     newest = newest_rows(rows)
     run = _newest_run(out, newest)
     rows_of_run = newest.filter(pc.equal(newest["run_id"], run["run_id"]))
@@ -189,8 +192,10 @@ def _rates(status: Status) -> str:
 
 
 def _pair(row: dict[str, Any]) -> str:
-    batch = f" in a batch of {row['batch_size']}" if (row["batch_size"] or 1) > 1 else ""
-    return f"{row['pair_id']} {_duration(row['seconds'])}{batch} on {row['host']}"
+    share, whole = times(row)
+    is_shared = (row["batch_size"] or 1) > 1
+    batch = f", its share of {_duration(whole)} in a batch of {row['batch_size']}," if is_shared else ""
+    return f"{row['pair_id']} {_duration(share)}{batch} on {row['host']}"
 
 
 def _host(host: Host) -> str:

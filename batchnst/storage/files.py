@@ -203,7 +203,7 @@ def _as_input_error(address: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{address}: no such file", unread=address) from None
+        raise InputError(f"{address}: no such file", unread=address, missing=True) from None
     except StorageError as error:
         raise InputError(f"{address}: {error}", transient=True, unread=address) from None
     except OSError as error:

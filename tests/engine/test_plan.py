@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from batchnst.engine.plan import Job, Plan, make_batches, make_plan
+from batchnst.engine.redo import RETRY_FAILED
 from batchnst.engine.run import UNKNOWN, Engine, make_chunks
 from batchnst.ledger.out import Outcomes
 from batchnst.ledger.schema import to_table
@@ -77,7 +78,7 @@ def test_a_failed_pair_is_left_alone_until_asked_for(asked: Asked) -> None:
     known = outcomes(asked(ROW)[0], "failed", attempt=2)
     found = plan(asked(ROW, {**ROW, "id": "b"}), known)
     assert (found.failed, found.done, [job.pair.id for job in found.jobs()]) == (1, 0, ["b"])
-    again = plan(asked(ROW), known, retry_failed=True)
+    again = plan(asked(ROW), known, redo=RETRY_FAILED)
     assert again.jobs()[0].attempt == 3
     assert len(plan(asked({**ROW, "content": "/elsewhere.jpg"}), known)) == 1
 

@@ -116,6 +116,6 @@ def test_a_column_without_a_canonical_form_is_refused(tmp_path: Path) -> None:
     out = Out(str(tmp_path))
     with_date = to_table([row()], "pairs").append_column("day", pa.array([NOON.date()]))
     out.folder.write("ledger/pairs/a.parquet", parquet.encode(with_date, "pairs", statistics=False))
-    with pytest.raises(LedgerError, match="its columns are not those of schema 1"):
+    with pytest.raises(LedgerError, match="its columns are not those of schema 2"):
         leaves_of(out, silent)
     assert len(leaves_of(out, silent, skip_unreadable=True)[0]) == 0

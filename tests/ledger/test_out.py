@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnst import read_ledger
-from batchnst.errors import LedgerError, Superseded
+from batchnst.errors import LedgerError, StorageError, Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import INTENTS, Out
+from batchnst.ledger.previous import Previous
 from batchnst.ledger.schema import SCHEMAS, PairRow
 from tests.helpers import NOON, loss, row, take_over
 
@@ -86,7 +88,7 @@ def test_files_of_a_newer_version_and_foreign_files_are_refused(out: Out) -> Non
     newer = SCHEMAS["pairs"].with_metadata({b"batchnst.schema": b"99"})
     pq.write_table(pa.Table.from_pylist([], schema=newer), folder / "newer.parquet")
     with pytest.raises(
-        LedgerError, match=r"newer\.parquet: written by a newer batchnst \(schema 99\); this one reads 1"
+        LedgerError, match=r"newer\.parquet: written by a newer batchnst \(schema 99\); this one reads 2"
     ):
         out.newest()
     (folder / "newer.parquet").unlink()
@@ -125,3 +127,42 @@ def test_the_later_run_is_newer_whatever_its_clock_says(out: Out) -> None:
     ahead = row("a", run_number=1, finished_at=NOON + timedelta(minutes=10), status="failed")
     out.commit(Lease("r1", 1), {}, [row("a", run_number=2, attempt=2), ahead], [])
     assert [(outcome.ok, outcome.attempt) for outcome in out.newest().find(["a"])[1]] == [(True, 2)]
+
+
+def hashed(row: PairRow, data: bytes) -> PairRow:
+    return replace(row, output_sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_a_picture_that_is_replaced_is_kept_under_its_old_attempt(out: Out) -> None:
+    first, second = (hashed(row("a", run_number=1, attempt=number), str(number).encode()) for number in (1, 2))
+    out.commit(Lease("r1", 1), {"a.png": b"1"}, [first], [])
+    failed = row("a", run_number=1, attempt=3, status="failed")
+    known = out.previous(["a", "none"])
+    assert known == {"a": Previous("r1", 1, first.output_sha256 or "")}
+    out.commit(Lease("r1", 1), {"a.png": b"2"}, [second], [], known)
+    out.commit(Lease("r1", 1), {}, [failed], [], out.previous(["a"]))
+    assert out.previous(["a"])["a"].attempt == 2
+    assert [out.folder.read(f"{place}.png") for place in ("previous/a/r1-1", "images/a")] == [b"1", b"2"]
+    assert len(out.folder.files("previous")) == 1
+
+
+def test_a_picture_that_is_not_that_of_its_row_is_not_kept(out: Out) -> None:
+    out.commit(Lease("r1", 1), {"a.png": b"1"}, [hashed(row("a", run_number=1), b"another")], [])
+    out.commit(Lease("r1", 1), {"a.png": b"2"}, [row("a", run_number=1, attempt=2)], [], out.previous(["a"]))
+    assert out.folder.files("previous") == []
+
+
+def test_a_picture_is_kept_before_it_is_replaced(out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    out.commit(Lease("r1", 1), {"a.png": b"1"}, [hashed(row("a", run_number=1), b"1")], [])
+    known, again = out.previous(["a"]), row("a", run_number=1, attempt=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Out, "_write_picture", lambda *_: (_ for _ in ()).throw(StorageError("killed here")))
+        with pytest.raises(StorageError, match="killed here"):
+            out.commit(Lease("r1", 1), {"a.png": b"2"}, [again], [], known)
+    assert [out.folder.read(f"{place}.png") for place in ("previous/a/r1-1", "images/a")] == [b"1", b"1"]
+    out.commit(Lease("r1", 1), {"a.png": b"2"}, [again], [], known)
+    assert [out.folder.read(f"{place}.png") for place in ("previous/a/r1-1", "images/a")] == [b"1", b"2"]
+    take_over(out.folder)
+    with pytest.raises(Superseded):
+        out.commit(Lease("r1", 1), {"a.png": b"3"}, [row("a", run_number=1, attempt=3)], [], out.previous(["a"]))
+    assert out.folder.read("images/a.png") == b"2"

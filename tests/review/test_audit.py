@@ -175,6 +175,20 @@ def test_pictures(folder: Path) -> None:
     assert texts[5] == "images/stray.png: no row says that it was painted"
 
 
+def test_pictures_of_earlier_attempts(folder: Path) -> None:
+    (run_id,) = {row["run_id"] for row in readable_rows(folder / "out", "pairs")}
+    for name in (f"pair-0/{run_id}-1.png", f"pair-1/{run_id}-1.png", "pair-2/other-1.png", "x.png", "pair-0/.DS_Store"):
+        path = folder / "out" / "previous" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "out" / "images" / "pair-0.png", path)
+    assert [(kind, pair, text.partition(" has")[0]) for kind, pair, text in found(folder)] == [
+        ("previous-changed", "pair-1", f"previous/pair-1/{run_id}-1.png"),
+        ("previous-unknown", None, "previous/pair-2/other-1.png: no row says that it was painted"),
+        ("previous-unknown", None, "previous/x.png: no row says that it was painted"),
+    ]
+    assert "2 pictures of earlier attempts" in batchnst("audit", folder / "out").stdout
+
+
 def test_a_row_that_was_painted_twice(folder: Path) -> None:
     for table in ("pairs", "losses"):
         (path,) = (folder / "out" / "ledger" / table).glob("*.parquet")

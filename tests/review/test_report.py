@@ -22,6 +22,7 @@ from batchnst.errors import InputError, LedgerError
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.report import build as report
+from batchnst.review.report import cards as cards_of_pairs
 from batchnst.review.report import curves, figures, previews
 from batchnst.storage import files
 from tests.browser import Heard, open_browser, open_page, until
@@ -87,7 +88,7 @@ def data_of(html: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
     assert found
     data: dict[str, Any] = json.loads(found[1])
-    return data
+    return {**data, **data["part"]}
 
 
 def block(html: str, name: str) -> str:
@@ -245,7 +246,7 @@ def test_previews_are_upright_and_no_larger_than_fits(tmp_path: Path, monkeypatc
 def test_where_there_are_too_many_pairs_failures_stay_and_all_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "MOST_CARDS", 12)
+    monkeypatch.setattr(cards_of_pairs, "MOST_CARDS", 12)
     out = Out(str(tmp_path / "out"))
     rows = [row(f"p{i}", total_loss=float(100 + i)) for i in range(40)]
     failed = [row(f"f{i}", status="failed", error_type="E", error_message=f"no {i}") for i in range(2)]
@@ -296,15 +297,15 @@ def test_a_thinned_curve_keeps_what_matters() -> None:
 @pytest.mark.parametrize(
     ("to", "base"),
     [
-        (None, "images/"),
-        ("out/page.html", "images/"),
-        ("a b/page.html", "../out/images/"),
-        ("page.html", "out/images/"),
+        (None, ""),
+        ("out/page.html", ""),
+        ("a b/page.html", "../out/"),
+        ("page.html", "out/"),
     ],
 )
 def test_the_way_to_the_pictures_is_seen_from_the_page(tmp_path: Path, to: str | None, base: str) -> None:
     assert report._base(Out(str(tmp_path / "out")), to and str(tmp_path / to)) == base
-    assert report._base(Out(str(tmp_path / "o ut")), str(tmp_path / "page.html")) == "o%20ut/images/"
+    assert report._base(Out(str(tmp_path / "o ut")), str(tmp_path / "page.html")) == "o%20ut/"
     assert report._base(Out(str(tmp_path / "out")), "s3://bucket/page.html") is None
 
 
@@ -557,3 +558,23 @@ def test_print_has_all_cards_and_no_controls(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert len(cards(page)) < PAIRS / 2
+
+
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+
+
+def test_pairs_can_be_added_and_changed_while_the_page_is_open(page: Page, night: Night, tmp_path: Path) -> None:
+    out, changed = Out(str(tmp_path / "out")), next(i for i in cards(page) if "<" not in i)
+    with out.claim("r2") as claim:
+        out.commit(claim.lease(), {}, [row(changed, attempt=7, total_loss=1.0), row("new", total_loss=2.0)], [])
+    part = report.some_pairs(out, [changed, "new"], lambda source: PIXEL)
+    page.locator(f'#list [data-pair="{night.index(changed)}"]').focus()
+    page.evaluate("part => addPairs(part)", part)
+    expect(page.locator("#shown")).to_have_text(f"{PAIRS + 3} pairs")
+    assert page.evaluate("pairs.id[document.activeElement.dataset.pair]") == changed
+    expect(page.locator(".card", has_text="attempt 7").locator("img").first).to_have_attribute("src", PIXEL)
+    page.select_option("select[name=sort]", "loss-up")
+    until(page, "state.sort === 'loss-up'")
+    assert cards(page)[:2] == [changed, "new"]
+    assert (report.details(out, "new") or {})["row"]["fingerprint"] == "f1"
+    assert report.details(out, "nothing") is None

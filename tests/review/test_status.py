@@ -58,7 +58,12 @@ def paint(out: Out) -> None:
         return row(name, run_id="r2", finished_at=began + timedelta(minutes=minutes), **more)
 
     began = out.runs()[-1]["started_at"]
-    out.commit(Lease("r2", 2, 1), {}, [finished("e", 2, seconds=9.0, batch_size=4), finished("f", 25, pid=2)], [])
+    out.commit(
+        Lease("r2", 2, 1),
+        {},
+        [finished("e", 2, seconds=9.0, batch_seconds=36.0, batch_size=4), finished("f", 25, pid=2)],
+        [],
+    )
     failed = finished("g", 26, status="failed", error_type="OutOfMemory", host="other")
     out.commit(Lease("r2", 2, 2), {}, [failed, finished("h", 27, host="other", seconds=70.0)], [])
 
@@ -83,7 +88,7 @@ def test_a_run_that_goes_on(out: Out) -> None:
     assert text.startswith("pairs    6 of 20 done, 2 failed, 12 left\n")
     assert "18 pairs an hour now, 8 overall; about 0:40:" in text
     assert "failed   1 InputError · 1 OutOfMemory" in text
-    assert "slowest  h 0:01:10 on other\n         e 0:00:09 in a batch of 4 on h\n" in text
+    assert "slowest  h 0:01:10 on other\n         e 0:00:09, its share of 0:00:36 in a batch of 4, on h\n" in text
 
 
 def test_a_run_that_has_ended(out: Out) -> None:

@@ -144,7 +144,8 @@ def timed(row: PairRow, worker: Worker, batch_size: int, seconds: float) -> Pair
         batch_size=None if row.error_type else batch_size,
         started_at=worker.free,
         finished_at=worker.free + timedelta(seconds=seconds),
-        seconds=seconds,
+        seconds=seconds if row.error_type else seconds / batch_size,
+        batch_seconds=seconds,
     )
 
 

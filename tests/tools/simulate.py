@@ -41,12 +41,13 @@ import pyarrow.fs as pafs
 import torch
 
 from batchnst.engine import rows, worker
-from batchnst.engine.plan import Job, make_plan
+from batchnst.engine.plan import Job, make_plan, with_previous
 from batchnst.errors import BatchNSTError, StorageError
 from batchnst.ledger import claim as claims
 from batchnst.ledger import out, parquet, state
 from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.out import Out
+from batchnst.ledger.previous import PREVIOUS
 from batchnst.ledger.process import Process
 from batchnst.ledger.schema import ATTEMPT
 from batchnst.manifest.manifest import Manifest
@@ -578,7 +579,7 @@ def drive(world: World, run_id: str, version: int) -> None:
     with folder.claim(run_id) as claim:
         folder.recover(claim)
         plan = make_plan(manifest(version), folder.newest(), {("vgg19", "bundled"): WEIGHTS})
-        left, number = plan.jobs(), 0
+        left, number = with_previous(plan.jobs(), folder), 0
         while left:
             number += 1
             jobs, left = left[:2], left[2:]
@@ -663,6 +664,10 @@ def end(world: World) -> None:
     plan = make_plan(manifest(0), folder.newest(), {("vgg19", "bundled"): WEIGHTS})
     if len(plan):
         raise Violated(f"the last run left {[job.pair.id for job in plan.jobs()]}")
+    hashes = {row["output_sha256"] for row in folder.rows("pairs").to_pylist()}
+    for path, (data, _) in world.files.items():
+        if path.startswith(f"{ROOT}/{PREVIOUS}/") and hashlib.sha256(data).hexdigest() not in hashes:
+            raise Violated(f"{path} is not the picture of a row")
     if alone := world.committed["pairs"] - world.committed["losses"]:
         raise Violated(f"rows without losses: {sorted(alone)}")
     world.observing -= 1

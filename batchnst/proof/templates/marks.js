@@ -5,52 +5,23 @@ const { pairs, columns, cells } = data;
 const REJECTED = 0;
 const STORE = `batchnst-proof-${data.key}`;
 
-let marks = {}; // by key
-let chosen = null; // key of the column that was chosen by hand
-const earlier = []; // [key, mark before] of each change
+const marks = new Marks(STORE); // `more.chosen` is the key of the column that was chosen by hand
 
 // The key of a cell, or of a column if `row` is -1: the same in every proof with that pair and these settings.
 const keyOf = (row, column) => JSON.stringify([row < 0 ? "" : pairs[row].id, columns[column].name]);
 const columnName = (column) => columns[column].name || "settings of the manifest";
 
-function load() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
-    marks = { ...kept.marks };
-    chosen = kept.chosen ?? null;
-  } catch {
-    // Without storage, marks last as long as the page is open.
-  }
-}
-
-function save() {
-  try {
-    localStorage.setItem(STORE, JSON.stringify({ marks, chosen }));
-  } catch {
-    // As above.
-  }
-}
-
-function setMark(key, mark) {
-  if (mark === undefined) delete marks[key];
-  else marks[key] = mark;
-  save();
-}
-
 // Give a mark; the same one again takes it back.
 function give(row, column, mark) {
   const key = keyOf(row, column);
-  earlier.push([key, marks[key]]);
-  setMark(key, marks[key] === mark ? undefined : mark);
+  marks.set([[key, marks.get(key) === mark ? undefined : mark]]);
   const name = row < 0 ? columnName(column) : `${pairs[row].title}, ${columnName(column)}`;
-  say(`${describe(marks[key])}: ${name}`);
+  say(`${describe(marks.get(key))}: ${name}`);
   showMarks();
 }
 
 function undo() {
-  const last = earlier.pop();
-  if (last) setMark(...last);
-  say(last ? "Undone" : "Nothing to undo");
+  say(marks.undo() ? "Undone" : "Nothing to undo");
   showMarks();
 }
 
@@ -61,29 +32,26 @@ function describe(mark) {
 
 // The marks of a column: their sum, with the column's own, and the number of rejected pictures.
 function totals(column) {
-  const all = [-1, ...pairs.keys()].map((row) => marks[keyOf(row, column)]).filter((mark) => mark !== undefined);
+  const all = [-1, ...pairs.keys()].map((row) => marks.get(keyOf(row, column))).filter((mark) => mark !== undefined);
   const rejected = all.filter((mark) => mark === REJECTED).length;
   return { sum: all.reduce((sum, mark) => sum + mark, 0), rejected };
 }
 
 // The column that was chosen by hand, else the one with the highest sum; null if there is none.
 function chosenColumn() {
-  const byHand = columns.findIndex((_, column) => keyOf(-1, column) === chosen);
+  const byHand = columns.findIndex((_, column) => keyOf(-1, column) === marks.more.chosen);
   if (byHand >= 0) return byHand;
-  const sums = columns.map((_, column) => (marks[keyOf(-1, column)] === REJECTED ? 0 : totals(column).sum));
+  const sums = columns.map((_, column) => (marks.get(keyOf(-1, column)) === REJECTED ? 0 : totals(column).sum));
   const best = Math.max(...sums);
   if (columns.length === 1) return 0;
   return best > 0 ? sums.indexOf(best) : null;
 }
 
 function choose(column) {
-  chosen = chosen === keyOf(-1, column) ? null : keyOf(-1, column);
-  save();
+  const key = keyOf(-1, column);
+  marks.more.chosen = marks.more.chosen === key ? null : key;
+  marks.save();
   showMarks();
-}
-
-function say(text) {
-  byId("said").textContent = text;
 }
 
 // Buttons that mark a cell, or a column if its row is -1. `place` returns its row and column.

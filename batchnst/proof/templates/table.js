@@ -6,9 +6,6 @@ let at = [0, 0]; // row and column that have the focus, or had it last
 const placeOf = (node) => [Number(node.dataset.row), Number(node.dataset.column)];
 const nodeAt = (row, column) => places.get(`${row} ${column}`);
 
-const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
-
 // The place that a key leads to from another, with rows from `top` on.
 function placeAfter(key, [row, column], top) {
   if (key === "Home") return [row, 0];
@@ -55,21 +52,21 @@ function showMarks() {
   const best = chosenColumn();
   for (const node of places.values()) {
     const [row, column] = placeOf(node);
-    const mark = marks[keyOf(row, column)];
+    const mark = marks.get(keyOf(row, column));
     showRating(node, mark);
-    node.classList.toggle("rejected", mark === REJECTED || marks[keyOf(-1, column)] === REJECTED);
+    node.classList.toggle("rejected", mark === REJECTED || marks.get(keyOf(-1, column)) === REJECTED);
     node.classList.toggle("best", column === best);
     if (row < 0) showColumn(node, column, best);
     else node.setAttribute("aria-label", labelOf(row, column));
   }
   showChosen(best);
-  byId("undo").disabled = !earlier.length;
+  byId("undo").disabled = !marks.steps.length;
   showPaneMarks();
 }
 
 const labelOf = (row, column) => {
   const text = nodeAt(row, column).querySelector(".failure")?.innerText ?? cells[row * columns.length + column].caption;
-  return [pairs[row].title, columnName(column), text, describe(marks[keyOf(row, column)])].join(", ");
+  return [pairs[row].title, columnName(column), text, describe(marks.get(keyOf(row, column)))].join(", ");
 };
 
 function showColumn(node, column, best) {
@@ -86,18 +83,6 @@ function showChosen(best) {
   byId("text").textContent = column ? column.options || "the defaults: no option is needed" : "";
   byId("text").hidden = !column;
   byId("copy-options").disabled = byId("copy-toml").disabled = !column;
-}
-
-async function copy(text, name) {
-  byId("text").textContent = text;
-  try {
-    const tooLong = new Promise((_, reject) => setTimeout(reject, 2000)); // some browsers never answer
-    await Promise.race([navigator.clipboard.writeText(text), tooLong]);
-    say(`${name} copied`);
-  } catch {
-    getSelection().selectAllChildren(byId("text"));
-    say(document.execCommand("copy") ? `${name} copied` : "This browser does not let a page copy: the text is selected");
-  }
 }
 
 function addControls() {
@@ -124,5 +109,5 @@ table.addEventListener("click", ({ target }) => {
   if (node && !target.closest("button")) openCell(...placeOf(node));
 });
 byId("undo").addEventListener("click", undo);
-byId("copy-options").addEventListener("click", () => copy(columns[chosenColumn()].options, "Options"));
-byId("copy-toml").addEventListener("click", () => copy(columns[chosenColumn()].toml || "# the default recipe\n", "Recipe"));
+byId("copy-options").addEventListener("click", () => copy(columns[chosenColumn()].options, "Options", byId("text")));
+byId("copy-toml").addEventListener("click", () => copy(columns[chosenColumn()].toml || "# the default recipe\n", "Recipe", byId("text")));

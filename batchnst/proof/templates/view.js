@@ -1,7 +1,6 @@
 // The view of one picture, or of two side by side, whole or enlarged; and the start of the page.
 
 const dialog = byId("dialog");
-const ZOOMS = [["Whole", 0], ["100 %", 1], ["200 %", 2]];
 let zoom = 0; // number in ZOOMS
 let panes = []; // those that are shown, as makePane makes them
 let active = 0; // number of the pane that keys act on
@@ -17,7 +16,7 @@ function makePane(place) {
   pane.node.addEventListener("focusin", () => activatePane(number()));
   pane.node.addEventListener("pointerdown", () => activatePane(number()));
   view.addEventListener("scroll", () => follow(pane));
-  addDrag(view);
+  addDrag(view, (where) => setZoom(zoom ? 0 : 1, where));
   return pane;
 }
 
@@ -32,7 +31,7 @@ function fill(pane) {
     : columnName(column);
   const link = cell.link ? element("a", { href: cell.link }, "full picture") : "";
   pane.caption.replaceChildren(cell.caption, cell.shown ? ` · ${cell.shown} ` : "", link);
-  showRating(pane.rating, marks[keyOf(row, column)]);
+  showRating(pane.rating, marks.get(keyOf(row, column)));
 }
 
 function showPanes() {
@@ -46,19 +45,6 @@ function showPanes() {
   byId("beside").setAttribute("aria-pressed", panes.length > 1);
   byId("zoom").textContent = ZOOMS[zoom][0];
   applyZoom();
-}
-
-// The part of the way that a view is scrolled, across and down.
-function position({ scrollLeft, scrollTop, scrollWidth, scrollHeight, clientWidth, clientHeight }) {
-  const part = (value, most) => (most > 0 ? value / most : 0.5);
-  return [part(scrollLeft, scrollWidth - clientWidth), part(scrollTop, scrollHeight - clientHeight)];
-}
-
-function setPosition(view, [across, down]) {
-  const left = across * (view.scrollWidth - view.clientWidth);
-  const top = down * (view.scrollHeight - view.clientHeight);
-  if (Math.abs(view.scrollLeft - left) > 1) view.scrollLeft = left; // less is rounding, and would go to and fro
-  if (Math.abs(view.scrollTop - top) > 1) view.scrollTop = top;
 }
 
 // Scroll the other pane like `pane`. The event of the other one then says nothing new: by the time that it comes, the
@@ -121,42 +107,10 @@ function toggleBeside() {
   panes[active].view.focus();
 }
 
-// Drag to move inside a picture; a click without a move zooms in there, or out.
-function addDrag(view) {
-  let from = null;
-  view.addEventListener("pointerdown", (event) => {
-    if (event.button || event.pointerType === "touch") return;
-    from = { x: event.clientX, y: event.clientY, left: view.scrollLeft, top: view.scrollTop, moved: false };
-    view.setPointerCapture(event.pointerId);
-  });
-  view.addEventListener("pointermove", (event) => {
-    if (!from) return;
-    const [right, down] = [event.clientX - from.x, event.clientY - from.y];
-    from.moved ||= Math.hypot(right, down) > 4;
-    if (from.moved) view.scrollTo({ left: from.left - right, top: from.top - down, behavior: "instant" });
-  });
-  view.addEventListener("pointerup", () => {
-    view.dataset.moved = from?.moved ?? false;
-    from = null;
-  });
-  view.addEventListener("click", (event) => {
-    if (view.dataset.moved === "true" || !view.querySelector("img")) return;
-    const box = view.querySelector("img").getBoundingClientRect();
-    const part = (value, start, length) => clamp((value - start) / length, 0, 1);
-    setZoom(zoom ? 0 : 1, [part(event.clientX, box.left, box.width), part(event.clientY, box.top, box.height)]);
-  });
-}
-
-function pan(key) {
-  const [down, right] = ARROWS[key];
-  const { view } = panes[active];
-  view.scrollBy({ left: (right * view.clientWidth) / 4, top: (down * view.clientHeight) / 4, behavior: "instant" });
-}
-
 function pressedInView(event) {
   const { key, target } = event;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (key in ARROWS && event.shiftKey) pan(key);
+  if (key in ARROWS && event.shiftKey) pan(panes[active].view, key);
   else if (key in ARROWS) setPlace(placeAfter(key, panes[active].place, 0));
   else if (key.toLowerCase() === "z") setZoom((zoom + 1) % ZOOMS.length);
   else if (key.toLowerCase() === "s") toggleBeside();
@@ -173,7 +127,7 @@ function openCell(row, column) {
 }
 
 function showPaneMarks() {
-  panes.forEach(({ rating, place }) => showRating(rating, marks[keyOf(...place)]));
+  panes.forEach(({ rating, place }) => showRating(rating, marks.get(keyOf(...place))));
 }
 
 dialog.addEventListener("keydown", pressedInView);
@@ -188,7 +142,6 @@ byId("next").addEventListener("click", () => setPlace(placeAfter("ArrowRight", p
 byId("zoom").addEventListener("click", () => setZoom((zoom + 1) % ZOOMS.length));
 byId("beside").addEventListener("click", toggleBeside);
 
-load();
 addControls();
 moveTo(at, false);
 document.querySelector(".chosen").hidden = false;

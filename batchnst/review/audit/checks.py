@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -9,12 +11,15 @@ from batchnst.ledger import parquet
 from batchnst.ledger.out import Out, newest_rows
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS
 from batchnst.progress import Progress, silent
+from batchnst.redaction import stored
 from batchnst.review.audit import pairs as checks
 from batchnst.review.audit.findings import Audit
 from batchnst.review.audit.hashes import INPUTS, inputs, pictures
 from batchnst.review.audit.ledger_files import tables
 from batchnst.review.audit.seals import seals
 from batchnst.review.audit.steps import losses
+from batchnst.review.audit.superseded import previous_pictures
+from batchnst.storage.files import resolve
 
 _PAIRS = (
     *ATTEMPT,
@@ -29,6 +34,7 @@ def audit(
     out: Out,
     expected: pa.Table | None = None,
     *,
+    manifests: Sequence[str] = (),
     deep: bool = False,
     public_key: str | None = None,
     root: str | None = None,
@@ -36,7 +42,7 @@ def audit(
 ) -> Audit:
     """Run all checks on OUT and return the counts and findings.
 
-    expected: table of `pair_id` and `fingerprint` of every pair that the manifest asks for. deep: also read all inputs,
+    expected: table of `pair_id` and `fingerprint` of every pair that `manifests` ask for. deep: also read all inputs,
     and compare their hashes. public_key: file of the key of the seals, which are checked then; one of them must have
     this `root`, if one is given. Raises RequestError for a file without a public key.
     """
@@ -45,14 +51,18 @@ def audit(
     newest = newest_rows(rows)
     ok = newest.filter(pc.equal(newest["status"], "ok"))
     result.pairs, result.ok, result.failed = len(newest), len(ok), len(newest) - len(ok)
-    list(tables(out, "runs", SCHEMAS["runs"].names, result))
+    runs = [run for part in tables(out, "runs", SCHEMAS["runs"].names, result) for run in part.to_pylist()]
+    redone = {run["run_id"] for run in runs if set(run["redo"] or ()) - {"failed"}}
+    own = {stored(resolve(manifest, ".")) for manifest in manifests}
+    others = {run["run_id"]: run["manifest"] for run in runs if run["manifest"] not in own}
     for findings in (
-        checks.manifest_differences(newest, expected) if expected is not None else checks.failed(newest),
-        checks.doubled(rows),
+        checks.manifest_differences(newest, expected, others) if expected is not None else checks.failed(newest),
+        checks.doubled(rows, redone),
         losses(out, rows, result, progress),
         checks.outliers(ok),
         checks.unusual_rows(ok, expected),
         pictures(out, rows, ok, result, progress),
+        previous_pictures(out, rows, result, progress),
         inputs(ok, result, progress) if deep else (),
         seals(out, public_key, root, result, progress) if public_key else (),
     ):

@@ -21,6 +21,8 @@ KINDS = {
     "picture-size": "a picture of another size than its row says",
     "picture-changed": "a picture whose hash is not its row's",
     "picture-unknown": "a picture without an ok row",
+    "previous-changed": "a picture of an earlier attempt whose hash is not its row's",
+    "previous-unknown": "a picture of an earlier attempt without an ok row",
     "losses-missing": "an attempt without losses",
     "losses-gap": "an attempt with steps missing or twice",
     "not-finite": "an attempt with losses that are NaN or infinite",
@@ -66,6 +68,7 @@ class Audit:
     steps: int = 0
     unfinished: int = 0  # attempts with losses but no row in `pairs`: their workers were lost
     pictures: int = 0
+    previous: int = 0  # pictures of earlier attempts
     inputs: int = 0
     seals: int = 0  # valid ones
     root_of: int | None = None  # number of the seal with the root that was asked for
@@ -78,6 +81,7 @@ def describe(result: Audit) -> str:
     lines = [line(finding) for finding in result.findings]
     counts = f"{result.ok} of {result.pairs} pairs ok, {result.failed} failed"
     counts += f"; {result.pictures} pictures, {result.steps} steps of {result.attempts} attempts"
+    counts += f", {result.previous} pictures of earlier attempts" if result.previous else ""
     counts += f", {result.inputs} inputs" if result.inputs else ""
     if result.unfinished:
         counts += f"; {result.unfinished} attempts were cut off and left losses without a row"

@@ -40,7 +40,7 @@ def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Pr
     existing = {out.folder.relative(info.path) for info in out.folder.files("images")}
     columns = ["pair_id", "output", "output_sha256", "width", "height"]
     result.pictures = len(ok)
-    yield from _in_threads(
+    yield from in_threads(
         partial(_picture, out, existing), ok.select(columns).sort_by("pair_id"), "pictures", out, progress
     )
     painted = pc.unique(rows["output"].filter(pc.equal(rows["status"], "ok"))).to_pylist()
@@ -68,7 +68,7 @@ def _picture(out: Out, existing: set[str], row: dict[str, Any]) -> Finding | Non
         )
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != row["output_sha256"]:
-        return Finding("picture-changed", pair_id, _hash_differs(name, sha256, row["output_sha256"]))
+        return Finding("picture-changed", pair_id, hash_differs(name, sha256, row["output_sha256"]))
     return None
 
 
@@ -86,7 +86,7 @@ def trace(file: str, out: Out | None = None) -> tuple[Provenance, Finding | None
     if not len(rows):
         return origin, Finding("picture-unknown", origin.pair_id, f"{file}: no row says that it was painted")
     if sha256 not in rows["output_sha256"].to_pylist():
-        text = _hash_differs(file, sha256, rows["output_sha256"][0].as_py())
+        text = hash_differs(file, sha256, rows["output_sha256"][0].as_py())
         return origin, Finding("picture-changed", origin.pair_id, text)
     return origin, None
 
@@ -101,7 +101,7 @@ def inputs(ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]
     table = pa.Table.from_pylist(
         [{"address": address, "sha256": sha256, "pairs": pairs} for (address, sha256), pairs in uses.items()]
     )
-    yield from _in_threads(_input, table, "inputs", None, progress)
+    yield from in_threads(_input, table, "inputs", None, progress)
 
 
 def _inputs(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -123,15 +123,16 @@ def _input(row: dict[str, Any]) -> Finding | None:
     except BatchNSTError as error:
         return Finding("input-missing", first, f"{error}{also}")
     if sha256 != row["sha256"]:
-        return Finding("input-changed", first, _hash_differs(row["address"], sha256, row["sha256"]) + also)
+        return Finding("input-changed", first, hash_differs(row["address"], sha256, row["sha256"]) + also)
     return None
 
 
-def _hash_differs(name: str, actual: str, expected: str) -> str:
+def hash_differs(name: str, actual: str, expected: str) -> str:
+    """The text of a finding on a file that has another hash than its row says."""
     return f"{name} has SHA-256 {actual[:12]}…, not {expected[:12]}…"
 
 
-def _in_threads(
+def in_threads(
     check: Callable[[dict[str, Any]], Finding | None], rows: pa.Table, name: str, out: Out | None, progress: Progress
 ) -> Iterator[Finding]:
     """The findings of `check` on each of `rows`, called in threads; `name` is the files' name in progress texts."""

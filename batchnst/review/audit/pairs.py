@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,9 +25,12 @@ With ten thousand pairs whose losses are log-normal, one is reported by chance i
 """
 
 
-def manifest_differences(newest: pa.Table, expected: pa.Table) -> Iterator[Finding]:
-    """Pairs of the manifest that are not painted, or not as the manifest asks now."""
-    known = newest.select(["pair_id", "status", "error_type", "error_message", "fingerprint"])
+def manifest_differences(newest: pa.Table, expected: pa.Table, others: Mapping[str, str]) -> Iterator[Finding]:
+    """Pairs of the manifest that are not painted, or not as the manifest asks now.
+
+    `others` are the manifests of runs of other manifests, by run_id.
+    """
+    known = newest.select(["pair_id", "status", "error_type", "error_message", "fingerprint", "run_id"])
     known = known.rename_columns({"fingerprint": "painted"})
     both = expected.join(known, "pair_id").sort_by("pair_id")
     same = pc.and_(pc.equal(both["status"], "ok"), pc.equal(both["painted"], both["fingerprint"]))
@@ -35,9 +38,15 @@ def manifest_differences(newest: pa.Table, expected: pa.Table) -> Iterator[Findi
         if row["status"] is None:
             yield Finding("missing", row["pair_id"], "it has no row in the ledger")
         elif row["painted"] != row["fingerprint"]:
-            yield Finding("outdated", row["pair_id"], "its row, recipe or weights have changed since it was painted")
+            yield Finding("outdated", row["pair_id"], _why_outdated(row["run_id"], others))
         else:
             yield _failure(row)
+
+
+def _why_outdated(run_id: str, others: Mapping[str, str]) -> str:
+    if run_id in others:
+        return f"run {run_id} painted it as {others[run_id]} asks; audit with that as a further --manifest"
+    return "its row, recipe or weights have changed since it was painted"
 
 
 def failed(newest: pa.Table) -> Iterator[Finding]:
@@ -50,10 +59,11 @@ def _failure(row: dict[str, Any]) -> Finding:
     return Finding("failed", row["pair_id"], f"{row['error_type']}: {row['error_message']}")
 
 
-def doubled(rows: pa.Table) -> Iterator[Finding]:
+def doubled(rows: pa.Table, redone: Collection[str]) -> Iterator[Finding]:
     """Pairs with two consecutive ok rows of the same fingerprint: they were painted again although they were done.
 
-    Consecutive among the rows of one output: after another pair has used it, painting a pair again is right.
+    Consecutive among the rows of one output: after another pair has used it, painting a pair again is right. So it
+    is in the runs with the ids `redone`, which were asked to paint pairs again.
     """
     columns = ["pair_id", "output", "fingerprint", "run_id", *ORDERED_BY]
     ok = sort_rows(rows.filter(pc.equal(rows["status"], "ok")).select(columns))
@@ -66,13 +76,25 @@ def doubled(rows: pa.Table) -> Iterator[Finding]:
     repeated = pc.and_(same[0], pc.and_(same[1], same[2]))
     runs = zip(earlier["run_id"].filter(repeated).to_pylist(), later.filter(repeated).to_pylist(), strict=True)
     for first, row in runs:
-        yield Finding("doubled", row["pair_id"], f"painted by run {first}, and again by run {row['run_id']}")
+        if row["run_id"] not in redone:
+            yield Finding("doubled", row["pair_id"], f"painted by run {first}, and again by run {row['run_id']}")
 
 
 def outliers(ok: pa.Table) -> Iterator[Finding]:
-    """Losses that are unusual for their style, size and recipe, by the robust z-score of their logarithm.
+    """Losses that are unusual for their style, size and recipe: their z-score is beyond MAX_Z."""
+    for i, z, median in unusual_losses(ok):
+        if abs(z) > MAX_Z:
+            total, size = ok["total_loss"][i].as_py(), max(ok["width"][i].as_py(), ok["height"][i].as_py())
+            name = " and ".join(PurePosixPath(style).name for style in ok["styles"][i].as_py())
+            text = f"loss {total:.4g}; {median:.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
+            yield Finding("outlier", ok["pair_id"][i].as_py(), text)
 
-    z = 0.6745 (x − median) / MAD (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers).
+
+def unusual_losses(ok: pa.Table) -> Iterator[tuple[int, float, float]]:
+    """Row, robust z-score of the logarithm of its loss, and median loss, among rows of one style, size and recipe.
+
+    z = 0.6745 (x − median) / MAD (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers). Groups of fewer than
+    MIN_GROUP rows are left out.
     """
     loss = np.log(np.maximum(pc.fill_null(ok["total_loss"], np.nan).to_numpy(), 1e-30))
     long_side = pc.max_element_wise(ok["width"], ok["height"]).to_pylist()
@@ -80,16 +102,12 @@ def outliers(ok: pa.Table) -> Iterator[Finding]:
     for i, (styles, size, recipe) in enumerate(zip(ok["styles"].to_pylist(), long_side, _recipes(ok), strict=True)):
         if np.isfinite(loss[i]):
             groups[tuple(styles), size, recipe].append(i)
-    for (styles, size, _), rows in groups.items():
-        if len(rows) < MIN_GROUP:
-            continue
-        median = np.median(loss[rows])
-        deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
-        for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
-            if abs(z) > MAX_Z:
-                total, name = ok["total_loss"][i].as_py(), " and ".join(PurePosixPath(style).name for style in styles)
-                text = f"loss {total:.4g}; {np.exp(median):.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
-                yield Finding("outlier", ok["pair_id"][i].as_py(), text)
+    for rows in groups.values():
+        if len(rows) >= MIN_GROUP:
+            median = np.median(loss[rows])
+            deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
+            for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
+                yield i, float(z), float(np.exp(median))
 
 
 def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from batchnst.pages import short_names
 COLUMNS = [
     *("run_id", "pair_id", "attempt", "status", "error_type", "error_message", "content", "styles", "recipe"),
     *("loss_definition", "weights_sha256", "device", "precision", "host", "pid", "steps", "stopped", "total_loss"),
-    *("run_number", "started_at", "finished_at", "versions"),
+    *("run_number", "started_at", "finished_at", "versions", "width", "height"),
 ]
 """Columns of `pairs` that the statistics need."""
 
@@ -48,6 +48,11 @@ def reason(row: dict[str, Any]) -> tuple[str, str]:
     for address in [row["content"], *row["styles"]]:
         message = message.replace(address, "…")
     return row["error_type"] or "", message.removeprefix("…: ")
+
+
+def reason_text(row: dict[str, Any]) -> str:
+    """The reason of a failure as one text."""
+    return ": ".join(reason(row))
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def _distribution(name: str, losses: Column, edges: Column) -> dict[str, Any]:
 
 
 def failures(current: pa.Table) -> list[dict[str, Any]]:
-    """Reasons of failure with their number of pairs and an example, most common first."""
+    """Reasons of failure with their number of pairs, most common first."""
     failed = current.filter(pc.equal(current["status"], "failed"))
     rows = failed.select(["pair_id", "error_type", "error_message", "content", "styles"]).to_pylist()
     groups: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -251,7 +256,7 @@ def failures(current: pa.Table) -> list[dict[str, Any]]:
         groups[reason(row)].append(row)
     by_number = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
-        {"type": kind, "message": message, "pairs": len(rows), "example": rows[0]["error_message"] or ""}
+        {"type": kind, "message": message, "reason": f"{kind}: {message}", "pairs": len(rows)}
         for (kind, message), rows in by_number
     ]
 

@@ -8,8 +8,11 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from batchnst.errors import InputError, StorageError
 from batchnst.ledger.out import Out
@@ -48,12 +51,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Preview:
-    """A small picture for the page: `text` is WebP in base64. `problem` says why it is missing or may be wrong."""
+    """A small picture for the page: `text` is WebP in base64. `problem` says why it is missing or may be wrong.
+
+    `gray` is its brightness (h, w), 0..255, None if it is missing.
+    """
 
     text: str = ""
     width: int = 0
     height: int = 0
     problem: str = ""
+    gray: NDArray[np.uint8] | None = field(default=None, repr=False)
 
 
 class Album:
@@ -68,9 +75,14 @@ class Album:
         """Add a picture to the page, unless it was added before; return its number."""
         return self._numbers.setdefault(source, len(self._numbers))
 
+    @property
+    def sources(self) -> list[Source]:
+        """The pictures, by number."""
+        return list(self._numbers)
+
     def previews(self, pairs: int, progress: Progress) -> list[Preview]:
         """The previews of all pictures, by number, in the largest size that fits a page of `pairs`."""
-        sources, previews = list(self._numbers), list[Preview]()
+        sources, previews = self.sources, list[Preview]()
         with ThreadPoolExecutor((os.cpu_count() or 1) if self.out.folder.local else self.out.folder.streams) as pool:
             side = self._side(pool, sources, BYTES + BYTES_A_PAIR * pairs)
             for preview in pool.map(partial(self._preview, side), sources):
@@ -96,7 +108,7 @@ class Album:
                 return Preview(problem="missing")
             small = isolated.preview(data, source.address, side // source.reduction)
             problem = "" if _matches(data, source.sha256) else CHANGED
-            return Preview(base64.b64encode(small.data).decode(), small.width, small.height, problem)
+            return Preview(base64.b64encode(small.data).decode(), small.width, small.height, problem, small.gray)
         except Exception:
             # `run` and `audit` report pictures that are gone, damaged or out of reach; the page shows the rest.
             return Preview(problem="cannot be read")

@@ -1,4 +1,4 @@
-// The dialog of a pair, and the start of the page.
+// The dialog of a pair.
 
 const dialog = byId("dialog");
 const body = byId("dialog-body");
@@ -7,8 +7,8 @@ let current = null;
 // A figure with picture `i`, which a click enlarges.
 function zoomable(kind, i, name, ...more) {
   const image = picture(i, `${kind}: ${name}`);
-  const mark = image.alt && pictures.problem[i] ? element("i", { className: "mark" }, pictures.problem[i]) : "";
-  const text = element("figcaption", {}, element("b", {}, kind), ` ${name} `, mark, ...more);
+  const tag = image.alt && pictures.problem[i] ? element("i", { className: "tag" }, pictures.problem[i]) : "";
+  const text = element("figcaption", {}, element("b", {}, kind), ` ${name} `, tag, ...more);
   if (!image.alt) return element("figure", {}, image, text);
   const label = { "aria-label": `Enlarge: ${kind}`, "aria-pressed": "false" };
   const button = element("button", { type: "button", className: "zoom", ...label }, image);
@@ -23,17 +23,22 @@ function resultFigure(i) {
     const placeholder = element("span", { className: "none" }, "not painted");
     return element("figure", {}, placeholder, element("figcaption", {}, element("b", {}, "Result")));
   }
-  const href = data.base + pairs.output[i].split("/").map(encodeURIComponent).join("/");
-  const full = data.base === null ? "" : element("a", { href }, "full picture");
-  const node = zoomable("Result", pairs.result[i], pairs.output[i], full);
+  const full = data.base === null ? "" : element("a", { href: urlOf(`images/${pairs.output[i]}`) }, "full picture");
+  const node = zoomable(pairs.before[i] ? "After" : "Result", pairs.result[i], pairs.output[i], full);
   const image = node.querySelector("img");
   if (pairs.snapshots[i].length && image) node.append(slider(i, image));
   return node;
 }
 
+// The picture that the result has replaced, with what was asked for otherwise; null if there is none.
+function beforeFigure(i) {
+  if (!pairs.ok[i] || !pairs.before[i]) return null;
+  return zoomable("Before", pairs.before[i].picture, changesText(i));
+}
+
 // A slider that shows the snapshots of pair `i` in `image`.
 function slider(i, image) {
-  const stops = [...pairs.snapshots[i], [null, pairs.result[i]]].filter(([, number]) => pictures.text[number]);
+  const stops = [...pairs.snapshots[i], [null, pairs.result[i]]].filter(([, number]) => hasPicture(number));
   const last = stops.length - 1;
   const range = element("input", { type: "range", min: 0, max: last, "aria-label": "Snapshot" });
   const label = element("output");
@@ -84,7 +89,7 @@ function attemptFacts({ row }) {
     ["peak memory", row.peak_memory_bytes && `${(row.peak_memory_bytes / 2 ** 30).toFixed(2)} GiB`],
     ["started, UTC", row.started_at.slice(0, 19)],
     ["finished, UTC", row.finished_at.slice(0, 19)],
-    ["duration", duration(row.seconds)],
+    ["duration", row.seconds === row.batch_seconds ? duration(row.seconds) : `${duration(row.seconds)}, its share of ${duration(row.batch_seconds)}`],
     ["run", row.run_id],
     ["attempt", row.attempt],
   ]);
@@ -95,8 +100,8 @@ function requestFacts(i, { row, recipe }) {
   const versions = Object.entries(row.versions).filter(([, value]) => value);
   return facts([
     ["id", pairs.id[i]],
-    ["content", data.addresses[pairs.content[i]]],
-    ["styles", lines(pairs.styles[i].map((style) => data.addresses[style]))],
+    ["content", addresses[pairs.content[i]]],
+    ["styles", lines(pairs.styles[i].map((style) => addresses[style]))],
     ["style weights", row.style_weights.length > 1 ? row.style_weights.join(" : ") : null],
     ["content masks", lines(row.content_masks)],
     ["style masks", lines(row.style_masks)],
@@ -164,13 +169,13 @@ async function show(i) {
   const pair = await details(i);
   if (current !== i) return;
   empty();
-  const styles = pairs.stylePictures[i].map((style, k) => zoomable("Style", style, data.names[pairs.styles[i][k]]));
-  const content = zoomable("Content", pairs.contentPicture[i], data.names[pairs.content[i]]);
+  const styles = pairs.stylePictures[i].map((style, k) => zoomable("Style", style, names[pairs.styles[i][k]]));
+  const content = zoomable("Content", pairs.contentPicture[i], names[pairs.content[i]]);
   const attempt = section("Attempt", attemptFacts(pair));
   if (!pairs.ok[i]) {
     body.append(element("p", { className: "error" }, element("b", {}, errorType(i)), ` ${pairs.error[i] ?? ""}`));
   }
-  body.append(element("div", { className: "trio" }, content, ...styles, resultFigure(i)));
+  body.append(element("div", { className: "trio" }, content, ...styles, beforeFigure(i), resultFigure(i)));
   if (pair.curve) body.append(curveSection(pair));
   const losses = pairs.ok[i] ? section("Losses", lossFacts(pair)) : null;
   body.append(element("div", { className: "columns" }, losses, attempt));
@@ -187,7 +192,11 @@ function openPair(i) {
   if (!dialog.open) dialog.showModal();
   if (current === i) return;
   current = i;
-  byId("dialog-title").replaceChildren(title(i), ...marks(i));
+  byId("dialog-title").replaceChildren(title(i), ...tags(i));
+  byId("dialog-verdict").dataset.item = i;
+  byId("dialog-verdict").replaceChildren(element("span", { className: "verdict" }), markButtons(i, 0));
+  showMark(byId("dialog-verdict"), i);
+  byId("to-compare").disabled = !pairs.ok[i];
   byId("previous").disabled = order.indexOf(i) <= 0;
   byId("next").disabled = order.indexOf(i) === order.length - 1;
   dialog.scrollTop = 0;
@@ -239,33 +248,13 @@ byId("previous").addEventListener("click", () => go(-1));
 byId("next").addEventListener("click", () => go(1));
 dialog.addEventListener("close", closed);
 dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
-dialog.addEventListener("keydown", ({ key, target }) => {
-  if (target.type !== "range" && (key === "ArrowLeft" || key === "ArrowRight")) go(key === "ArrowLeft" ? -1 : 1);
+dialog.addEventListener("keydown", (event) => {
+  const { key, target } = event;
+  if (target.type === "range" || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (key === "ArrowLeft" || key === "ArrowRight") go(key === "ArrowLeft" ? -1 : 1);
+  else if (actOfKey(key)) act(current, actOfKey(key));
+  else if (key.toLowerCase() === "c") openCompare(current);
+  else return;
+  event.preventDefault();
 });
-
-const STRIP = 12; // pictures at the top of the page
-
-function fillStrip() {
-  const painted = pairs.result.map((_, i) => i).filter((i) => pictures.text[pairs.result[i]]);
-  const most = Math.min(STRIP, painted.length);
-  const chosen = Array.from({ length: most }, (_, k) => painted[Math.floor(((k + 0.5) * painted.length) / most)]);
-  const item = (i) => element("div", { role: "listitem" }, link(i, {}, picture(pairs.result[i], title(i))));
-  byId("strip").append(...chosen.map(item));
-}
-
-function drawCharts() {
-  if (charts.throughput.times.length) draw(byId("throughput"), throughputChart);
-  const node = byId("distribution");
-  if (!node) return;
-  node.style.height = `${90 + 40 * charts.losses.styles.length}px`;
-  draw(node, distributionChart);
-}
-
-readHash();
-fillControls();
-showState();
-fillStrip();
-apply();
-followHash();
-performance.mark("cards");
-loaded.then(() => setTimeout(drawCharts, 100));
+byId("to-compare").addEventListener("click", () => openCompare(current));

@@ -1,0 +1,50 @@
+"""Checks the pictures of earlier attempts, which OUT keeps when a pair is painted again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnst.ledger.compaction import is_counted
+from batchnst.ledger.out import Out
+from batchnst.ledger.previous import PREVIOUS, previous_name
+from batchnst.ledger.schema import ATTEMPT
+from batchnst.progress import Progress
+from batchnst.review.audit.findings import Audit, Finding
+from batchnst.review.audit.hashes import hash_differs, in_threads
+
+
+def previous_pictures(out: Out, rows: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
+    """Findings on files under `previous/` that are not the picture of an ok row; sets `result.previous`.
+
+    None needs to be there: people may remove them to make room.
+    """
+    listed = [out.folder.relative(info.path) for info in out.folder.files(PREVIOUS)]
+    known = _known(rows, {name.split("/")[1] for name in listed})
+    table = pa.Table.from_pylist([known[name] for name in listed if name in known])
+    result.previous = len(table)
+    yield from in_threads(partial(_picture, out), table, "earlier pictures", out, progress)
+    for name in listed:
+        if name not in known and is_counted(name.rpartition("/")[2]):
+            yield Finding("previous-unknown", None, f"{name}: no row says that it was painted")
+
+
+def _known(rows: pa.Table, pair_ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Pair and hash of each picture that may be there, by its path in OUT."""
+    chosen = pc.and_(pc.equal(rows["status"], "ok"), pc.is_in(rows["pair_id"], pa.array(pair_ids, pa.string())))
+    found = rows.filter(chosen).select([*ATTEMPT, "output", "output_sha256"]).to_pylist()
+    names = (previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"]) for row in found)
+    return {name: {"name": name, **row} for name, row in zip(names, found, strict=True)}
+
+
+def _picture(out: Out, row: dict[str, Any]) -> Finding | None:
+    """A finding if the file is not the picture of its row."""
+    sha256 = hashlib.sha256(out.folder.read(row["name"]) or b"").hexdigest()
+    if sha256 == row["output_sha256"]:
+        return None
+    return Finding("previous-changed", row["pair_id"], hash_differs(row["name"], sha256, row["output_sha256"]))

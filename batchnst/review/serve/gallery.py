@@ -1,0 +1,82 @@
+"""The pictures of OUT for a live page: only those that a row names, and only if they are what their row says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from pathlib import PurePosixPath
+
+from batchnst.errors import BatchNSTError
+from batchnst.pictures import isolated
+from batchnst.pictures.encode import FORMATS
+from batchnst.review.serve.night import Night
+
+SIDE = 640
+"""Longest side of a preview, in pixels."""
+
+CACHE_BYTES = 128 << 20
+"""Most bytes of previews that are kept in memory."""
+
+
+class Gallery:
+    """The pictures of a Night; their previews are made in a process apart and kept in memory."""
+
+    def __init__(self, night: Night) -> None:
+        self._night = night
+        self._lock = threading.Lock()
+        self._previews = OrderedDict[str, bytes]()  # by SHA-256 of the picture, the last used last
+        self._bytes = 0
+
+    def picture(self, path: str) -> tuple[bytes, str] | None:
+        """The picture at `path` in OUT and its media type; None if it is not there, or is not that of its row."""
+        kind = FORMATS.get(PurePosixPath(path).suffix.lower())
+        data = self._read(path) if kind else None
+        return None if data is None or kind is None else (data, f"image/{kind.lower()}")
+
+    def preview(self, path: str) -> bytes | None:
+        """A preview of the picture at `path` in OUT, as WebP; None as of `picture`, or if it cannot be decoded."""
+        sha256 = self._night.picture(path) or ""
+        with self._lock:
+            if sha256 in self._previews:
+                self._previews.move_to_end(sha256)
+                return self._previews[sha256]
+        data = self._read(path)
+        if data is None:
+            return None
+        try:
+            small = isolated.preview(data, path, SIDE).data
+        except BatchNSTError:
+            return None
+        self._keep(sha256, small)
+        return small
+
+    def _keep(self, sha256: str, small: bytes) -> None:
+        with self._lock:
+            self._bytes += len(small) - len(self._previews.pop(sha256, b""))
+            self._previews[sha256] = small
+            while self._bytes > CACHE_BYTES:
+                self._bytes -= len(self._previews.popitem(last=False)[1])
+
+    def _read(self, path: str) -> bytes | None:
+        """The file at `path` in OUT, if a row names it and it has the hash of that row.
+
+        The hash alone keeps other files from being served. In a ledger that cannot be trusted, a row may name any file:
+        so links and paths that lead out of OUT are refused too.
+        """
+        sha256, folder = self._night.picture(path), self._night.out.folder
+        if not sha256:
+            return None
+        try:
+            if not folder.exists(path) or (folder.local and not _is_inside(folder.path(path), folder.root)):
+                return None
+            data = folder.read(path)
+        except BatchNSTError:
+            return None
+        return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+def _is_inside(path: str, root: str) -> bool:
+    """True if `path` leads to a file below the folder `root`, whatever links are on the way."""
+    return os.path.realpath(path).startswith(f"{os.path.realpath(root).rstrip('/')}/")

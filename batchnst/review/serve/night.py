@@ -1,0 +1,207 @@
+"""What a live page shows of OUT: read again and again, each ledger file once, also if a compaction merges them."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import takewhile
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnst.ledger import parquet
+from batchnst.ledger.out import ORDERED_BY, Out, newest_rows, retry_vanished, sort_rows
+from batchnst.ledger.previous import PREVIOUS, previous_name
+from batchnst.ledger.schema import ATTEMPT, without_secrets
+from batchnst.pages import clock
+from batchnst.review.report import cards, figures
+from batchnst.review.report.cards import Card, Row
+from batchnst.review.report.figures import Spans
+from batchnst.review.report.previews import Album, Source
+from batchnst.review.status import Status, status_of
+
+COLUMNS = (
+    *("run_id", "pair_id", *ORDERED_BY, "status", "error_type", "error_message", "error_kind", "content", "styles"),
+    *("style_weights", "content_sha256", "style_sha256", "output", "output_sha256", "width", "height", "recipe"),
+    *("total_loss", "stopped", "batch_size", "device", "host", "pid", "started_at", "seconds", "batch_seconds"),
+)
+"""Columns of `pairs` that are kept in memory."""
+
+MOST_PAIRS = 5_000
+"""Most pairs in one part."""
+
+KEPT_SECONDS = 10.0
+"""Seconds for which a listing of the pictures of earlier attempts is used."""
+
+
+class Night:
+    """The pairs of OUT and the state of its run, as of the last `look`; safe to use from several threads.
+
+    epoch: tells this object from others, whose numbers of changes mean nothing here. seq: the number of changes so far;
+    each new attempt at a pair is one. problem: why the last look failed, "" if it did not.
+    """
+
+    def __init__(self, out: Out) -> None:
+        self.out, self.epoch, self.seq, self.problem = out, secrets.token_hex(4), 0, ""
+        self._lock = threading.Lock()
+        self._read = set[str]()  # paths of files
+        self._known = set[tuple[Any, ...]]()  # attempts
+        self._rows = _slim(parquet.empty("pairs", COLUMNS))
+        self._places: dict[str, list[int]] = {}  # rows of each pair, newest last
+        self._changes: dict[str, int] = {}  # number of the last change of each pair, in ascending order
+        self._pictures: dict[str, str] = {}  # SHA-256 by path in OUT
+        self._kept: tuple[float, frozenset[str]] = (-KEPT_SECONDS, frozenset())
+        self._status: Row = {}
+
+    def look(self) -> None:
+        """Read what is new; raises LedgerError and StorageError, and keeps what it knew."""
+        files = retry_vanished(self._new_rows)
+        with self._lock:
+            self._add(files[0])
+            self._read = files[1]
+            rows = self._rows
+        status = self._describe(rows)
+        with self._lock:
+            self._status = status
+
+    def _new_rows(self) -> tuple[pa.Table, set[str]]:
+        """The rows of files that were not read yet, and the paths of all files."""
+        files = self.out.files("pairs")
+        new = [info for info in files if info.path not in self._read]
+        rows = self.out.rows_of(new, "pairs", COLUMNS)
+        return _slim(without_secrets(rows)), {info.path for info in files}
+
+    def _add(self, rows: pa.Table) -> None:
+        """Add those of `rows` that are not known: a compaction writes known ones again, into new files."""
+        rows = sort_rows(rows)
+        keys = list(zip(*(rows[name].to_pylist() for name in ATTEMPT), strict=True))
+        fresh = [i for i, key in enumerate(keys) if key not in self._known]
+        if not fresh:
+            return
+        rows = rows.take(pa.array(fresh))
+        first = len(self._rows)
+        self._rows = pa.concat_tables([self._rows, rows]).combine_chunks()
+        self._known.update(keys[i] for i in fresh)
+        for i, row in enumerate(rows.select(["pair_id", *ORDERED_BY]).to_pylist()):
+            self._place(row["pair_id"], first + i)
+            self.seq += 1
+            self._changes.pop(row["pair_id"], None)
+            self._changes[row["pair_id"]] = self.seq
+        for row in (
+            rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, "output", "output_sha256"]).to_pylist()
+        ):
+            sha256 = row["output_sha256"] or ""
+            self._pictures[previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])] = sha256
+            self._pictures[f"images/{row['output']}"] = sha256
+
+    def _place(self, pair_id: str, place: int) -> None:
+        """Add the row at `place` to those of its pair, in the order of attempts."""
+        places = [*self._places.get(pair_id, ()), place]
+        if len(places) > 1:
+            order = sort_rows(self._rows.take(pa.array(places)).append_column("place", pa.array(places)))
+            places = order["place"].to_pylist()
+        self._places[pair_id] = places
+
+    def part(self, epoch: str, since: int) -> Row:
+        """Pairs that have changed since `since`, for `addPairs`: the ones that changed first, at most MOST_PAIRS.
+
+        `next` is the `since` of the next part, `more` says that there is one already.
+        """
+        with self._lock:
+            since = since if epoch == self.epoch else 0
+            later = list(takewhile(lambda item: item[1] > since, reversed(self._changes.items())))[::-1]
+            ids = [pair_id for pair_id, _ in later[:MOST_PAIRS]]
+            chosen = list(self._cards(ids))
+        album = Album(self.out)
+        part = cards.part(chosen, album.number, {})
+        part["pictures"] = _pictures(album.sources)
+        following = later[len(ids) - 1][1] if ids else since
+        return {"part": part, "epoch": self.epoch, "next": following, "more": len(later) > len(ids)}
+
+    def _cards(self, pair_ids: Sequence[str]) -> Iterator[Card]:
+        places = [place for pair_id in pair_ids for place in self._places[pair_id]]
+        rows = iter(self._rows.take(pa.array(places, pa.int64())).to_pylist())
+        for pair_id in pair_ids:
+            attempts = [next(rows) for _ in self._places[pair_id]]
+            reason = figures.reason_text(attempts[-1]) if attempts[-1]["status"] == "failed" else None
+            earlier = (row for row in reversed(attempts[:-1]) if row["status"] == "ok" and self._is_kept(row))
+            yield Card(attempts, reason, [], next(earlier, None))
+
+    def _is_kept(self, row: Row) -> bool:
+        """True if the picture of this earlier attempt is there."""
+        if time.monotonic() - self._kept[0] > KEPT_SECONDS:
+            listed = frozenset(self.out.folder.relative(info.path) for info in self.out.folder.files(PREVIOUS))
+            self._kept = time.monotonic(), listed
+        return previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"]) in self._kept[1]
+
+    def picture(self, path: str) -> str | None:
+        """The SHA-256 that the picture at `path` in OUT has by its row; None if no row names it."""
+        with self._lock:
+            return self._pictures.get(path)
+
+    def state(self) -> Row:
+        """The state of the run, as the page's function `showState` takes it."""
+        with self._lock:
+            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem, **self._status}
+
+    def _describe(self, rows: pa.Table) -> Row:
+        """The state of the newest run; {} if there is none yet."""
+        runs = self.out.runs()
+        if not len(rows) and not runs:
+            return {}
+        status = status_of(self.out, rows, datetime.now(UTC))
+        of_run = newest_rows(rows.filter(pc.equal(rows["run_id"], status.run_id)))
+        workers = list(_workers(of_run, status.started_at.timestamp()))
+        return _as_json(status) | {"workers": workers}
+
+
+def _slim(rows: pa.Table) -> pa.Table:
+    """The rows with each recipe in memory once."""
+    place = rows.schema.get_field_index("recipe")
+    return rows.set_column(place, "recipe", rows["recipe"].dictionary_encode())
+
+
+def _as_json(status: Status) -> Row:
+    """The fields of `status` that the page shows."""
+    holder = status.holder
+    kept = ("run_id", "manifest", "pairs", "done", "passing", "left", "rate_now", "rate", "seconds_left")
+    return {name: value for name, value in asdict(status).items() if name in kept} | {
+        "failed": status.failed.total(),
+        "errors": status.failed.most_common(),
+        "began": clock(status.started_at),
+        "last": clock(status.last_at),
+        "alive": holder is not None and holder.alive,
+        "silent": holder is not None and not holder.alive,
+    }
+
+
+def _workers(rows: pa.Table, began: float) -> Iterator[Row]:
+    """What each worker of a run has done; `busy` is its share of the time from the run's start to its last pair."""
+    if not len(rows):
+        return
+    spans, ok = Spans.of(rows), rows["status"].to_numpy() == "ok"
+    names = pc.binary_join_element_wise(rows["host"], rows["pid"].cast(pa.string()), " · ").to_numpy()
+    devices = pc.fill_null(rows["device"], "").to_numpy()
+    for name in sorted(set(names)):
+        mask = names == name
+        own = spans.where(mask)
+        device = next(iter(set(devices[mask]) - {""}), "")
+        share = own.busy / max(float(own.end.max()) - began, 1e-3)
+        painted = int(np.count_nonzero(mask & ok))
+        counts = {"painted": painted, "failed": int(np.count_nonzero(mask)) - painted}
+        yield {"name": name, "device": device, **counts, "busy": min(1.0, share)}
+
+
+def _pictures(sources: Sequence[Source]) -> Row:
+    """The table of pictures of a part: URLs of previews of those in OUT; no others are served."""
+    urls = [
+        f"preview/{quote(source.address)}?v={(source.sha256 or '')[:16]}" if source.in_out else "" for source in sources
+    ]
+    return {"url": urls, "problem": ["" if source.in_out else "in the report" for source in sources]}
