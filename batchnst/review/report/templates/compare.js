@@ -88,7 +88,7 @@ function tell(layer, label) {
 function showLayer(layer, side) {
   const label = byId(`compare-${side}`);
   layer.image = picture(layer.number, layer.name);
-  layer.image.classList.add("layer", side);
+  layer.side = element("span", { className: `side ${side}` }, layer.image);
   tell(layer, label);
   if (layer.path === null || data.base === null || !hasPicture(layer.number)) return;
   const whole = new Image();
@@ -108,7 +108,7 @@ function showCompared() {
   showLayer(layers[0], "left");
   showLayer(layers[1], "right");
   const line = element("span", { className: "border", "aria-hidden": "true" });
-  stage.replaceChildren(layers[1].image, layers[0].image, line);
+  stage.replaceChildren(...layers.map(({ side }) => side), line);
   stage.dataset.item = i;
   byId("compare-title").replaceChildren(title(i), ...tags(i));
   byId("compare-verdict").dataset.item = i;
