@@ -418,7 +418,7 @@ def manifest(
     filters = Filters(exclude or (), min_side, max_aspect)
     options = Options(pairing.value, seed, limit, output, kind.removeprefix("."), filters)
     rows, left_out = pair_rows(contents, styles, out, options)
-    _error("\n".join([*left_out.unnamable_lines(), left_out.line()]).strip())
+    _error("\n".join([*left_out.lines(), left_out.line()]).strip())
     files.write(out, encode_rows(rows, out))
     _print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 

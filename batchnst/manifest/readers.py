@@ -80,14 +80,16 @@ def is_counted(path: str) -> bool:
     return not any(part.startswith("_") for part in path.split("/"))
 
 
-def read_rows(address: str, note: Callable[[str], None]) -> Rows:
+def read_rows(address: str, name: str, note: Callable[[str], None]) -> Rows:
     """Yield the rows of the file at `address`; `note` is called with a remark on how it is read.
+
+    `name` is its address in those of the pictures that it holds.
 
     Raises Unreadable if it cannot be read as a whole, and InputError as `open_file` does.
     """
     with open_file(address) as file:
         if ending(address) == ".parquet":
-            yield from read_parquet(file)
+            yield from read_parquet(file, name, note)
             return
         reader, line_end = _TEXT_READERS[ending(address)]
         encoding = _encoding(file, western=reader is read_table)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.chains import path_of
 from batchnst.ledger.out import ORDERED_BY, sort_rows
 from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.audit.findings import Finding
@@ -87,7 +88,10 @@ def outliers(ok: pa.Table) -> Iterator[Finding]:
         deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
         for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
             if abs(z) > MAX_Z:
-                total, name = ok["total_loss"][i].as_py(), " and ".join(PurePosixPath(style).name for style in styles)
+                total, name = (
+                    ok["total_loss"][i].as_py(),
+                    " and ".join(PurePosixPath(path_of(style)).name for style in styles),
+                )
                 text = f"loss {total:.4g}; {np.exp(median):.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
                 yield Finding("outlier", ok["pair_id"][i].as_py(), text)
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.offline import get_plotlyjs
 
+from batchnst.chains import path_of
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
 from batchnst.ledger.schema import row_without_secrets, without_secrets
@@ -148,7 +149,7 @@ def _cards(out: Out, current: pa.Table, failures: list[Row]) -> list[_Card]:
 
 def _order(card: _Card) -> tuple[Any, ...]:
     """Sort key of a card."""
-    names = [os.path.basename(address) for address in (card.row["content"], *card.row["styles"])]
+    names = [os.path.basename(path_of(address)) for address in (card.row["content"], *card.row["styles"])]
     reason = math.inf if card.reason is None else card.reason
     return card.row["status"] != "failed", reason, card.row["stopped"] != "diverged", names, card.row["pair_id"]
 
