@@ -36,8 +36,8 @@ def is_container(address: str) -> bool:
 def pictures(address: str, folder: PurePosixPath, left_out: LeftOut) -> Iterator[Picture]:
     """The files in the archive or Parquet file at `address`, in the order of their names or rows.
 
-    Their relative paths begin with `folder`. Raises RequestError if the file is damaged, or has no column of pictures or
-    several; StorageError if its store does not answer.
+    Their relative paths begin with `folder`. Raises RequestError if the file is damaged, or has no column of pictures,
+    or several; StorageError if its store does not answer.
     """
     scheme = SCHEMES[ending(address)]
     if "::" in address:

@@ -20,7 +20,7 @@ from batchnst.chains import Cell
 from batchnst.storage.guarded import Guarded
 
 BUFFER = 1 << 23
-"""Bytes of a row group that are fetched at once."""
+"""Bytes of a row group that are fetched at once, at most."""
 
 WHOLE_GROUP = 256 << 20
 """Row groups with up to this many bytes of pictures are read whole, and kept; of others, only the part before a row."""

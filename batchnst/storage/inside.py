@@ -80,8 +80,7 @@ _KEPT = _Kept()
 
 
 def _read_contents(scheme: str, outer: Outer) -> Contents:
-    buffer = archives.LIST_BUFFER
-    with outer.open(buffer) as file:
+    with outer.open(archives.LIST_BUFFER) as file:
         return cells.read_footer(file) if scheme == "parquet" else archives.LISTERS[scheme](file)
 
 
@@ -119,6 +118,6 @@ def _read_cell(chain: Chain, outer: Outer) -> bytes:
         with _KEPT.alone(outer):
             found = cells.PICTURES.get(outer.key, cell)
             if not found:
-                with outer.open(cells.BUFFER) as file:
+                with outer.open(archives.LIST_BUFFER) as file:
                     found = cells.read_row(file, outer.key, footer, cell)
     return cells.picture_in(found, cell)
