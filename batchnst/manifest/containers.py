@@ -17,7 +17,7 @@ from batchnst.chains import Chain
 from batchnst.errors import InputError, RequestError, StorageError
 from batchnst.manifest import picture_columns
 from batchnst.manifest.left_out import LeftOut, Picture
-from batchnst.manifest.readers import ending
+from batchnst.manifest.readers import PARQUET_BUFFER, ending
 from batchnst.storage import walk
 from batchnst.storage.files import list_archive, open_file, parent, resolve
 
@@ -78,11 +78,10 @@ def _paths(scheme: str, address: str, left_out: LeftOut, hidden: bool) -> list[s
         members = list_archive(scheme, address)
     if members.damage:
         left_out.damage.append(f"{address}: {members.damage}")
-    odd = members.passed_over | {
-        path: f"that {member.problem}" for path, member in members.by_path.items() if member.problem
-    }
+    problems = {path: member.problem for path, member in members.by_path.items() if member.problem}
+    odd = members.passed_over | {path: f"that {text.partition('; ')[0]}" for path, text in problems.items()}
     left_out.files.update({str(Chain(scheme, path, address)): reason for path, reason in odd.items()})
-    named = [path for path, member in members.by_path.items() if not member.problem]
+    named = members.by_path.keys() - problems.keys()
     shown = sorted(path for path in named if hidden or not any(map(walk.is_hidden, path.split("/"))))
     left_out.unnamable.update({f"{address}: {walk.shown(path)}": None for path in shown if not walk.is_utf8(path)})
     return [path for path in shown if walk.is_utf8(path)]
@@ -90,7 +89,7 @@ def _paths(scheme: str, address: str, left_out: LeftOut, hidden: bool) -> list[s
 
 def _cells(address: str, column: str, folder: PurePosixPath, left_out: LeftOut) -> Iterator[Picture]:
     """The pictures in a column of a Parquet file, in the order of its rows; the usual column if `column` is empty."""
-    with _as_request_error(), open_file(address) as file:
+    with _as_request_error(), open_file(address, PARQUET_BUFFER) as file:
         try:
             parquet = pq.ParquetFile(file)
             chosen = _column(address, parquet, column)

@@ -51,6 +51,10 @@ ENDINGS = [".csv", ".jsonl", ".ndjson", ".parquet", ".tsv"]
 """File name endings of manifests."""
 
 
+PARQUET_BUFFER = 1 << 16
+"""Bytes of a Parquet file that are fetched at once, at least: little, beside the pictures that it may hold."""
+
+
 def ending(address: str) -> str:
     """The file name ending of an address, in lower case."""
     return PurePosixPath(canonical(public(address))).suffix.lower()
@@ -87,10 +91,11 @@ def read_rows(address: str, name: str, note: Callable[[str], None]) -> Rows:
 
     Raises Unreadable if it cannot be read as a whole, and InputError as `open_file` does.
     """
-    with open_file(address) as file:
-        if ending(address) == ".parquet":
+    if ending(address) == ".parquet":
+        with open_file(address, PARQUET_BUFFER) as file:
             yield from read_parquet(file, name, note)
-            return
+        return
+    with open_file(address) as file:
         reader, line_end = _TEXT_READERS[ending(address)]
         encoding = _encoding(file, western=reader is read_table)
         if encoding == WESTERN:
