@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from batchnst.chains import Cell
 from batchnst.manifest.columns import Unreadable
-from batchnst.storage.cells import WHOLE_GROUP, file_name, is_picture, is_picture_list, leaves
+from batchnst.storage.cells import WHOLE_GROUP, empty_values, file_name, is_picture, is_picture_list, leaves, values
 
 PICTURES = ("content", "style", "content_mask", "style_mask", "init")
 """Columns that name pictures: a binary value there is a picture."""
@@ -56,15 +56,12 @@ def picture_columns(parquet: pq.ParquetFile, *, any_name: bool = False) -> list[
 
 def remark(parquet: pq.ParquetFile) -> str:
     """A remark for the user if the row groups are so large that reading one picture is slow; else empty."""
-    columns = picture_columns(parquet)
     groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-    largest = max(
-        (group.column(column.bytes).total_uncompressed_size for group in groups for column in columns), default=0
-    )
-    if largest <= WHOLE_GROUP:
+    largest = max((group.total_byte_size for group in groups), default=0)
+    if largest <= WHOLE_GROUP or not picture_columns(parquet):
         return ""
     return (
-        f"has row groups with {largest / 1e6:.0f} MB of pictures, which are slow to read; write smaller ones (100 rows)"
+        f"has row groups of {largest / 1e6:.0f} MB, in which a picture is slow to read; write smaller ones (100 rows)"
     )
 
 
@@ -150,10 +147,10 @@ def _paths(parquet: pq.ParquetFile, group: int, column: Column, rows: int) -> li
     if column.path is None:
         return [""] * rows
     name = parquet.schema.column(column.path).path
-    values = parquet.read_row_group(group, columns=[name], use_threads=False)[column.name].to_pylist()
+    cells = parquet.read_row_group(group, columns=[name], use_threads=False)[column.name].to_pylist()
     if column.is_list:
-        return [value and [(each["path"] or "") if each else None for each in value] for value in values]
-    return [(value["path"] or "") if value else None for value in values]
+        return [cell and [(each["path"] or "") if each else None for each in cell] for cell in cells]
+    return [(cell["path"] or "") if cell else None for cell in cells]
 
 
 def _count_missing(value: Any) -> int:
@@ -167,18 +164,12 @@ def _missing(parquet: pq.ParquetFile, group: int, column: Column) -> int | None:
     """The number of empty values in the physical column with the bytes; None if the file does not tell."""
     if parquet.schema.column(column.bytes).max_definition_level == 0:
         return 0
-    statistics = parquet.metadata.row_group(group).column(column.bytes).statistics
-    return statistics.null_count if statistics and statistics.has_null_count else None
+    return empty_values(parquet.metadata, group, column.bytes)
 
 
 def _checked(parquet: pq.ParquetFile, group: int, column: Column, paths: list[Any]) -> list[Any]:
     """`paths` with None, or with an External path, for each picture whose bytes are missing: all bytes are read."""
-    name = parquet.schema.column(column.bytes).path
-    size = parquet.metadata.row_group(group).column(column.bytes).total_uncompressed_size
-    batches = parquet.iter_batches(
-        max(1, len(paths) * (1 << 24) // max(size, 1)), row_groups=[group], columns=[name], use_threads=False
-    )
-    values = (value.as_py() for batch in batches for value in batch.column(column.name))
+    found = values(parquet, group, column.name, parquet.schema.column(column.bytes).path)
 
     def checked(path: Any, value: Any) -> Any:
         if isinstance(path, list):
@@ -186,4 +177,4 @@ def _checked(parquet: pq.ParquetFile, group: int, column: Column, paths: list[An
         data = value.get("bytes") if isinstance(value, dict) else value
         return path if data is not None or path is None else External(path) if path else None
 
-    return [checked(path, value) for path, value in zip(paths, values, strict=True)]
+    return [checked(path, value) for path, value in zip(paths, found, strict=True)]

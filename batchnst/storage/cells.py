@@ -5,6 +5,7 @@ A picture is binary, or `struct<bytes, path>` as Hugging Face's datasets have it
 
 from __future__ import annotations
 
+import io
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -22,11 +23,14 @@ from batchnst.storage.guarded import Guarded
 BUFFER = 1 << 23
 """Bytes of a row group that are fetched at once, at most."""
 
-WHOLE_GROUP = 256 << 20
-"""Row groups with up to this many bytes of pictures are read whole, and kept; of others, only the part before a row."""
+WHOLE_GROUP = 512 << 20
+"""Row groups of up to this many bytes are read whole, and kept; of others, only the part before a row."""
 
 READ_AHEAD = 64 << 20
 """Bytes of pictures behind a row that are read with it, of larger row groups."""
+
+MOST_ROWS = 256
+"""Most rows that are decoded at once."""
 
 MOST_KEPT = 512 << 20
 """Most bytes of pictures that this process keeps, for the pairs that follow."""
@@ -97,6 +101,44 @@ def read_footer(file: BinaryIO) -> Footer:
     return Footer(metadata, list(accumulate(groups, initial=0)))
 
 
+class _NotRead(io.RawIOBase):
+    """A very long file that refuses to be read; `asked` is True after an attempt."""
+
+    asked = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return 1 << 62
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return 1 << 62
+
+    def read(self, count: int = -1) -> bytes:
+        self.asked = True
+        raise OSError("is not read")
+
+
+def empty_values(metadata: pq.FileMetaData, group: int, number: int) -> int | None:
+    """The number of empty values in the physical column `number` of a row group; None if the file does not tell.
+
+    Raises OSError if the file is damaged. pyarrow ends the process if it is asked for damaged metadata of a column, but
+    not if it is to read that column: then it looks at the same metadata before it reads.
+    """
+    file = _NotRead()
+    try:
+        pq.ParquetFile(file, metadata=metadata).reader.read_row_group(group, column_indices=[number], use_threads=False)
+    except Exception as error:
+        if not file.asked:
+            raise OSError(str(error)) from None
+    statistics = metadata.row_group(group).column(number).statistics
+    return statistics.null_count if statistics and statistics.has_null_count else None
+
+
 def _as_os_error(guarded: Guarded, error: Exception) -> Exception:
     """The OSError that fits an error of pyarrow's: that of the file itself, or that the file is damaged."""
     if guarded.error:
@@ -162,24 +204,24 @@ def _scan(file: Guarded, key: Key, footer: Footer, group: int, cell: Cell) -> li
     kind = parquet.schema_arrow.field(cell.column).type if numbers else None
     if kind is None or not (is_picture(kind) or is_picture_list(kind)):
         return []
-    info = footer.metadata.row_group(group)
-    size = sum(info.column(number).total_uncompressed_size for number in numbers)
+    most = READ_AHEAD if footer.metadata.row_group(group).total_byte_size > WHOLE_GROUP else WHOLE_GROUP
     row, found, after = footer.starts[group], list[Any](), 0
-    for value in _values(parquet, group, cell.column, max(1, info.num_rows * BATCH_BYTES // max(size, 1))):
+    for value in values(parquet, group, cell.column, cell.column):
         PICTURES.put(key, cell.column, row, value)
         if row == cell.row:
             found = [value]
         after += _length(value) if found else 0
-        if size > WHOLE_GROUP and after > READ_AHEAD:
+        if after > most:
             break
         row += 1
     return found
 
 
-def _values(parquet: pq.ParquetFile, group: int, column: str, rows: int) -> Iterator[Any]:
-    """The values of a column in a row group, of which `rows` are decoded at a time."""
-    batches = parquet.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False)
-    for batch in batches:
+def values(parquet: pq.ParquetFile, group: int, column: str, path: str) -> Iterator[Any]:
+    """The values of `column` in a row group, as far as they are in the physical columns at `path`, some at a time."""
+    info = parquet.metadata.row_group(group)
+    rows = min(MOST_ROWS, info.num_rows * BATCH_BYTES // max(info.total_byte_size, 1) + 1)
+    for batch in parquet.iter_batches(rows, row_groups=[group], columns=[path], use_threads=False):
         yield from (value.as_py() for value in batch.column(column))
 
 

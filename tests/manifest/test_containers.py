@@ -78,7 +78,7 @@ def test_what_a_folder_has_beside_archives_goes_first(folder: Path) -> None:
 def test_shards_are_folders_in_a_folder(folder: Path, contents: str) -> None:
     result = manifest(contents.format(folder=folder))
     assert result.exit_code == 0, result.output
-    assert result.stderr == "batchnst: left out: 4 .json, 4 .cls\n"
+    assert result.stderr == "batchnst: left out: 4 .cls, 4 .json\n"
     assert pairs() == {
         f"tar://{number}{key}.jpg::shards/train-{number}.tar": f"train-{number}/{number}{key}"
         for number in range(2)
@@ -135,7 +135,7 @@ def test_a_part_of_an_archive_may_be_named(folder: Path, contents: str, found: d
 
 
 @pytest.mark.parametrize(
-    ("glob", "left"), [("deep", 1), ("deep/er/*", 2), ("*.HEIC", 2), ("zip://a.jpg::photos.zip", 3), ("a.jpg", 2)]
+    ("glob", "left"), [("deep", 1), ("deep/er/*", 2), ("*.HEIC", 2), ("zip://a.jpg::photos.zip", 2), ("a.jpg", 2)]
 )
 def test_filters_are_those_of_folders(folder: Path, glob: str, left: int) -> None:
     assert manifest("photos.zip", "--exclude", glob).exit_code == 0
@@ -167,14 +167,10 @@ def test_odd_members_are_counted(folder: Path) -> None:
         archive.addfile(tarfile.TarInfo("caf\udce9.jpg"))
     result = manifest("odd.tar")
     assert result.exit_code == 0
-    assert (
-        result.stderr.splitlines()
-        == [
-            "batchnst: left out: odd.tar: caf\\xe9.jpg: its name is not UTF-8; rename it",
-            "batchnst: left out: 1 with a name that leads out of its archive, 1 that is a link; name the file itself",
-        ]
-        or "1 that is a link" in result.stderr
-    )
+    assert result.stderr.splitlines() == [
+        "batchnst: left out: odd.tar: caf\\xe9.jpg: its name is not UTF-8; rename it",
+        "batchnst: left out: 1 with a name that leads out of its archive, 1 that is a link",
+    ]
     assert list(pairs()) == ["tar://a.jpg::odd.tar"]
 
 

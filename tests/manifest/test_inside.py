@@ -147,7 +147,7 @@ def test_large_row_groups_get_a_remark(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(picture_columns, "WHOLE_GROUP", 10)
     make_parquet(folder / "m.parquet", {"content": cells(PHOTOS), "style": [STYLE] * 4})
     (note,) = read_manifest("m.parquet", {}).notes
-    assert "which are slow to read; write smaller ones (100 rows)" in note
+    assert "in which a picture is slow to read; write smaller ones (100 rows)" in note
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def sparse_zip(path: Path, name: str, data: bytes) -> Path:
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr("small.txt", b"small")
         file.seek(SPARSE_BYTES)
-        archive.start_dir = SPARSE_BYTES  # type: ignore[attr-defined]
+        archive.start_dir = SPARSE_BYTES
         archive.writestr(name, data)
     return path
 

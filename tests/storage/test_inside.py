@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from batchnst.chains import Cell
 from batchnst.errors import InputError, RequestError
 from batchnst.storage import addresses, archives, cells, files, retries
 from batchnst.storage.addresses import store_name
@@ -291,8 +292,8 @@ def test_a_cell_without_a_picture_gets_a_line(folder: Path, cell: str, said: str
 
 def test_names_of_columns_are_encoded_in_addresses(folder: Path) -> None:
     make_parquet(folder / "p.parquet", {"a/b::c é": list(MEMBERS.values())})
-    cell = cells.Cell("a/b::c é", 4)
-    assert cells.Cell.of(cell.address("p.parquet").removeprefix("parquet://").rpartition("::")[0]) == cell
+    cell = Cell("a/b::c é", 4)
+    assert Cell.of(cell.address("p.parquet").removeprefix("parquet://").rpartition("::")[0]) == cell
     assert files.read(cell.address("p.parquet")) == MEMBERS[NAMES[4]]
 
 
