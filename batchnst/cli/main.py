@@ -384,9 +384,13 @@ def stylize(
 @_handle_errors
 def manifest(
     contents: Annotated[
-        str, typer.Argument(help="Contents: a folder, a prefix, or a glob in quotes.", show_default=False)
+        str,
+        typer.Argument(
+            help="Contents: a folder, prefix, archive (.zip, .tar), Parquet data set, or a glob in quotes.",
+            show_default=False,
+        ),
     ],
-    styles: Annotated[str, typer.Argument(help="Styles: a folder, a prefix, or a glob in quotes.", show_default=False)],
+    styles: Annotated[str, typer.Argument(help="Styles: the same.", show_default=False)],
     out: Annotated[str, typer.Option(help="Manifest to write: .csv, .tsv, .jsonl or .parquet.", show_default=False)],
     pairing: Annotated[
         Pairing,

@@ -16,8 +16,9 @@ from batchnst import chains
 from batchnst.chains import Chain
 from batchnst.errors import InputError, RequestError, StorageError
 from batchnst.manifest import picture_columns
+from batchnst.manifest.columns import Unreadable
 from batchnst.manifest.left_out import LeftOut, Picture
-from batchnst.manifest.readers import PARQUET_BUFFER, ending
+from batchnst.manifest.readers import PARQUET_BUFFER, ending, is_counted
 from batchnst.storage import walk
 from batchnst.storage.files import list_archive, open_file, parent, resolve
 
@@ -28,9 +29,9 @@ USUAL = "image"
 """The column that is taken if several hold pictures: that of Hugging Face's datasets."""
 
 
-def is_container(address: str) -> bool:
-    """True for an address with the ending of an archive or Parquet file."""
-    return ending(address) in SCHEMES
+def is_container(path: str) -> bool:
+    """True for a relative path with the ending of an archive or Parquet file; not if other programs keep notes there."""
+    return ending(path) in SCHEMES and is_counted(path)
 
 
 def pictures(address: str, folder: PurePosixPath, left_out: LeftOut) -> Iterator[Picture]:
@@ -94,7 +95,9 @@ def _cells(address: str, column: str, folder: PurePosixPath, left_out: LeftOut) 
             parquet = pq.ParquetFile(file)
             chosen = _column(address, parquet, column)
             found = list(picture_columns.read_column(parquet, chosen, address))
-        except (pa.ArrowException, OSError) as error:
+        except Unreadable as error:
+            raise RequestError(f"{address}: {error}") from None
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise RequestError(f"{address}: not a readable Parquet file: {str(error).partition(chr(10))[0]}") from None
     base = parent(address)
     for row, (text, path) in enumerate(found):

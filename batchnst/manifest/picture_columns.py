@@ -24,6 +24,10 @@ LONGEST_NAME = 255
 """Longest name of a picture that becomes a part of its address, in bytes."""
 
 
+MOST_ROWS = 10_000_000
+"""Most rows of a row group with pictures: more are no pictures."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of pictures: numbers of the physical column with their bytes and of that with their paths, if any."""
@@ -144,6 +148,8 @@ def _name(path: str) -> str:
 
 def _paths(parquet: pq.ParquetFile, group: int, column: Column, rows: int) -> list[Any]:
     """The path of each picture, empty if it has none, None if there is no picture; for lists, a list of these."""
+    if rows > MOST_ROWS:
+        raise Unreadable(f"has a row group of {rows:,} rows; write smaller ones, of about 100 pictures")
     if column.path is None:
         return [""] * rows
     name = parquet.schema.column(column.path).path

@@ -23,7 +23,7 @@ from batchnst.storage.guarded import Guarded
 BUFFER = 1 << 23
 """Bytes of a row group that are fetched at once, at most."""
 
-WHOLE_GROUP = 512 << 20
+WHOLE_GROUP = 256 << 20
 """Row groups of up to this many bytes are read whole, and kept; of others, only the part before a row."""
 
 READ_AHEAD = 64 << 20
