@@ -80,7 +80,7 @@ def _candidates(where: str, left_out: LeftOut) -> Iterator[Picture]:
     left_out.unnamable.update(dict.fromkeys(listing.unnamable))
     root = f"{listing.root.rstrip('/')}/"
     names = {address: address.removeprefix(root) for address in listing.addresses}
-    opened = {address for address, name in names.items() if containers.is_container(name)}
+    opened = {address for address, name in names.items() if containers.is_container(address, name)}
     opened = set() if any(map(is_picture, names)) else opened
     for address, name in names.items():
         if address in opened:

@@ -29,9 +29,9 @@ USUAL = "image"
 """The column that is taken if several hold pictures: that of Hugging Face's datasets."""
 
 
-def is_container(path: str) -> bool:
-    """True for a relative path with the ending of an archive or Parquet file; not if other programs keep notes there."""
-    return ending(path) in SCHEMES and is_counted(path)
+def is_container(address: str, path: str) -> bool:
+    """True for an archive or Parquet file, by its ending; not if other programs keep notes at the relative `path`."""
+    return ending(address) in SCHEMES and is_counted(path)
 
 
 def pictures(address: str, folder: PurePosixPath, left_out: LeftOut) -> Iterator[Picture]:
