@@ -16,6 +16,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from batchnst.chains import path_of
+
 
 def templates(package: str) -> Environment:
     """Load the templates in the folder `templates` of `package`."""
@@ -49,11 +51,13 @@ def script_source(script: str) -> str:
 
 def short_names(addresses: Iterable[str]) -> dict[str, str]:
     """File name of each address, with up to three folders if needed to tell equal names apart."""
-    names, depth = {address: os.path.basename(address) or address for address in addresses}, 1
+    names, depth = {address: os.path.basename(path_of(address)) or address for address in addresses}, 1
     while depth < 4 and len(set(names.values())) < len(names):
         depth += 1
         repeated = {name for name, count in Counter(names.values()).items() if count > 1}
-        names |= {address: "/".join(address.split("/")[-depth:]) for address in names if names[address] in repeated}
+        names |= {
+            address: "/".join(path_of(address).split("/")[-depth:]) for address in names if names[address] in repeated
+        }
     return names
 
 

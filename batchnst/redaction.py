@@ -10,9 +10,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
+
+from batchnst import chains
 
 HIDDEN = "***"
 """What is shown in place of a secret."""
@@ -106,7 +109,7 @@ _PATH_VARIABLE = re.compile(r"_(?:FILE|PATH|DIR)$|^GOOGLE_APPLICATION_CREDENTIAL
 _ADDRESS_VARIABLE = re.compile(r"PROXY|URL|URI|DSN|ENDPOINT", re.I)
 """Names of environment variables whose values may have a password in them."""
 
-_NO_PASSWORD = {"github", "git", "hf", "zip", "tar", "libarchive", "memory", "file"}
+_NO_PASSWORD = {"github", "git", "hf", "libarchive", "memory", "file", *chains.SCHEMES}
 """Schemes whose addresses have a repository, a branch or a path where others have a user's name and password."""
 
 
@@ -132,6 +135,8 @@ def public(address: str) -> str:
 
     It identifies a file: a signature may change every day.
     """
+    if chain := chains.Chain.of(address):
+        return str(replace(chain, outer=public(chain.outer)))
     if "://" not in address or address.startswith("file://") or not re.search(r"[?@#]|%40", address):
         return address
     return "::".join(_unsigned(_USER.sub(lambda user: _user(user, ""), part)) for part in address.split("::"))

@@ -27,6 +27,7 @@ TEXTS = [
     ("ftp://me:hunter2@host/x", "ftp://***@host/x"),
     ("abfs://photos:a2V5@account.dfs.core.windows.net/x", "abfs://***@account.dfs.core.windows.net/x"),
     ("zip://a.jpg::https://me:hunter2@host/p.zip", "zip://a.jpg::https://***@host/p.zip"),
+    ("parquet://image/7/a.jpg::https://h/p.parquet?X-Amz-Signature=0123", "parquet://image/7/a.jpg::https://h/p.parquet"),
     ("https://h/a?v=2&X-Amz-Date=1&X-Amz-Signature=ab/c: gone", "https://h/a?v=2: gone"),
     ("(https://h/a?sv=1&sp=r&sr=b&se=2&sig=ab%2F)", "(https://h/a)"),
     ("https://h/a?GoogleAccessId=x&Expires=1&Signature=y", "https://h/a"),
@@ -104,6 +105,7 @@ def test_an_address_keeps_its_identity_when_its_signature_rotates() -> None:
     assert public(azure.format("x")) == "https://a.blob.core.windows.net/c/a.jpg"
     assert public(amazon.format("x")) == "https://b.s3.amazonaws.com/a.jpg?versionId=7"
     assert public(f"zip://a.jpg::{azure.format('x')}") == "zip://a.jpg::https://a.blob.core.windows.net/c/a.jpg"
+    assert public("tar://a?sig=1.jpg::/p.tar") == stored("tar://a?sig=1.jpg::/p.tar") == "tar://a?sig=1.jpg::/p.tar"
     for address in ("/data/a.jpg?sig=1", "s3://bucket/a b.jpg", "https://h/a.jpg?page=2&size=3#x", "file:///a?sig=1"):
         assert public(address) == stored(address) == address
 

@@ -112,6 +112,7 @@ def _batch_lines(batches: Sequence[Batch], pairs_per_job: float, hardware: Hardw
     groups: dict[tuple[str, str], list[Batch]] = {}
     for batch in batches:
         size = f"{batch.size[0]}×{batch.size[1]}" if batch.size else "unreadable, will fail"
+        size = f"at most {size}" if batch.assumed else size
         groups.setdefault((size, _fitting_text(batch, hardware, speed)), []).append(batch)
     pairs = {key: sum(len(batch.jobs) for batch in group) for key, group in groups.items()}
     lines = []

@@ -420,9 +420,13 @@ def stylize(
 @_handle_errors
 def manifest(
     contents: Annotated[
-        str, typer.Argument(help="Contents: a folder, a prefix, or a glob in quotes.", show_default=False)
+        str,
+        typer.Argument(
+            help="Contents: a folder, prefix, archive (.zip, .tar), Parquet data set, or a glob in quotes.",
+            show_default=False,
+        ),
     ],
-    styles: Annotated[str, typer.Argument(help="Styles: a folder, a prefix, or a glob in quotes.", show_default=False)],
+    styles: Annotated[str, typer.Argument(help="Styles: the same.", show_default=False)],
     out: Annotated[str, typer.Option(help="Manifest to write: .csv, .tsv, .jsonl or .parquet.", show_default=False)],
     pairing: Annotated[
         Pairing,
@@ -454,7 +458,7 @@ def manifest(
     filters = Filters(exclude or (), min_side, max_aspect)
     options = Options(pairing.value, seed, limit, output, kind.removeprefix("."), filters)
     rows, left_out = pair_rows(contents, styles, out, options)
-    _error("\n".join([*left_out.unnamable_lines(), left_out.line()]).strip())
+    _error("\n".join([*left_out.lines(), left_out.line()]).strip())
     files.write(out, encode_rows(rows, out))
     _print(f"{out}: {len(rows)} {'pair' if len(rows) == 1 else 'pairs'}")
 

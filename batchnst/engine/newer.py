@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from batchnst.chains import outer_of
 from batchnst.manifest.pair import Pair
 from batchnst.recipe import is_start_picture
 from batchnst.storage.files import is_uri
@@ -18,7 +19,7 @@ SECONDS = 5.0
 
 
 class DoneInputs:
-    """The files on disk that done pairs were painted from, at most MOST of them."""
+    """The files on disk that done pairs were painted from, at most MOST of them; of those inside others, the others."""
 
     def __init__(self) -> None:
         self._painted: dict[str, int] = {}  # the earliest picture of each file, in microseconds since 1970
@@ -27,7 +28,7 @@ class DoneInputs:
         """Add the files of a pair that was `painted` at this time, in microseconds since 1970."""
         init = [pair.recipe.init] if is_start_picture(pair.recipe.init) else []
         for address in (pair.content, *pair.styles, *pair.content_masks, *pair.style_masks, *init):
-            path = address.removeprefix("file://")
+            path = outer_of(address).removeprefix("file://")
             known = self._painted.get(path)
             if painted < known if known is not None else len(self._painted) < MOST and not is_uri(path):
                 self._painted[path] = painted

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.chains import is_cell
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
 from batchnst.engine.redo import FAILED, NOTHING, Redo
@@ -49,7 +50,7 @@ class Batch:
     """Jobs with one recipe, which are painted together.
 
     `size` is (width, height) of the canvas that holds all of its pictures, in pixels: their working size, if they have
-    the same; None if the header of the content cannot be read.
+    the same; None if the header of the content cannot be read. If it is `assumed`, it holds pictures of any shape.
     """
 
     jobs: tuple[Job, ...]
@@ -59,6 +60,11 @@ class Batch:
     def recipe(self) -> Recipe:
         """The recipe of all jobs."""
         return self.jobs[0].pair.recipe
+
+    @property
+    def assumed(self) -> bool:
+        """True if the contents are in Parquet files, which only workers read: until then no size is known."""
+        return self.size is not None and is_cell(self.jobs[0].pair.content)
 
     @property
     def work(self) -> int:
@@ -83,7 +89,7 @@ class Batch:
 
         `plan`, `run` and its workers all ask here.
         """
-        if not self.size or self.fitting(hardware, 1):
+        if not self.size or self.assumed or self.fitting(hardware, 1):
             return None
         dtype = hardware.network_dtype(self.recipe.precision)
         return memory_problem(hardware.memory, self.recipe, self.size, dtype)
@@ -266,23 +272,27 @@ def make_batches(
 
 
 def _group_key(job: Job, size: Size, mixed: bool) -> tuple[object, ...]:
-    """The properties that pairs in one batch have in common: recipe, number of content masks, and size.
+    """The properties that pairs in one batch have in common: recipe, kind of content, number of masks, and size.
 
     If they are `mixed`, the scales instead of the size, except in tiles.
     """
     recipe = job.pair.recipe
     if mixed and not recipe.tile_side:
-        return recipe.json_text, len(job.pair.content_masks), *scales(recipe, *size)
-    return recipe.json_text, len(job.pair.content_masks), size
+        return recipe.json_text, is_cell(job.pair.content), len(job.pair.content_masks), *scales(recipe, *size)
+    return recipe.json_text, is_cell(job.pair.content), len(job.pair.content_masks), size
 
 
 def _working_sizes(jobs: Sequence[Job]) -> dict[str, Size | None]:
-    """Working size (width, height) by pair id, from the header of each content; None if it cannot be read."""
-    contents = sorted({job.pair.content for job in jobs})
+    """Working size (width, height) by pair id, from the header of each content; None if it cannot be read.
+
+    Contents in Parquet files are not read: theirs is a square that holds pictures of any shape, if the recipe has one.
+    """
+    contents = sorted({job.pair.content for job in jobs if not is_cell(job.pair.content)})
     full_sizes = dict(zip(contents, in_threads(isolated.probe, contents, PROBES), strict=True))
     isolated.release()
     sizes: dict[str, Size | None] = {}
     for job in jobs:
-        size = full_sizes[job.pair.content]
-        sizes[job.pair.id] = job.pair.recipe.working_size(*size) if size else None
+        recipe, size = job.pair.recipe, full_sizes.get(job.pair.content)
+        square = (recipe.pixels, recipe.pixels) if is_cell(job.pair.content) and recipe.has_one_size else None
+        sizes[job.pair.id] = recipe.working_size(*size) if size else square
     return sizes

@@ -18,6 +18,7 @@ import torch
 
 from batchnst.engine import failing_stores, rows
 from batchnst.engine.events import Event, Finished
+from batchnst.engine.mixing import Size, mix
 from batchnst.engine.plan import Batch, Chunk, Job
 from batchnst.errors import Diverged, OutOfMemory, OutputError, StorageError, UnwritableName
 from batchnst.ledger.claim import Lease
@@ -77,25 +78,51 @@ def _paint(
                 else:
                     jobs.append(job)
                     inputs.append(result)
-            painter = Painter(
-                batch.recipe, weights, hardware, tensors, on_snapshot=partial(_write_snapshot, committer, jobs)
-            )
-            want_16_bit = [is_16_bit(job.pair.output) for job in jobs]
-            for event in painter.paint(inputs, want_16_bit=want_16_bit, canvas=batch.size or (1, 1)):
-                if isinstance(event, Work):
-                    yield event
-                    yield from commits.finished()
-                    continue
-                members = [jobs[index] for index in event.indices]
-                if isinstance(event, Retry):
-                    committer.warn(members, event.reason)
-                elif isinstance(event.result, Exception):
-                    (index,) = event.indices
-                    yield committer.fail(jobs[index], event.result, event.started, inputs[index])
-                else:
-                    group = [inputs[index] for index in event.indices]
-                    yield from commits.submit(partial(committer.commit, members, group, event.result, event.started))
+            for group in _groups(batch, jobs, inputs):
+                yield from _paint_group(batch, group, committer, weights, hardware, tensors, commits)
         yield from commits.wait()
+
+
+_Group = tuple[list[Job], list[Inputs], Size]
+"""Pictures of a batch that are painted together, and (width, height) of their canvas."""
+
+
+def _groups(batch: Batch, jobs: list[Job], inputs: list[Inputs]) -> Iterator[_Group]:
+    """The pictures of `batch` as one group; if their sizes were not known before, in groups of similar shapes."""
+    if not batch.assumed or len(jobs) < 2:
+        yield jobs, inputs, batch.size or (1, 1)
+        return
+    sizes = [(each.content.shape[1], each.content.shape[0]) for each in inputs]
+    for indices, canvas in mix(sizes, max(sizes[0]), lambda canvas: len(jobs)):
+        yield [jobs[i] for i in indices], [inputs[i] for i in indices], canvas
+
+
+def _paint_group(
+    batch: Batch,
+    group: _Group,
+    committer: _Committer,
+    weights: Weights,
+    hardware: Hardware,
+    tensors: TensorCache,
+    commits: _CommitThread,
+) -> Iterator[Event]:
+    jobs, inputs, canvas = group
+    painter = Painter(batch.recipe, weights, hardware, tensors, on_snapshot=partial(_write_snapshot, committer, jobs))
+    want_16_bit = [is_16_bit(job.pair.output) for job in jobs]
+    for event in painter.paint(inputs, want_16_bit=want_16_bit, canvas=canvas):
+        if isinstance(event, Work):
+            yield event
+            yield from commits.finished()
+            continue
+        members = [jobs[index] for index in event.indices]
+        if isinstance(event, Retry):
+            committer.warn(members, event.reason)
+        elif isinstance(event.result, Exception):
+            (index,) = event.indices
+            yield committer.fail(jobs[index], event.result, event.started, inputs[index])
+        else:
+            painted = [inputs[index] for index in event.indices]
+            yield from commits.submit(partial(committer.commit, members, painted, event.result, event.started))
 
 
 def _load(get_style: Callable[[StyleFile], LoadedStyle], hardware: Hardware, batch: Batch) -> list[Inputs | Exception]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from batchnst.backbones import cut
+from batchnst.chains import path_of
 from batchnst.errors import InputError
 from batchnst.layers.receptive import Field, fields
 from batchnst.layers.strongest import Response, Strongest
@@ -158,5 +159,5 @@ def _patches(
 
 def name_of(address: str) -> str:
     """Return a picture's name without its folders; characters that cannot be printed are replaced by a mark."""
-    name = stored(address).rpartition("/")[2]
+    name = path_of(stored(address)).rpartition("/")[2]
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fsspec.utils import glob_translate
 
+from batchnst.chains import Chain, is_cell, path_of
 from batchnst.errors import RequestError
-from batchnst.pictures import isolated, raw
+from batchnst.manifest import containers
+from batchnst.manifest.left_out import LeftOut, Picture
+from batchnst.pictures import isolated
 from batchnst.storage.files import find_files
 from batchnst.storage.threads import in_threads
 
@@ -23,23 +25,6 @@ MORE_ENDINGS = {".mpo"}
 
 PROBES = 16
 """Headers of pictures that are read at the same time."""
-
-MOST_NAMES = 20
-"""Largest number of names that are not UTF-8 to tell."""
-
-ADVICE = {
-    ".jxl": "`pip install pillow-jxl-plugin` reads .jxl",
-    **{ending: f"`pip install rawpy` reads {ending}" for ending in raw.ENDINGS},
-}
-"""Advice for files that are left out only because a library is not installed, by their ending."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a collection: its address, and its path relative to the collection's folder."""
-
-    address: str
-    inside: PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -55,32 +40,6 @@ class Filters:
     max_aspect: float | None = None
 
 
-@dataclass
-class LeftOut:
-    """The files that were left out: `files` that are no pictures, with their endings; `pictures`, with the option.
-
-    unnamable: names that are not UTF-8.
-    """
-
-    files: dict[str, str] = field(default_factory=dict)
-    pictures: dict[str, str] = field(default_factory=dict)
-    unnamable: dict[str, None] = field(default_factory=dict)
-
-    def unnamable_lines(self) -> list[str]:
-        """A line for each name that is not UTF-8, and one for those beyond MOST_NAMES."""
-        more = len(self.unnamable) - MOST_NAMES
-        lines = [f"left out: {name}: its name is not UTF-8; rename it" for name in list(self.unnamable)[:MOST_NAMES]]
-        return [*lines, f"left out: {more} more such names"] if more > 0 else lines
-
-    def line(self) -> str:
-        """All of it, counted, in one line; empty if nothing was left out."""
-        endings, options = Counter(self.files.values()), Counter(self.pictures.values())
-        parts = [f"{count} {ending}" for ending, count in endings.most_common()]
-        parts += [f"{count} {option}" for option, count in options.most_common()]
-        advice = [text for ending, text in ADVICE.items() if ending in endings]
-        return "; ".join([f"left out: {', '.join(parts)}", *advice]) if parts else ""
-
-
 def list_pictures(where: str) -> list[str]:
     """The addresses of all pictures at `where`, sorted: files with the ending of a format that is read.
 
@@ -92,31 +51,48 @@ def list_pictures(where: str) -> list[str]:
 def collect(where: str, left_out: LeftOut, exclude: Sequence[str] = ()) -> list[Picture]:
     """Collect the pictures at `where`, a folder, prefix, glob or single picture, in the order of their addresses.
 
+    `where` may also be an archive or Parquet file, or a folder of these; or name a folder, a glob or a column in one.
     Those that a glob of `exclude` matches, and all other files, go to `left_out`. Raises RequestError if none are left.
     """
-    listing = find_files(where)
-    root = f"{listing.root.rstrip('/')}/"
-    left_out.unnamable.update(dict.fromkeys(listing.unnamable))
     excluded, pictures = _Excluded(exclude), list[Picture]()
-    for address in listing.addresses:
-        picture = Picture(address, PurePosixPath(address.removeprefix(root)))
+    for picture in _candidates(where, left_out):
+        address = picture.address
         if excluded.has(picture):
             left_out.pictures[address] = "by --exclude"
-        elif not is_picture(address):
+        elif not (is_cell(address) or is_picture(address)):
             left_out.files[address] = picture.inside.suffix.lower() or "without an ending"
         else:
             pictures.append(picture)
     if not pictures and left_out.unnamable:
-        raise RequestError("\n".join(left_out.unnamable_lines()))
+        raise RequestError("\n".join(left_out.lines()))
     if not pictures:
         line = f" ({left_out.line()})" if left_out.line() else ""
         raise RequestError(f"{where}: no pictures there; expected a folder, a prefix, or a glob in quotes{line}")
     return pictures
 
 
+def _candidates(where: str, left_out: LeftOut) -> Iterator[Picture]:
+    """All files at `where`, whether pictures or not; if there are no pictures, those in its archives, if it has any."""
+    if chain := Chain.of(where):
+        yield from containers.matching(chain, left_out)
+        return
+    listing = find_files(where)
+    left_out.unnamable.update(dict.fromkeys(listing.unnamable))
+    root = f"{listing.root.rstrip('/')}/"
+    names = {address: address.removeprefix(root) for address in listing.addresses}
+    opened = {address for address, name in names.items() if containers.is_container(address, name)}
+    opened = set() if any(map(is_picture, names)) else opened
+    for address, name in names.items():
+        if address in opened:
+            folder = PurePosixPath(name).with_suffix("") if len(opened) > 1 else PurePosixPath()
+            yield from containers.pictures(address, folder, left_out)
+        else:
+            yield Picture(address, PurePosixPath(name))
+
+
 def is_picture(address: str) -> bool:
     """True for an address with the ending of a format that is read."""
-    ending = PurePosixPath(address).suffix.lower()
+    ending = PurePosixPath(path_of(address)).suffix.lower()
     return ending in MORE_ENDINGS or (ending in isolated.endings() and ending not in NOT_DECODED)
 
 

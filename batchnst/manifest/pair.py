@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from anyascii import anyascii
 
+from batchnst.chains import path_of
 from batchnst.manifest.columns import KNOWN_COLUMNS, Row
 from batchnst.recipe import Recipe
 from batchnst.redaction import public
@@ -75,7 +76,8 @@ def derive_id(row: Row) -> str:
 @lru_cache(maxsize=1 << 14)
 def _id_part(address: str) -> str:
     """The file name of an address without its ending, in letters that an id may have; other scripts by their sound."""
-    stem = anyascii(PurePosixPath(unquote(public(address)) if "://" in address else address).stem)
+    path = path_of(public(address))
+    stem = anyascii(PurePosixPath(unquote(path) if "://" in path else path).stem)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:40].strip("-.") or "picture"
 
 

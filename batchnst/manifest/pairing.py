@@ -8,7 +8,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from operator import itemgetter
@@ -17,10 +17,12 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchnst.chains import Chain
 from batchnst.errors import RequestError
 from batchnst.manifest import templates
-from batchnst.manifest.collecting import Filters, LeftOut, collect, fitting
+from batchnst.manifest.collecting import Filters, collect, fitting
 from batchnst.manifest.columns import OUTPUT_TEMPLATE
+from batchnst.manifest.left_out import LeftOut
 from batchnst.manifest.pair import derive_id
 from batchnst.storage.files import is_uri, parent
 
@@ -150,7 +152,9 @@ WRITERS: dict[str, Callable[[Sequence[Row]], bytes]] = {
 
 
 def _relative(address: str, base: str) -> str:
-    """The address relative to the folder `base`, if it is in that folder."""
+    """The address relative to the folder `base`, if it is in that folder; or that of the file that holds it."""
+    if chain := Chain.of(address):
+        return str(replace(chain, outer=_relative(chain.outer, base)))
     if is_uri(address) != is_uri(base):
         return address
     inside = address.removeprefix(base.rstrip("/") + "/")

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnst.manifest.columns import Row, Unreadable, check_columns
+from batchnst.manifest.picture_columns import read_batches, remark
 
 BATCH_ROWS = 1 << 14
 """Rows that are held as Python objects at a time."""
 
 
-def read_parquet(file: BinaryIO) -> Iterator[tuple[int, Row | str]]:
-    """Yield the number of each row, from 1, with its values."""
+def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iterator[tuple[int, Row | str]]:
+    """Yield the number of each row, from 1, with its values.
+
+    `name` is the address of the file in those of its pictures; `note` is called with a remark on how it is read.
+    """
     number = 0
     try:
         parquet = pq.ParquetFile(file)
         check_columns(parquet.schema_arrow.names)
-        plain = pa.schema([(field.name, plain_type(field.type)) for field in parquet.schema_arrow])
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+        if text := remark(parquet):
+            note(text)
+        for batch in read_batches(parquet, name, BATCH_ROWS):
+            plain = pa.schema([(field.name, plain_type(field.type)) for field in batch.schema])
             for row in batch.cast(plain).to_pylist(maps_as_pydicts="strict"):
                 number += 1
                 yield number, row

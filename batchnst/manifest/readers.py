@@ -51,6 +51,10 @@ ENDINGS = [".csv", ".jsonl", ".ndjson", ".parquet", ".tsv"]
 """File name endings of manifests."""
 
 
+PARQUET_BUFFER = 1 << 16
+"""Bytes of a Parquet file that are fetched at once, at least: little, beside the pictures that it may hold."""
+
+
 def ending(address: str) -> str:
     """The file name ending of an address, in lower case."""
     return PurePosixPath(canonical(public(address))).suffix.lower()
@@ -80,15 +84,18 @@ def is_counted(path: str) -> bool:
     return not any(part.startswith("_") for part in path.split("/"))
 
 
-def read_rows(address: str, note: Callable[[str], None]) -> Rows:
+def read_rows(address: str, name: str, note: Callable[[str], None]) -> Rows:
     """Yield the rows of the file at `address`; `note` is called with a remark on how it is read.
+
+    `name` is its address in those of the pictures that it holds.
 
     Raises Unreadable if it cannot be read as a whole, and InputError as `open_file` does.
     """
+    if ending(address) == ".parquet":
+        with open_file(address, PARQUET_BUFFER) as file:
+            yield from read_parquet(file, name, note)
+        return
     with open_file(address) as file:
-        if ending(address) == ".parquet":
-            yield from read_parquet(file)
-            return
         reader, line_end = _TEXT_READERS[ending(address)]
         encoding = _encoding(file, western=reader is read_table)
         if encoding == WESTERN:

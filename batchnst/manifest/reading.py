@@ -41,13 +41,20 @@ def read_manifest(address: str, settings: Mapping[str, Any], out: str | None = N
         builder.base = parent(public(files[0])) if files == [address] else resolve(address, ".")
         for file in files:
             builder.begin("" if file == address else PurePosixPath(file).name)
-            for line, row in read_rows(file, builder.note):
+            for line, row in read_rows(file, name_in(file, builder.base), builder.note):
                 builder.add(line, row)
     except (InputError, StorageError) as error:
         raise ManifestError(address, [str(error).removeprefix(f"{redact(address)}: ")]) from None
     except Unreadable as error:
         unreadable = builder.placed(str(error))
     return builder.finish(address, unreadable)
+
+
+def name_in(file: str, base: str) -> str:
+    """The address of `file` relative to the folder `base`, if that leads to it; it is a part of its pictures' ids."""
+    whole = resolve(file, ".")
+    name = whole.removeprefix(f"{base.rstrip('/')}/")
+    return name if resolve(name, base) == whole == public(whole) else whole
 
 
 def _check_name(address: str) -> None:

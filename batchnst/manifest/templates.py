@@ -6,9 +6,10 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from batchnst.chains import path_of
 from batchnst.errors import RequestError
-from batchnst.manifest.collecting import Picture
 from batchnst.manifest.columns import OUTPUT_FIELDS
+from batchnst.manifest.left_out import Picture
 from batchnst.manifest.outputs import LONGEST_OUTPUT, Clash, Names, output_problem
 from batchnst.pictures.encode import FORMATS
 from batchnst.recipe import did_you_mean
@@ -84,4 +85,4 @@ def _clash_text(clash: Clash, rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _pair(row: Mapping[str, str]) -> str:
-    return f"{row['content']} in {PurePosixPath(row['style']).name}"
+    return f"{row['content']} in {PurePosixPath(path_of(row['style'])).name}"

@@ -26,6 +26,7 @@ from typing import Any
 import fsspec
 import pyarrow.fs as pafs
 
+from batchnst import chains
 from batchnst.errors import RequestError, StorageError
 from batchnst.redaction import has_credentials, public
 from batchnst.storage.azure import AzureAccount
@@ -61,13 +62,21 @@ def store_of(address: str) -> Store:
     address = canonical(address)
     if problem := address_problem(address):
         raise RequestError(problem)
+    if chains.Chain.of(address):
+        raise RequestError(f"{address}: is inside another file, which can only be read")
     scheme, _, rest = address.partition("://")
     return _open(scheme, rest.partition("/")[0])
 
 
 def address_problem(address: str) -> str | None:
-    """Why the URI `address` is refused, because it carries credentials or options; None if it does not."""
-    for part in map(canonical, address.split("::")):
+    """Why the URI `address` is refused: it carries credentials or options, or is no address inside another file.
+
+    None if it is not refused.
+    """
+    if problem := chains.problem(address):
+        return problem
+    chain = chains.Chain.of(address)
+    for part in map(canonical, [chain.outer] if chain else address.split("::")):
         scheme, _, rest = part.partition("://")
         if has_credentials(part):
             advice = _CREDENTIALS.get(scheme, _of_fsspec(scheme))
@@ -104,7 +113,7 @@ def store_name(address: str) -> str:
 
     Files of one store may become unreadable together, others do not. The name has no user and no password.
     """
-    address = address.rpartition("::")[2]  # of a file in an archive: the archive
+    address = chains.outer_of(address)
     scheme, separator, rest = address.partition("://")
     if not separator or scheme == "file":
         return f"{_mount_point(os.path.dirname(rest if separator else address))} on {socket.gethostname()}"

@@ -14,8 +14,8 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar
@@ -24,9 +24,12 @@ from urllib.parse import quote
 import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
+from batchnst.chains import Chain, outer_of
 from batchnst.errors import InputError, RequestError, StorageError, UnwritableName
 from batchnst.storage import walk
-from batchnst.storage.addresses import store_name, store_of
+from batchnst.storage.addresses import address_problem, store_name, store_of
+from batchnst.storage.archives import Members
+from batchnst.storage.inside import Outer, members, open_inside
 from batchnst.storage.retries import Deadline, Patience, is_transient
 from batchnst.storage.s3 import canonical
 from batchnst.storage.stores import DISK, FILE_URIS, PIECE, Disk, Store
@@ -58,7 +61,12 @@ def local_path(address: str) -> str:
 
 
 def resolve(address: str, base: str) -> str:
-    """Resolve `address` against the folder `base`; URIs stay as they are, local paths become absolute."""
+    """Resolve `address` against the folder `base`; URIs stay as they are, local paths become absolute.
+
+    Of an address inside another file, that of the other file is resolved.
+    """
+    if chain := Chain.of(address):
+        return str(replace(chain, outer=resolve(chain.outer, base)))
     if re.match("file:/(?!/)", address):  # as Java writes it
         address = address.replace("file:/", "file:///", 1)
     if is_uri(address):
@@ -133,16 +141,47 @@ def open_file(address: str, buffer: int = 1 << 20) -> Iterator[BinaryIO]:
     errors while it is read. RequestError if no store can be opened by this address.
     """
 
-    def open_it() -> BinaryIO:
-        store = _store(address)
-        return store.open(store.path(address), buffer)
-
+    chain = Chain.of(address)
     with (
         _as_input_error(address),
         _patience(store_name(address)).reading(address) as deadline,
-        io.BufferedReader(_Input(deadline.run(open_it), deadline), buffer) as file,
+        _open_inside(chain, buffer, deadline) if chain else _open(address, buffer, deadline) as file,
     ):
         yield file
+
+
+@contextmanager
+def _open(address: str, buffer: int, deadline: Deadline, *, in_parts: bool = False) -> Iterator[BinaryIO]:
+    """Open a file of a store, whose reads are over at `deadline`; `in_parts` as for `Store.open`."""
+
+    def open_it() -> BinaryIO:
+        store = _store(address)
+        return store.open(store.path(address), buffer, in_parts=in_parts)
+
+    with io.BufferedReader(_Input(deadline.run(open_it), deadline), buffer) as file:
+        yield file
+
+
+def _outer(address: str, deadline: Deadline) -> Outer:
+    """The archive or Parquet file at `address`, as it is now."""
+
+    def stamp() -> tuple[int, int | None]:
+        store = _store(address)
+        return store.stamp(store.path(address))
+
+    return Outer(address, deadline.run(stamp), lambda buffer: _open(address, buffer, deadline, in_parts=True))
+
+
+def _open_inside(chain: Chain, buffer: int, deadline: Deadline) -> AbstractContextManager[BinaryIO]:
+    if problem := address_problem(str(chain)):
+        raise RequestError(problem)
+    return open_inside(chain, _outer(chain.outer, deadline), buffer)
+
+
+def list_archive(scheme: str, address: str) -> Members:
+    """The members of the archive at `address`; `scheme` is zip or tar. Raises InputError, as `open_file` does."""
+    with _as_input_error(address), _patience(store_name(address)).reading(address) as deadline:
+        return members(scheme, _outer(address, deadline))
 
 
 @lru_cache(maxsize=1024)
@@ -203,7 +242,9 @@ def _as_input_error(address: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{address}: no such file", unread=address, missing=True) from None
+        outer = outer_of(address)
+        said = "no such file" if outer == address else f"no such file: {outer}"
+        raise InputError(f"{address}: {said}", unread=address, missing=True) from None
     except StorageError as error:
         raise InputError(f"{address}: {error}", transient=True, unread=address) from None
     except OSError as error:

@@ -22,6 +22,8 @@ from batchnst.storage.s3 import canonical
 PIECE = 1 << 20
 """Bytes that are read at once from a file of unknown size."""
 
+NO_PARTS = "its web server sends no parts of files, so nothing inside can be read; copy it to a disk or a store"
+
 T = TypeVar("T")
 
 
@@ -63,9 +65,25 @@ class Store:
         """Call `action` and return its result; retry for a while if the store does not answer."""
         return retry(action)
 
-    def open(self, path: str, buffer: int) -> BinaryIO:
-        """Open a file for reading and seeking; it is fetched `buffer` bytes at a time."""
-        return open_reader(self.filesystem, path, buffer)
+    def open(self, path: str, buffer: int, *, in_parts: bool = False) -> BinaryIO:
+        """Open a file for reading and seeking; it is fetched `buffer` bytes at a time.
+
+        With `in_parts`, raises OSError if a web server sends it only from its beginning.
+        """
+        return open_reader(self.filesystem, path, buffer, in_parts=in_parts)
+
+    def stamp(self, path: str) -> tuple[int, int | None]:
+        """The size of a file, and the time of its last change if the store tells it, in nanoseconds since 1970.
+
+        Raises OSError if there is no such file, or if its size is not known.
+        """
+        if isinstance(self.filesystem, pafs.PyFileSystem):  # fsspec calls every error of a web server a missing file
+            with self.open(path, PIECE, in_parts=True) as file:
+                return file.seek(0, io.SEEK_END), None
+        info = self.retry(lambda: self.filesystem.get_file_info(path))
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return info.size or 0, info.mtime_ns
 
     def read(self, path: str, *, may_change: bool = False) -> bytes:
         """Read a whole file; with `may_change`, read it again if it was replaced meanwhile."""
@@ -191,7 +209,7 @@ class Disk(Store):
         """Call `action` once: the operating system has its own retries."""
         return action()
 
-    def open(self, path: str, buffer: int) -> BinaryIO:
+    def open(self, path: str, buffer: int, *, in_parts: bool = False) -> BinaryIO:
         """Open a file for reading and seeking, with a buffer of `buffer` bytes.
 
         Raises OSError for anything but a regular file: a pipe would keep its reader waiting.
@@ -327,25 +345,30 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def open_reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20) -> BinaryIO:
-    """Open a file for reading and seeking; one in a store is fetched `buffer` bytes at a time, with retries."""
+def open_reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20, *, in_parts: bool = False) -> BinaryIO:
+    """Open a file for reading and seeking; one in a store is fetched `buffer` bytes at a time, with retries.
+
+    `in_parts` as for `Store.open`.
+    """
     if isinstance(filesystem, pafs.LocalFileSystem):
         file: BinaryIO = filesystem.open_input_file(path)
         return file
-    return io.BufferedReader(_Remote(filesystem, path), buffer)
+    return io.BufferedReader(_Remote(filesystem, path, in_parts), buffer)
 
 
 class _Remote(io.RawIOBase):
     """A file in a store; a read that returns too few bytes is retried."""
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
-        self._filesystem, self._path = filesystem, path
+    def __init__(self, filesystem: pafs.FileSystem, path: str, in_parts: bool) -> None:
+        self._filesystem, self._path, self._in_parts = filesystem, path, in_parts
         self._file = retry(lambda: filesystem.open_input_file(path))
         self._position = 0
         try:
             self._size: int | None = self._file.size()
         except io.UnsupportedOperation:
             self._size = None  # the web server does not send it
+        if in_parts and self._size is None:
+            raise OSError(errno.EOPNOTSUPP, NO_PARTS)
 
     def readable(self) -> bool:
         return True
@@ -384,6 +407,8 @@ class _Remote(io.RawIOBase):
         try:
             data = self._part(self._position, count) if count else b""
         except ValueError:  # the web server does not support range requests
+            if self._in_parts:
+                raise OSError(errno.EOPNOTSUPP, NO_PARTS) from None
             self._file = retry(lambda: self._filesystem.handler.open_stream(self._path))
             return self._fetch(limit)
         self._position += len(data)

@@ -64,10 +64,10 @@ def test_bad_inputs_of_all_kinds_fail_their_pairs_and_those_that_may_pass_are_tr
     sick.write_bytes((images / "coffee.png").read_bytes())
     real, broken = Disk.open, [True]
 
-    def open_file(self: Disk, path: str, buffer: int) -> BinaryIO:
+    def open_file(self: Disk, path: str, buffer: int, **options: bool) -> BinaryIO:
         if path == str(sick) and broken:
             raise OSError(errno.EIO, "Input/output error")
-        return real(self, path, buffer)
+        return real(self, path, buffer, **options)
 
     monkeypatch.setattr(Disk, "open", open_file)
     web.faults.update({"/error.png": 500, "/drip.png": "drip", "/denied.png": 403})

@@ -98,10 +98,10 @@ def failing_disk(monkeypatch: pytest.MonkeyPatch, *failing: Path, number: int = 
     """Let the disk fail for some files."""
     real = Disk.open
 
-    def open_file(self: Disk, path: str, buffer: int) -> BinaryIO:
+    def open_file(self: Disk, path: str, buffer: int, **options: bool) -> BinaryIO:
         if Path(path) in failing:
             raise OSError(number, "as if the disk had said it")
-        return real(self, path, buffer)
+        return real(self, path, buffer, **options)
 
     monkeypatch.setattr(Disk, "open", open_file)
 

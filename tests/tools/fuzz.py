@@ -13,8 +13,10 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +64,22 @@ def manifest_seeds() -> Iterator[bytes]:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         yield b"2" + sink.getvalue()
+
+
+def container_seeds() -> Iterator[bytes]:
+    """Small archives, and a Parquet file of pictures; the first byte tells the kind."""
+    from tests.storage.made import cells, make_parquet, make_tar, make_zip
+
+    members = {"a/x.jpg": b"data" * 50, "é.png": b"", "b.txt": bytes(range(256))}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "p")
+        for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            yield b"0" + make_zip(path, members, kind).read_bytes()
+        for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+            yield b"1" + make_tar(path, members | {"deep/" * 30 + "long": b"1"}, kind).read_bytes()
+        pictures = cells(members)
+        for columns in ({"image": pictures, "style": [pictures[:2]] * 3}, {"image": [b"1", None, b"3"]}):
+            yield b"2" + make_parquet(path, columns, rows_in_group=2).read_bytes()
 
 
 def recipe_seeds() -> Iterator[bytes]:
@@ -124,6 +142,21 @@ def read_manifest(data: bytes, folder: Path) -> None:
             json.loads(pair.extra, parse_constant=lambda name: sys.exit(f"{name} is no JSON"))
 
 
+def read_container(data: bytes, folder: Path) -> None:
+    """List an archive or a data set as `batchnst manifest` does, and read what is in it."""
+    from batchnst.errors import BatchNSTError
+    from batchnst.manifest.collecting import collect
+    from batchnst.manifest.left_out import LeftOut
+    from batchnst.storage.files import read_at_most
+
+    path = folder / f"c{('.zip', '.tar', '.parquet')[data[0] % 3 if data else 0]}"
+    path.write_bytes(data[1:])
+    with suppress(BatchNSTError):
+        for picture in collect(str(path), LeftOut())[:20]:
+            with suppress(BatchNSTError):
+                assert len(read_at_most(picture.address, LONGEST, "a test takes")) <= LONGEST
+
+
 def read_recipe(data: bytes, folder: Path) -> None:
     """Read and check a recipe."""
     from batchnst.errors import RecipeError
@@ -167,6 +200,7 @@ def read_ledger(data: bytes, folder: Path) -> None:
 READERS: dict[str, tuple[Callable[[bytes, Path], None], Callable[[], Iterator[bytes]]]] = {
     "picture": (read_picture, picture_seeds),
     "manifest": (read_manifest, manifest_seeds),
+    "container": (read_container, container_seeds),
     "recipe": (read_recipe, recipe_seeds),
     "weights": (read_weights, weights_seeds),
     "ledger": (read_ledger, ledger_seeds),

@@ -415,7 +415,7 @@ class SimulatedStore(Store):
             raise FileNotFoundError(path)
         return self.world.files[path][0]
 
-    def open(self, path: str, buffer: int) -> Any:
+    def open(self, path: str, buffer: int, *, in_parts: bool = False) -> Any:
         return io.BytesIO(self.read(path))
 
     def put(self, path: str, data: bytes, temporary: str, before: Callable[[], None] = lambda: None) -> None:

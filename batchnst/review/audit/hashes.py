@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchnst.chains import reading_order
 from batchnst.errors import BatchNSTError, InputError
 from batchnst.ledger.compaction import is_counted
 from batchnst.ledger.out import Out, attempt_filter
@@ -99,7 +100,10 @@ def inputs(ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]
             uses[source].append(row["pair_id"])
     result.inputs = len(uses)
     table = pa.Table.from_pylist(
-        [{"address": address, "sha256": sha256, "pairs": pairs} for (address, sha256), pairs in uses.items()]
+        [
+            {"address": address, "sha256": sha256, "pairs": uses[address, sha256]}
+            for address, sha256 in sorted(uses, key=lambda source: reading_order(source[0]))
+        ]
     )
     yield from in_threads(_input, table, "inputs", None, progress)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnst.chains import path_of
 from batchnst.ledger.out import ORDERED_BY, sort_rows
 from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.audit.findings import Finding
@@ -85,7 +86,7 @@ def outliers(ok: pa.Table) -> Iterator[Finding]:
     for i, z, median in unusual_losses(ok):
         if abs(z) > MAX_Z:
             total, size = ok["total_loss"][i].as_py(), max(ok["width"][i].as_py(), ok["height"][i].as_py())
-            name = " and ".join(PurePosixPath(style).name for style in ok["styles"][i].as_py())
+            name = " and ".join(PurePosixPath(path_of(style)).name for style in ok["styles"][i].as_py())
             text = f"loss {total:.4g}; {median:.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
             yield Finding("outlier", ok["pair_id"][i].as_py(), text)
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchnst.chains import path_of
 from batchnst.ledger.out import Out, sort_rows
 from batchnst.ledger.previous import PREVIOUS, previous_name
 from batchnst.ledger.schema import times, without_secrets
@@ -108,7 +109,7 @@ def ordered(cards: Sequence[Card], reasons: Sequence[str]) -> list[Card]:
     places = {reason: i for i, reason in enumerate(reasons)}
 
     def key(card: Card) -> tuple[Any, ...]:
-        names = [os.path.basename(address) for address in (card.row["content"], *card.row["styles"])]
+        names = [os.path.basename(path_of(address)) for address in (card.row["content"], *card.row["styles"])]
         place = math.inf if card.reason is None else places.get(card.reason, math.inf)
         return card.row["status"] != "failed", place, card.row["stopped"] != "diverged", names, card.row["pair_id"]
 
@@ -239,7 +240,7 @@ def _changes(before: Row, after: Row) -> list[tuple[str, Any, Any]]:
     """What an attempt was asked for otherwise than one before: key, value before, value after."""
     asked = []
     for row in (before, after):
-        names = " + ".join(os.path.basename(style) for style in row["styles"])
+        names = " + ".join(os.path.basename(path_of(style)) for style in row["styles"])
         recipe = {key: value for key, value in json.loads(row["recipe"]).items() if key not in NOT_IN_FINGERPRINT}
         asked.append({"style": names, "style_weights": row["style_weights"], "output": row["output"], **recipe})
     old, new = asked
