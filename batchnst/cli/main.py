@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchnst.cli import signals
-from batchnst.cli.options import RECIPE_OPTIONS, with_options, with_recipe_options
+from batchnst.cli.options import RECIPE_OPTIONS, size_in_bytes, with_options, with_recipe_options
 from batchnst.cli.streams import make_lasting
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.manifest.columns import OUTPUT_FIELDS, OUTPUT_TEMPLATE
@@ -80,6 +80,14 @@ class EngineName(StrEnum):
 
     ray = "ray"
     inline = "inline"
+
+
+class FormOfPictures(StrEnum):
+    """Forms of pictures in OUT."""
+
+    files = "files"
+    parquet = "parquet"
+    tar = "tar"
 
 
 _FIELDS = ", ".join(f"{{{name}}}" for name in OUTPUT_FIELDS)
@@ -171,6 +179,12 @@ def in_bytes(gigabytes: float | None) -> float | None:
     return gigabytes and gigabytes * 1e9
 
 
+ShardSize = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Size of the files with many pictures that small ones are merged into."),
+]
+
+
 Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster.", show_default="$RAY_ADDRESS, else a new one on this machine"),
@@ -210,6 +224,10 @@ def run(
     seal: Annotated[
         str | None, typer.Option(metavar="KEY", help="Seal OUT at the end with this private key; see `seal`.")
     ] = None,
+    pictures: Annotated[
+        FormOfPictures, typer.Option(help="files: one a picture; parquet, tar: many in a file, in OUT/pictures.")
+    ] = FormOfPictures.files,
+    shard_size: ShardSize = "256MB",
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
     from batchnst.engine.run import Options
@@ -226,6 +244,8 @@ def run(
         limit=limit,
         memory=in_bytes(memory),
         seal=seal,
+        pictures=pictures.value,
+        shard_size=size_in_bytes(shard_size, "--shard-size"),
     )
     display = _paint(pairs, options)
     _print(display.summary())
@@ -775,14 +795,14 @@ app.add_typer(ledger, name="ledger")
 
 @ledger.command()
 @_handle_errors
-def compact(out: OutFolder) -> None:
-    """Merge the many small files of a ledger into few; no row is lost, even if it is interrupted."""
+def compact(out: OutFolder, shard_size: ShardSize = "256MB") -> None:
+    """Merge the many small files of a ledger, and of pictures, into few; nothing is lost, even if it is interrupted."""
     from batchnst.ledger.out import open_out
 
-    folder = open_out(out)
+    size, folder = size_in_bytes(shard_size, "--shard-size"), open_out(out)
     with folder.claim(f"compaction-{secrets.token_hex(6)}") as claim:
-        before, after = folder.compact(claim)
-    _print(f"{out}: {before} ledger files, now {after}")
+        before, after = folder.compact(claim, shard_size=size)
+    _print(f"{out}: {before} files of ledger and pictures, now {after}")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ A leaf is a row of a small table, with the columns of LEAVES:
 
     kind                       runs, pairs, losses or pictures
     run_id, pair_id, attempt   of the row, or of the losses; for a picture those of the newest ok row that names it
-    output                     path of a picture under images/, null for the others
+    output                     `output` of a picture's row, or its path under images/; null for the others
     sha256                     hash of the content
 
 The content of a row is the canonical form of its columns without `run_id`, `pair_id` and `attempt`. That of losses is
@@ -33,6 +33,7 @@ from batchnst.ledger import merkle, parquet
 from batchnst.ledger.canonical import encode_rows, slices
 from batchnst.ledger.compaction import is_counted
 from batchnst.ledger.out import ORDERED_BY, Out, newest_rows
+from batchnst.ledger.pictures.form import keys
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, VERSION
 from batchnst.progress import Progress
 from batchnst.storage.files import in_parallel
@@ -257,21 +258,43 @@ def _digests(encoded: pa.Array, steps: NDArray[np.int64], starts: NDArray[np.int
 
 
 def _picture_leaves(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
-    """A leaf for each file under images/; `owners` has the newest ok row for each output."""
-    names = [out.folder.relative(info.path) for info in out.folder.files("images")]
-    names = [name for name in names if is_counted(name)]
+    """A leaf for each picture; `owners` has the newest ok row for each output.
+
+    An output whose newest picture is in a file with others has no leaf for a file under images/: that is superseded.
+    """
+    together = _leaves_together(out, owners, progress)
+    images = (out.folder.relative(info.path) for info in out.folder.files("images"))
+    known = set(together["output"].to_pylist())
+    names = [name for name in images if is_counted(name) and name.removeprefix("images/") not in known]
     digests = list[bytes]()
     for start in range(0, len(names), BLOCK // 16):
         progress(f"pictures {start}/{len(names)}", start, len(names))
         block = names[start : start + BLOCK // 16]
-        digests += in_parallel(lambda name: _digest(out.folder.read(name) or b""), block, out.folder.streams)
+        digests += in_parallel(lambda name: _digest(out.folder.read(name)), block, out.folder.streams)
     outputs = pa.array([name.removeprefix("images/") for name in names], pa.string())
     places = pc.index_in(outputs, owners["output"].combine_chunks())
-    return _leaves("pictures", digests, {"output": outputs, **{name: owners[name].take(places) for name in ATTEMPT}})
+    columns = {"output": outputs, **{name: owners[name].take(places) for name in ATTEMPT}}
+    return pa.concat_tables([_leaves("pictures", digests, columns), together])
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def _leaves_together(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
+    """A leaf for each picture of `owners` that is in a file with others, and for each of its doubles."""
+    stored = out.pictures(tables=("pictures", "previous"))
+    rows = pc.index_in(keys(stored.entries), keys(owners))
+    places, owned = pc.indices_nonzero(pc.is_valid(rows)), owners.take(rows.drop_null())
+    found, digests = list[dict[str, Any]](), list[bytes]()
+    each = stored.each_at(places, owned.select([*ATTEMPT, "output"]), lambda row, found: (row, _digest(found.data)))
+    for row, digest in each:
+        if len(found) % BLOCK == 0:
+            progress(f"pictures {len(found)}/{len(owned)}", len(found), len(owned))
+        found.append(row)
+        digests.append(digest)
+    columns = {name: pa.array([row[name] for row in found], LEAVES.field(name).type) for name in (*ATTEMPT, "output")}
+    return _leaves("pictures", digests, columns)
+
+
+def _digest(data: bytes | None) -> bytes:
+    return hashlib.sha256(data or b"").digest()
 
 
 def _differing(owners: pa.Table, pictures: pa.Table) -> int:

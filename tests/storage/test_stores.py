@@ -526,7 +526,9 @@ def test_a_whole_run_from_a_store_to_a_store(proxy: Proxy, where: str, images: P
         result = batchnst(*run, *limit)
         assert result.exit_code == 0, result.output
     compacted = batchnst("ledger", "compact", f"{where}/out")
-    assert (compacted.exit_code, "ledger files, now 3\n" in compacted.output) == (0, True), compacted.output
+    assert (compacted.exit_code, "files of ledger and pictures, now 3\n" in compacted.output) == (0, True), (
+        compacted.output
+    )
     assert batchnst("report", f"{where}/out").exit_code == 0
     assert b"rocket" in files.read(f"{where}/out/report.html")
     again = batchnst(*run)

@@ -21,6 +21,7 @@ KINDS = {
     "picture-size": "a picture of another size than its row says",
     "picture-changed": "a picture whose hash is not its row's",
     "picture-unknown": "a picture without an ok row",
+    "picture-doubled": "a picture that is there twice",
     "losses-missing": "an attempt without losses",
     "losses-gap": "an attempt with steps missing or twice",
     "not-finite": "an attempt with losses that are NaN or infinite",

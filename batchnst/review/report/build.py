@@ -85,7 +85,7 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
     failures = figures.failures(current)
     cards = _cards(out, current, failures)
     curves_by_key = curves.read(out, {card.key for card in cards}, progress)
-    album, addresses = Album(out), _addresses(cards)
+    album, addresses = Album(out, [card.row["pair_id"] for card in cards]), _addresses(cards)
     pairs = [_listed(card, album, addresses, curves_by_key) for card in cards]
     previews = album.previews(len(cards), progress)
     blocks = list(_picture_blocks(previews))
@@ -197,7 +197,6 @@ def _addresses(cards: Sequence[_Card]) -> dict[str, int]:
 def _listed(card: _Card, album: Album, addresses: Mapping[str, int], by_key: Mapping[curves.Key, Curve]) -> Row:
     """The entry of a pair in the page's table of pairs. Adds its pictures to `album`."""
     row, curve = card.row, by_key.get(card.key)
-    result = Source(f"images/{row['output']}", True, row["output_sha256"])
     hashes = row["style_sha256"] or [None] * len(row["styles"])
     return {
         "id": row["pair_id"],
@@ -209,6 +208,7 @@ def _listed(card: _Card, album: Album, addresses: Mapping[str, int], by_key: Map
         "content": addresses[row["content"]],
         "styles": [addresses[style] for style in row["styles"]],
         "output": row["output"],
+        "place": album.stored.name(row),
         "loss": _finite(row["total_loss"]),
         "seconds": round(row["seconds"], 1),
         "ended": round(row["finished_at"].timestamp()),
@@ -217,7 +217,7 @@ def _listed(card: _Card, album: Album, addresses: Mapping[str, int], by_key: Map
         "stylePictures": [
             album.number(Source(style, sha256=sha256)) for style, sha256 in zip(row["styles"], hashes, strict=False)
         ],
-        "result": album.number(result) if row["status"] == "ok" else None,
+        "result": album.result(row) if row["status"] == "ok" else None,
         "snapshots": [(step, album.number(Source(path, True, reduction=2))) for step, path in card.snapshots],
     }
 

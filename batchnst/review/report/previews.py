@@ -6,13 +6,15 @@ import base64
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from batchnst.errors import InputError, StorageError
 from batchnst.ledger.out import Out
+from batchnst.ledger.schema import ATTEMPT
 from batchnst.pictures import isolated
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.progress import Progress
@@ -44,6 +46,7 @@ class Source:
     in_out: bool = False
     sha256: str | None = None  # None if unknown
     reduction: int = 1
+    attempt: tuple[tuple[str, Any], ...] = ()  # of the row, for a painted picture
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,20 @@ class Preview:
 class Album:
     """The pictures of a page, numbered in the order in which they are added."""
 
-    def __init__(self, out: Out) -> None:
-        self.out = out
+    def __init__(self, out: Out, pair_ids: Sequence[str]) -> None:
+        """`pair_ids` are those of the pairs whose painted pictures will be added."""
+        self.out, self.stored = out, out.pictures(pair_ids, unreadable=lambda *_: None)
         self._numbers: dict[Source, int] = {}
         self._failures = Counter[str]()  # in a row, by store
 
     def number(self, source: Source) -> int:
         """Add a picture to the page, unless it was added before; return its number."""
         return self._numbers.setdefault(source, len(self._numbers))
+
+    def result(self, row: Mapping[str, Any]) -> int:
+        """Add the painted picture of a row; return its number."""
+        attempt = tuple((name, row[name]) for name in (*ATTEMPT, "output"))
+        return self.number(Source(self.stored.name(row), True, row["output_sha256"], attempt=attempt))
 
     def previews(self, pairs: int, progress: Progress) -> list[Preview]:
         """The previews of all pictures, by number, in the largest size that fits a page of `pairs`."""
@@ -103,6 +112,8 @@ class Album:
 
     def _read(self, source: Source) -> bytes | None:
         """The bytes of a picture; None if OUT has none. A store that keeps failing is not asked again."""
+        if source.attempt:
+            return self.stored.find(dict(source.attempt)).data
         if source.in_out:
             return self.out.folder.read(source.address)
         store = store_name(source.address)

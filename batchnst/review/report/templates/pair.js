@@ -24,7 +24,8 @@ function resultFigure(i) {
     return element("figure", {}, placeholder, element("figcaption", {}, element("b", {}, "Result")));
   }
   const href = data.base + pairs.output[i].split("/").map(encodeURIComponent).join("/");
-  const full = data.base === null ? "" : element("a", { href }, "full picture");
+  const isFile = pairs.place[i].startsWith("images/");
+  const full = data.base === null || !isFile ? "" : element("a", { href }, "full picture");
   const node = zoomable("Result", pairs.result[i], pairs.output[i], full);
   const image = node.querySelector("img");
   if (pairs.snapshots[i].length && image) node.append(slider(i, image));
@@ -100,7 +101,7 @@ function requestFacts(i, { row, recipe }) {
     ["style weights", row.style_weights.length > 1 ? row.style_weights.join(" : ") : null],
     ["content masks", lines(row.content_masks)],
     ["style masks", lines(row.style_masks)],
-    ["output", `images/${pairs.output[i]}`],
+    ["output", pairs.place[i]],
     ...Object.entries(recipe).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]),
     ["loss", row.loss_definition],
     ["seed", row.seed],
