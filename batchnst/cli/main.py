@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds, and commands that 
     from batchnst.manifest.manifest import Manifest as PairsOfManifest
 
 COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "report", "seal", "replay"]
-COMMANDS += ["layers", "weights", "bench", "ledger"]
+COMMANDS += ["export", "layers", "weights", "bench", "ledger"]
 """The commands in the order of the help."""
 
 
@@ -612,6 +612,44 @@ def replay(
     wrong = [item.what for item in compared if not item.holds]
     _print(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
     if wrong:
+        raise typer.Exit(FAILED)
+
+
+class Status(StrEnum):
+    """Statuses of a pair."""
+
+    ok = "ok"
+    failed = "failed"
+
+
+@app.command()
+@_handle_errors
+def export(
+    out: OutFolder,
+    to: Annotated[FormOfPictures, typer.Option(help="files: one a picture; parquet, tar: many in a file.")],
+    dest: Annotated[
+        str, typer.Option("--out", metavar="DEST", help="Folder or URI to write to; run again, it goes on.")
+    ],
+    status: Annotated[Status | None, typer.Option(help="Only pairs whose newest row has this status.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Only pairs for which this condition on the columns of pairs holds."),
+    ] = None,
+    shard_size: ShardSize = "256MB",
+) -> None:
+    """Copy the pictures of a run, and their rows, to another folder, in any form."""
+    from batchnst.cli.display import Bar
+    from batchnst.ledger.out import open_out
+    from batchnst.review.export import Request, describe
+    from batchnst.review.export import export as copy
+
+    size = size_in_bytes(shard_size, "--shard-size")
+    request = Request(form=to.value, shard_size=size, status=status.value if status else None, where=where)
+    with Bar() as bar:
+        result = copy(open_out(out), dest, request, bar.update)
+    _error("\n".join(result.missing[:MAX_PROBLEMS]))
+    _print(describe(result, dest))
+    if result.missing:
         raise typer.Exit(FAILED)
 
 

@@ -82,7 +82,7 @@ def hashes_of(leaves: pa.Table) -> bytes:
 def _parts(out: Out, progress: Progress, skip_unreadable: bool, table: str) -> Iterator[pa.Table]:
     """The rows of a table, some files at a time."""
     files, done = out.files(table), 0
-    for group in _groups(files):
+    for group in in_parts(files):
         progress(f"ledger, {table} {done}/{len(files)}", done, len(files))
         read = partial(_read, out, table, skip_unreadable)
         parts = in_parallel(read, group, out.folder.streams)
@@ -90,7 +90,8 @@ def _parts(out: Out, progress: Progress, skip_unreadable: bool, table: str) -> I
         done += len(group)
 
 
-def _groups(files: Sequence[pafs.FileInfo]) -> Iterator[list[pafs.FileInfo]]:
+def in_parts(files: Sequence[pafs.FileInfo]) -> Iterator[list[pafs.FileInfo]]:
+    """The files of a table in groups of at most PART_BYTES."""
     group, size = list[pafs.FileInfo](), 0
     for info in files:
         if group and size + info.size > PART_BYTES:

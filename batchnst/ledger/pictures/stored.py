@@ -34,7 +34,7 @@ LISTED = INDEX.append(pa.field("file", pa.string(), nullable=False))
 BUFFER = 1 << 13
 """Bytes that are fetched at once while a file is indexed: a row of an archive and the headers around it."""
 
-PIECE = 16
+PIECE = 4
 """Most pictures of a file that a thread reads one after the other."""
 
 BLOCK = 1 << 12
@@ -110,14 +110,14 @@ class Pictures:
 
     def each_at(self, places: pa.Array, rows: pa.Table, use: Callable[[Row, Found], T]) -> Iterator[T]:
         """`each` for the pictures at `places` in `entries`, one for each of `rows`."""
-        entries = self.entries.take(places).append_column("number", pa.array(range(len(places))))
+        entries = self.entries.take(places).append_column("number", pa.array(range(len(places)), pa.int64()))
         entries = entries.sort_by([(name, "ascending") for name in ("file", "group", "place")])
         both = zip(_dicts(rows.take(entries["number"])), _dicts(entries), strict=True)
         yield from self._in_threads(_pieces(both), use)
 
     def _in_threads(self, pieces: Iterator[_Piece], use: Callable[[Row, Found], T]) -> Iterator[T]:
         with ThreadPoolExecutor(self.folder.streams) as pool:
-            while block := list(islice(pieces, 4 * self.folder.streams)):
+            while block := list(islice(pieces, 2 * self.folder.streams)):
                 for results in pool.map(lambda piece: self._read(piece, use), block):
                     yield from results
 
