@@ -159,12 +159,13 @@ class Out:
         Files with pictures are merged into some of about `shard_size` bytes, and superseded pictures leave them.
         Raises LedgerError if a file cannot be read; nothing is changed then. Raises Superseded if `claim` is lost.
         """
+        self.recover(claim)
+        count = left = len(compaction.current_files(self.folder, "pictures"))
+        if count:  # first, because the files that it puts in place of rows may be merged only once it is through
+            rows = self.rows("pairs", [*ATTEMPT, "status", *ORDERED_BY[::2]])
+            ok = rows.filter(pc.equal(rows["status"], "ok"))
+            left = shards.compact(self.folder, claim, (ok, newest_rows(ok)), at_least, shard_size)
         before, after = compaction.compact(self.folder, claim, at_least)
-        if not (count := len(compaction.current_files(self.folder, "pictures"))):
-            return before, after
-        rows = self.rows("pairs", [*ATTEMPT, "status", *ORDERED_BY[::2]])
-        ok = rows.filter(pc.equal(rows["status"], "ok"))
-        left = shards.compact(self.folder, claim, (ok, newest_rows(ok)), at_least, shard_size)
         return before + count, after + left
 
     def recover(self, claim: Claim) -> None:

@@ -87,7 +87,7 @@ def describe(result: Exported, to: str) -> str:
     if result.chosen == result.pairs:
         return line
     return (
-        f"{line}\nOnly a part was chosen: `status` still counts the whole run, `audit --manifest` finds the other pairs\n"
+        f"{line}\nOnly a part was chosen: `status` still counts the whole run, `audit --manifest` finds other pairs\n"
         "missing, and `audit --seal` finds them removed."
     )
 
@@ -226,14 +226,13 @@ def _missing(row: Row, found: Found) -> str:
 def _write_one(way: _Way, table: str, pictures: Iterator[Picture]) -> int:
     """Write a file of about the shard size; return its number of pictures."""
     name, count = f"{table}/export-{uuid.uuid4().hex}.{way.request.form}", 0
-    with way.dest.folder.writing(name, before=way.claim.check) as sink:
-        writer = FORMS[way.request.form].writer(sink)
+    file = way.dest.folder.writing(name, before=way.claim.check)
+    with file as sink, FORMS[way.request.form].writer(sink) as writer:
         for picture in pictures:
             writer.add(picture)
             count += 1
             if writer.size >= way.request.shard_size:
                 break
-        writer.close()
     return count
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Protocol, Self, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,7 +54,10 @@ class Picture:
 
 
 class Writer(Protocol):
-    """Writes pictures into one file, one after the other; little of it is in memory."""
+    """Writes pictures into one file, one after the other; little of it is in memory.
+
+    Used in a `with` block, at whose end the file is complete, unless it ends with an error.
+    """
 
     @property
     def size(self) -> int:
@@ -65,8 +69,11 @@ class Writer(Protocol):
     def copy(self, file: BinaryIO, name: str, entries: Sequence[Entry]) -> None:
         """Append the pictures at `entries` of another file of the same form, in their order there, as they are."""
 
-    def close(self) -> None:
-        """Complete the file."""
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Form(Protocol):
@@ -87,10 +94,9 @@ class Form(Protocol):
 def encode(form: Form, pictures: Sequence[Picture]) -> bytes:
     """A whole file of `form` with these pictures."""
     sink = io.BytesIO()
-    writer = form.writer(sink)
-    for picture in pictures:
-        writer.add(picture)
-    writer.close()
+    with form.writer(sink) as writer:
+        for picture in pictures:
+            writer.add(picture)
     return sink.getvalue()
 
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -134,7 +135,15 @@ class _Writer:
         self.size += self._bytes
         self._rows, self._bytes = [], 0
 
-    def close(self) -> None:
-        """Complete the file."""
-        self._flush()
-        self._file.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+                self._file.close()
+        finally:
+            self._file.is_open = False  # else it is closed once more when it is collected

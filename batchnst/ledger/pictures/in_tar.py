@@ -6,12 +6,14 @@ WebDataset ends a name at its first dot, so dots of an id are written as `%2E`; 
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
@@ -21,6 +23,9 @@ from batchnst.storage.retries import is_transient
 
 LONGEST_ROW = 16 << 20
 """Longest JSON of a row that is read, in bytes."""
+
+END = bytes(2 * tarfile.BLOCKSIZE)
+"""End of an archive."""
 
 PIECE = 1 << 20
 """Bytes that are copied at a time."""
@@ -41,7 +46,11 @@ class InTar:
     def index(self, file: BinaryIO, name: str) -> pa.Table:
         """The pictures in an archive: its headers and rows are read, and pictures passed over."""
         with _readable(name), tarfile.open(fileobj=file, mode="r:") as archive:
-            return pa.Table.from_pylist(list(_samples(archive, name)), INDEX)
+            index = pa.Table.from_pylist(list(_samples(archive, name)), INDEX)
+            file.seek(-len(END), io.SEEK_END)
+            if file.read() != END:  # tarfile takes an archive that is cut off at a header for a whole one
+                raise LedgerError(f"{name}: ends early")
+            return index
 
     def read(self, file: BinaryIO, name: str, entries: Sequence[Entry]) -> Iterator[bytes]:
         """The bytes of the pictures at `entries`."""
@@ -135,6 +144,11 @@ class _Writer:
         self._sink.write(data)
         self.size += len(data)
 
-    def close(self) -> None:
-        """Write the end of the archive."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write(END)

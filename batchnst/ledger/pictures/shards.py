@@ -172,14 +172,12 @@ def _write(folder: Folder, path: str, group: Sequence[_Sorted], masks: Sequence[
 
 
 def _copy(folder: Folder, sink: BinaryIO, group: Sequence[_Sorted], masks: Sequence[NDArray[np.bool_]]) -> None:
-    writer = form_of(group[0].info.base_name).writer(sink)
-    for one, mask in zip(group, masks, strict=True):
-        entries = one.index.filter(pa.array(mask)).to_pylist()
-        if not entries:
-            continue
-        try:
-            with folder.open(one.info.path, BUFFER) as file:
-                writer.copy(file, one.info.path, entries)
-        except FileNotFoundError:
-            raise StorageError(f"{one.info.path}: vanished while files were merged") from None
-    writer.close()
+    with form_of(group[0].info.base_name).writer(sink) as writer:
+        for one, mask in zip(group, masks, strict=True):
+            if not (entries := one.index.filter(pa.array(mask)).to_pylist()):
+                continue
+            try:
+                with folder.open(one.info.path, BUFFER) as file:
+                    writer.copy(file, one.info.path, entries)
+            except FileNotFoundError:
+                raise StorageError(f"{one.info.path}: vanished while files were merged") from None
