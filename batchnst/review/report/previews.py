@@ -62,7 +62,7 @@ class Preview:
 class Album:
     """The pictures of a page, numbered in the order in which they are added."""
 
-    def __init__(self, out: Out, pair_ids: Sequence[str]) -> None:
+    def __init__(self, out: Out, pair_ids: Sequence[str] = ()) -> None:
         """`pair_ids` are those of the pairs whose painted pictures will be added."""
         self.out, self.stored = out, out.pictures(pair_ids, unreadable=lambda *_: None)
         self._numbers: dict[Source, int] = {}
