@@ -121,9 +121,9 @@ def test_pictures_in_parquet_open_everywhere(painted: Path, tmp_path: Path) -> N
     to = tmp_path / "x"
     export(painted / "out", "parquet", to)
     files = f"{to}/pictures/*.parquet"
-    assert duckdb.sql(f"SELECT pair_id FROM '{files}' WHERE octet_length(image.bytes) > 0 ORDER BY 1").fetchall() == [
-        (name,) for name in IDS
-    ]
+    assert duckdb.execute(
+        f"SELECT pair_id FROM '{files}' WHERE octet_length(image.bytes) > 0 ORDER BY 1"
+    ).fetchall() == [(name,) for name in IDS]
     assert sorted(pl.scan_parquet(files).select("pair_id", pl.col("image").struct.field("path")).collect()["path"]) == [
         f"{name}.png" for name in IDS
     ]
