@@ -283,15 +283,16 @@ def _leaves_together(out: Out, owners: pa.Table, progress: Progress) -> pa.Table
     stored = out.pictures(tables=("pictures", "previous"))
     rows = pc.index_in(keys(stored.entries), keys(owners))
     places, owned = pc.indices_nonzero(pc.is_valid(rows)), owners.take(rows.drop_null())
-    found, digests = list[dict[str, Any]](), list[bytes]()
-    each = stored.each_at(places, owned.select([*ATTEMPT, "output"]), lambda row, found: (row, _digest(found.data)))
-    for row, digest in each:
-        if len(found) % BLOCK == 0:
-            progress(f"pictures {len(found)}/{len(owned)}", len(found), len(owned))
-        found.append(row)
+    owned = owned.select([*ATTEMPT, "output"]).append_column("number", pa.array(range(len(owned)), pa.int64()))
+    numbers, digests = list[int](), list[bytes]()
+    each = stored.each_at(places, owned, lambda row, found: (row["number"], _digest(found.data)))
+    for number, digest in each:
+        if len(numbers) % BLOCK == 0:
+            progress(f"pictures {len(numbers)}/{len(owned)}", len(numbers), len(owned))
+        numbers.append(number)
         digests.append(digest)
-    columns = {name: pa.array([row[name] for row in found], LEAVES.field(name).type) for name in (*ATTEMPT, "output")}
-    return _leaves("pictures", digests, columns)
+    found = owned.take(pa.array(numbers, pa.int64()))
+    return _leaves("pictures", digests, {name: found[name] for name in (*ATTEMPT, "output")})
 
 
 def _digest(data: bytes | None) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -145,7 +145,7 @@ class Out:
         """
         return Claim(self.folder, run_id, self._last_number, form, above)
 
-    def pictures(self, pair_ids: Iterable[str] | None = None, **options: Any) -> Pictures:
+    def pictures(self, pair_ids: Collection[str] | None = None, **options: Any) -> Pictures:
         """The pictures of this folder, in every form, or only those of some pairs; `options` are those of Pictures."""
         return retry_vanished(lambda: Pictures(self.folder, pair_ids, **options))
 

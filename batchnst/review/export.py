@@ -172,7 +172,7 @@ def _copy_pictures(way: _Way, rows: pa.Table, chosen: pa.Array, result: Exported
 def _left(way: _Way, rows: pa.Table) -> pa.Table:
     """Those of `rows` whose pictures an earlier export has not copied."""
     if way.request.form != "files":
-        there = way.dest.pictures(rows["pair_id"].combine_chunks(), tables=TABLES)
+        there = way.dest.pictures(rows["pair_id"].to_pylist(), tables=TABLES)
         return rows.filter(pc.is_null(there.places(rows)))
     existing = {way.dest.folder.relative(info.path) for info in way.dest.folder.files("images")}
 
@@ -220,7 +220,7 @@ def _picture(row: Row, found: Found, missing: list[str]) -> Picture | None:
 
 
 def _missing(row: Row, found: Found) -> str:
-    return f"{row['pair_id']}: {found.name} is not there"
+    return f"{row['pair_id']}: {found.problem or f'{found.name} is not there'}"
 
 
 def _write_one(way: _Way, table: str, pictures: Iterator[Picture]) -> int:

@@ -160,6 +160,8 @@ def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
     """Comparison of the pixels of both pictures, each as decoded from its file."""
     found = out.pictures([row["pair_id"]]).find(row)
     name, data = found.name, found.data
+    if found.problem:
+        return Compared("picture", found.problem, holds=False)
     if data is None:
         return Compared("picture", f"{name} is not there", holds=False)
     if hashlib.sha256(data).hexdigest() != row["output_sha256"]:

@@ -235,7 +235,13 @@ def test_a_row_that_came_meanwhile_keeps_its_picture(
 
 @pytest.mark.parametrize(
     ("method", "form"),
-    [("write", "tar"), ("writing", "parquet"), ("create", "parquet"), ("move", "parquet"), ("remove", "tar")],
+    [
+        pytest.param("write", "tar", marks=pytest.mark.slow),
+        ("writing", "parquet"),
+        ("create", "tar"),
+        ("move", "parquet"),
+        pytest.param("remove", "tar", marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_at_any_moment_of_a_merge_loses_and_doubles_nothing(
     out: Out, claim: Claim, tmp_path: Path, form: FormName, method: str, monkeypatch: pytest.MonkeyPatch

@@ -58,6 +58,7 @@ def compact(folder: Folder, claim: Claim, ok: tuple[pa.Table, pa.Table], at_leas
     ok: all ok rows, and the newest of each pair; only the columns of ATTEMPT count. Raises as `compaction.compact`.
     """
     files = current_files(folder, "pictures")
+    claim.check()  # so none of these files is of a later run, whose workers may be about to write their rows
     count = len(files)
     small = {info.path for info in files if info.size < shard_size // 2}
     looked = _to_look_at(folder, files, small, ok)

@@ -6,9 +6,11 @@ picture is the file under `images/` that its row names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias, TypeVar
@@ -53,10 +55,14 @@ _APART = ""
 
 @dataclass(frozen=True)
 class Found:
-    """A picture of OUT: the `name` of its place, which ends as its output does, and its bytes; None if not there."""
+    """A picture of OUT: the `name` of its place, which ends as its output does, and its bytes; None if not there.
+
+    problem: why it cannot be read, if it is there.
+    """
 
     name: str
     data: bytes | None
+    problem: str = ""
 
 
 class Pictures:
@@ -68,15 +74,16 @@ class Pictures:
     def __init__(
         self,
         folder: Folder,
-        pair_ids: Iterable[str] | None = None,
-        tables: Iterable[str] = ("pictures",),
+        pair_ids: Collection[str] | None = None,
+        tables: Sequence[str] = ("pictures",),
         unreadable: Callable[[str, LedgerError], None] | None = None,
     ) -> None:
         """List only pictures of `pair_ids`, if given. tables: folders to look into.
 
         Raises LedgerError if a file cannot be read; or calls `unreadable` with its path in OUT and the error.
         """
-        self.folder = folder
+        self.folder, self._pair_ids, self._tables = folder, pair_ids, tables
+        self._lock, self._next = threading.Lock(), list[Pictures]()
         wanted = None if pair_ids is None else pa.array(pair_ids, pa.string())
         files = [info for table in tables for info in current_files(folder, table)]
         parts = in_parallel(lambda info: _listed(folder, info, wanted, unreadable), files, folder.streams)
@@ -89,19 +96,26 @@ class Pictures:
 
     def name(self, row: Mapping[str, Any]) -> str:
         """The name of the place of a row's picture, see Found, whether it is there or not."""
-        place = self.places(_one(row))[0].as_py()
-        return f"{self.entries['file'][place] if place is not None else 'images'}/{row['output']}"
+        place = self._positions.get(_key(row))
+        return f"{'images' if place is None else self.entries['file'][place]}/{row['output']}"
 
     def find(self, row: Mapping[str, Any]) -> Found:
-        """The picture of a row of `pairs`. Raises LedgerError if its file cannot be read, and StorageError."""
-        (found,) = self.each(_one(row), lambda _, found: found)
+        """The picture of a row of `pairs`, by its columns of ATTEMPT and `output`; raises StorageError."""
+        place = self._positions.get(_key(row))
+        entry = {} if place is None else self.entries.slice(place, 1).to_pylist()[0]
+        (found,) = self._read((entry.get("file", _APART), [(dict(row), entry)]), lambda _, found: found)
         return found
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        """Positions in `entries` by key; of doubles, the first."""
+        return {key: place for place, key in reversed(list(enumerate(self._keys.to_pylist())))}
 
     def each(self, rows: pa.Table, use: Callable[[Row, Found], T]) -> Iterator[T]:
         """Call `use` with each row of `pairs` and its picture, in threads, and yield what it returns, in any order.
 
-        `rows` have at least the columns of ATTEMPT and `output`. Few pictures are in memory at a time. A picture whose
-        file cannot be read counts as missing. Raises StorageError.
+        `rows` have at least the columns of ATTEMPT and `output`. Few pictures are in memory at a time. `use` may be
+        called twice with the same row. Raises StorageError.
         """
         places = self.places(rows)
         others = _dicts(rows.filter(pc.is_null(places)))
@@ -129,10 +143,20 @@ class Pictures:
         try:
             return self._together(file, members, use)
         except FileNotFoundError:  # it was merged with others meanwhile
-            fresh = Pictures(self.folder, [row["pair_id"] for row, _ in members], unreadable=lambda *_: None)
+            fresh = self._listed_again()
             return [use(row, fresh.find(row)) for row, _ in members]
-        except LedgerError:
-            return [use(row, Found(f"{file}/{row['output']}", None)) for row, _ in members]
+        except LedgerError as error:
+            if len(members) > 1:
+                return [result for member in members for result in self._read((file, [member]), use)]
+            ((row, _),) = members
+            return [use(row, Found(f"{file}/{row['output']}", None, str(error)))]
+
+    def _listed_again(self) -> Pictures:
+        """The pictures as they are now, or were when a first file had vanished."""
+        with self._lock:
+            if not self._next:
+                self._next.append(Pictures(self.folder, self._pair_ids, self._tables, unreadable=lambda *_: None))
+            return self._next[0]
 
     def _read_apart(self, name: str) -> Found:
         return Found(name, self.folder.read(name))
@@ -174,9 +198,9 @@ def _listed(
     return index.append_column(LISTED.field("file"), pa.repeat(file, len(index)))
 
 
-def _one(row: Mapping[str, Any]) -> pa.Table:
-    """A table of one row, with the columns by which its picture is found."""
-    return pa.table({name: [row[name]] for name in (*ATTEMPT, "output")})
+def _key(row: Mapping[str, Any]) -> str:
+    """The key of a row, as `form.keys` has it."""
+    return "\n".join(str(row[name]) for name in ATTEMPT)
 
 
 def _dicts(rows: pa.Table) -> Iterator[Row]:

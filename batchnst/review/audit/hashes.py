@@ -94,6 +94,8 @@ def _unknown_entries(stored: Pictures, painted: pa.Table) -> Iterator[Finding]:
 def _picture(row: dict[str, Any], picture: Found) -> Finding | None:
     """The first problem of a pair's picture; None if there is none."""
     name, data, pair_id = picture.name, picture.data, row["pair_id"]
+    if picture.problem:
+        return Finding("picture-damaged", pair_id, picture.problem)
     if data is None:
         return Finding("picture-missing", pair_id, f"{name} is not there")
     try:
