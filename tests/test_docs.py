@@ -121,13 +121,32 @@ def test_the_ledger_is_read_from_python(
     assert "none--swirls" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("example", all_blocks("python", without=["ledger.md", "seal.md"]))
+@pytest.mark.parametrize("example", all_blocks("python", without=["ledger.md", "seal.md", "pictures.md"]))
 def test_every_other_python_example_paints(example: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo)
     for painted in demo.glob("painted.*"):
         painted.unlink()
     run_example(example)
     assert len(list(demo.glob("painted.*"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its file open
+def test_pictures_in_files_together_are_read_as_the_manual_says(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for form, name in (("parquet", "demo"), ("tar", "archives")):
+        assert invoke("export", demo / "out/demo", "--to", form, "--out", f"out/{name}").exit_code == 0
+    (archive,) = Path("out/archives/pictures").iterdir()
+    archive.rename(archive.with_name("shard.tar"))
+    rows, samples = blocks(ROOT / "docs/pictures.md", "python")
+    names: dict[str, Any] = {}
+    exec(f"import datasets; datasets.config.HF_DATASETS_CACHE = {str(tmp_path / 'cache')!r}; {rows}", names)
+    assert Path("first.png").exists()
+    assert len(names["best"]) == 2
+    exec(samples, {})
+    assert capsys.readouterr().out.count("--swirls") == 2
 
 
 def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Path) -> None:

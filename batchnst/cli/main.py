@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchnst.cli import signals
-from batchnst.cli.options import RECIPE_OPTIONS, with_options, with_recipe_options
+from batchnst.cli.options import RECIPE_OPTIONS, size_in_bytes, with_options, with_recipe_options
 from batchnst.cli.streams import make_lasting
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.manifest.columns import OUTPUT_FIELDS, OUTPUT_TEMPLATE
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds, and commands that 
     from batchnst.manifest.manifest import Manifest as PairsOfManifest
 
 COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "serve", "audit", "report", "seal", "replay"]
-COMMANDS += ["layers", "weights", "bench", "ledger"]
+COMMANDS += ["export", "layers", "weights", "bench", "ledger"]
 """The commands in the order of the help."""
 
 
@@ -84,6 +84,14 @@ class EngineName(StrEnum):
 
     ray = "ray"
     inline = "inline"
+
+
+class FormOfPictures(StrEnum):
+    """Forms of pictures in OUT."""
+
+    files = "files"
+    parquet = "parquet"
+    tar = "tar"
 
 
 _FIELDS = ", ".join(f"{{{name}}}" for name in OUTPUT_FIELDS)
@@ -175,6 +183,12 @@ def in_bytes(gigabytes: float | None) -> float | None:
     return gigabytes and gigabytes * 1e9
 
 
+ShardSize = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Size of the files with many pictures that small ones are merged into."),
+]
+
+
 Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster.", show_default="$RAY_ADDRESS, else a new one on this machine"),
@@ -238,6 +252,10 @@ def run(
             help="Web hook of a chat service to tell how the run ends and when pairs begin to fail; kept secret.",
         ),
     ] = None,
+    pictures: Annotated[
+        FormOfPictures, typer.Option(help="files: one a picture; parquet, tar: many in a file, in OUT/pictures.")
+    ] = FormOfPictures.files,
+    shard_size: ShardSize = "256MB",
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
     from batchnst.cli.notify import check_hook
@@ -258,6 +276,8 @@ def run(
         limit=limit,
         memory=in_bytes(memory),
         seal=seal,
+        pictures=pictures.value,
+        shard_size=size_in_bytes(shard_size, "--shard-size"),
     )
     display = _paint(pairs, options, notify)
     _print(display.summary())
@@ -663,6 +683,44 @@ def replay(
         raise typer.Exit(FAILED)
 
 
+class Status(StrEnum):
+    """Statuses of a pair."""
+
+    ok = "ok"
+    failed = "failed"
+
+
+@app.command()
+@_handle_errors
+def export(
+    out: OutFolder,
+    to: Annotated[FormOfPictures, typer.Option(help="files: one a picture; parquet, tar: many in a file.")],
+    dest: Annotated[
+        str, typer.Option("--out", metavar="DEST", help="Folder or URI to write to; run again, it goes on.")
+    ],
+    status: Annotated[Status | None, typer.Option(help="Only pairs whose newest row has this status.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Only pairs for which this condition on the columns of pairs holds."),
+    ] = None,
+    shard_size: ShardSize = "256MB",
+) -> None:
+    """Copy the pictures of a run, and their rows, to another folder, in any form."""
+    from batchnst.cli.display import Bar
+    from batchnst.ledger.out import open_out
+    from batchnst.review.export import Request, describe
+    from batchnst.review.export import export as copy
+
+    size = size_in_bytes(shard_size, "--shard-size")
+    request = Request(form=to.value, shard_size=size, status=status.value if status else None, where=where)
+    with Bar() as bar:
+        result = copy(open_out(out), dest, request, bar.update)
+    _error("\n".join(result.missing[:MAX_PROBLEMS]))
+    _print(describe(result, dest))
+    if result.missing:
+        raise typer.Exit(FAILED)
+
+
 @app.command()
 @_handle_errors
 @with_options("size", "steps", "optimizer", "seed", "backbone", "weights", "precision")
@@ -843,14 +901,14 @@ app.add_typer(ledger, name="ledger")
 
 @ledger.command()
 @_handle_errors
-def compact(out: OutFolder) -> None:
-    """Merge the many small files of a ledger into few; no row is lost, even if it is interrupted."""
+def compact(out: OutFolder, shard_size: ShardSize = "256MB") -> None:
+    """Merge the many small files of a ledger, and of pictures, into few; nothing is lost, even if it is interrupted."""
     from batchnst.ledger.out import open_out
 
-    folder = open_out(out)
+    size, folder = size_in_bytes(shard_size, "--shard-size"), open_out(out)
     with folder.claim(f"compaction-{secrets.token_hex(6)}") as claim:
-        before, after = folder.compact(claim)
-    _print(f"{out}: {before} ledger files, now {after}")
+        before, after = folder.compact(claim, shard_size=size)
+    _print(f"{out}: {before} files of ledger and pictures, now {after}")
 
 
 def main() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from batchnst.backbones import BACKBONES
-from batchnst.errors import RecipeError
+from batchnst.errors import RecipeError, RequestError
 from batchnst.recipe import PRESETS, SOURCES, Recipe, read_recipe
 
 RECIPE_OPTIONS = {
@@ -32,6 +33,12 @@ RECIPE_OPTIONS = {
 }
 """Help texts of the recipe keys that have an option; all other keys are set by `--set`."""
 
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+"""Units of a size, and their bytes."""
+
+LEAST_SIZE = 10**6
+"""Smallest size of a file that many pictures are merged into, in bytes."""
 
 Command = Callable[..., None]
 
@@ -69,6 +76,15 @@ def _with_options(command: Command, keys: Sequence[str]) -> Command:
     added = [inspect.Parameter(key, keyword, default=None, annotation=kind) for key, kind in kinds.items()]
     wrapper.__signature__ = inspect.Signature(kept + added)  # type: ignore[attr-defined]
     return wrapper
+
+
+def size_in_bytes(text: str, option: str) -> int:
+    """A size such as 256MB in bytes; raises RequestError, which names `option`, if it is none or less than 1 MB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", text.strip(), re.IGNORECASE)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match and unit and (size := float(match[1]) * unit) >= LEAST_SIZE:
+        return int(size)
+    raise RequestError(f"{option} {text}: expected a size of at least 1MB, such as 256MB or 1GB")
 
 
 def _settings(recipe: str | None, set_: list[str] | None, **options: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -46,7 +47,10 @@ REMEMBERED = 1 << 14
 TELL_SECONDS = 30.0
 """Seconds between two notices of how far the check is."""
 
-_COLUMNS = ("pair_id", "output_sha256", "content_sha256", "style_sha256", "mask_sha256", "start_sha256")
+_COLUMNS = (
+    *("pair_id", "run_id", "output", "output_sha256"),
+    *("content_sha256", "style_sha256", "mask_sha256", "start_sha256"),
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class _Check:
 
     def __post_init__(self) -> None:
         self._hash = lru_cache(maxsize=REMEMBERED)(_hash)
+        self._stored = self.out.pictures([] if MISSING not in self.kinds else None, unreadable=lambda *_: None)
 
     def run(
         self,
@@ -193,9 +198,20 @@ class _Check:
     def _differs(self, kind: str, pair: Pair, row: Mapping[str, Any]) -> bool:
         """True if a file of `pair` is another than `row` says; for pictures also if it is gone."""
         if kind == MISSING:
+            if self._stored.holds(row):
+                return self._is_other_together(row)
             picture = (resolve(f"images/{pair.output}", self.out.address), row["output_sha256"])
             return self._is_other(kind, *picture, gone=True)
         return any(self._is_other(kind, *source) for source in _inputs(pair, row))
+
+    def _is_other_together(self, row: Mapping[str, Any]) -> bool:
+        """True if the picture of `row`, in a file with others, has another hash than `row` says."""
+        try:
+            data = self._stored.find(row).data
+        except BatchNSTError as error:
+            self._count_unread(MISSING, error)
+            return False
+        return hashlib.sha256(data or b"").hexdigest() != str(row["output_sha256"])
 
     def _is_other(self, kind: str, address: str, sha256: str, *, gone: bool = False) -> bool:
         """True if the file at `address` has another hash; `gone` is the answer if there is none."""
@@ -204,9 +220,12 @@ class _Check:
             return found != sha256
         if gone and isinstance(found, InputError) and found.missing:
             return True
-        self.unread.setdefault(kind, str(found))
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self._count_unread(kind, found)
         return False
+
+    def _count_unread(self, kind: str, error: BatchNSTError) -> None:
+        self.unread.setdefault(kind, str(error))
+        self.counts[kind] = self.counts.get(kind, 0) + 1
 
 
 def _done(

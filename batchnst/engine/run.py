@@ -29,6 +29,8 @@ from batchnst.ledger import seal
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim
 from batchnst.ledger.keys import read_private
 from batchnst.ledger.out import Out, Outcomes
+from batchnst.ledger.pictures.form import FormName
+from batchnst.ledger.pictures.shards import SHARD_SIZE
 from batchnst.ledger.schema import RunRow
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.ahead import ahead
@@ -65,7 +67,8 @@ class Options:
     `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
     the largest number of pairs to paint. `redo` says which pairs are painted again, as `redo.choose` does.
     `memory` is the most that a worker may use, in bytes. `seal` is the file of the private key that OUT is sealed with
-    at the end, if it is to be.
+    at the end, if it is to be. `pictures` is the form of the pictures, and `shard_size` the size of the files that they
+    are merged into, in bytes.
     """
 
     out: str
@@ -78,6 +81,8 @@ class Options:
     limit: int | None = None
     memory: float | None = None
     seal: str | None = None
+    pictures: FormName = "files"
+    shard_size: int = SHARD_SIZE
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     key = read_private(options.seal) if options.seal else None
     named_rows(options.redo, manifest)
     weights = load_networks(manifest.networks)
-    claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
+    claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", options.pictures)
     if rival := claim.rival():
         yield Notice(f"{rival} holds {out.address}; looking for a sign of life for up to {SILENCE_SECONDS:.0f} s")
     with ExitStack() as stack:
@@ -170,19 +175,19 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
             yield Notice(describe_newer(newer, options.out))
         if len(plan):
             yield from _paint(plan, out, claim, weights, options)
-            yield from _compact(out, claim)
+            yield from _compact(out, claim, options.shard_size)
         else:
             yield Planned(plan, 0, 0, claim.run_id)
         if key:
             yield from _seal(out, claim, key)
 
 
-def _compact(out: Out, claim: Claim) -> Iterator[Notice]:
-    """Merge the ledger's small files if there are many."""
+def _compact(out: Out, claim: Claim, shard_size: int) -> Iterator[Notice]:
+    """Merge the small files of ledger and pictures if there are many."""
     try:
-        out.compact(claim, at_least=MANY_FILES)
+        out.compact(claim, at_least=MANY_FILES, shard_size=shard_size)
     except (LedgerError, StorageError) as error:
-        yield Notice(f"the ledger's small files were not merged: {error}")
+        yield Notice(f"small files were not merged: {error}")
 
 
 def _seal(out: Out, claim: Claim, key: Ed25519PrivateKey) -> Iterator[Event]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from batchnst.errors import Occupied, StorageError, Superseded
+from batchnst.ledger.pictures.form import FormName
 from batchnst.ledger.process import Process
 from batchnst.ledger.state import State, change_latest, change_state, prune_states, read_state
 from batchnst.storage.files import Folder
@@ -32,11 +33,12 @@ SETTLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of a run's task to write. `task` is its number; 0 is the run itself."""
+    """The right of a run's task to write. `task` is its number; 0 is the run itself. `form` is that of its pictures."""
 
     run_id: str
     run_number: int
     task: int = 0
+    form: FormName = "files"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,19 @@ class Claim:
     `run_number` is known from then on: it is higher than that of every earlier run.
     """
 
-    def __init__(self, folder: Folder, run_id: str, last_number: Callable[[], int] = lambda: 0) -> None:
-        """`last_number` gives the highest run number in the ledger; it is called if OUT has no state."""
-        self.folder, self.run_id, self.run_number = folder, run_id, 0
+    def __init__(
+        self,
+        folder: Folder,
+        run_id: str,
+        last_number: Callable[[], int] = lambda: 0,
+        form: FormName = "files",
+        above: int = 0,
+    ) -> None:
+        """`last_number` gives the highest run number in the ledger; it is called if OUT has no state.
+
+        The number of this run is also higher than `above`. `form` is that of the run's pictures.
+        """
+        self.folder, self.run_id, self.run_number, self.form, self._above = folder, run_id, 0, form, above
         self._last_number = last_number
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
@@ -90,7 +102,7 @@ class Claim:
 
     def lease(self, task: int = 0) -> Lease:
         """The right to write of a task of this run, or of the run itself."""
-        return Lease(self.run_id, self.run_number, task)
+        return Lease(self.run_id, self.run_number, task, self.form)
 
     def __enter__(self) -> Self:
         self._beat()
@@ -123,7 +135,7 @@ class Claim:
                     self.folder,
                     state,
                     run_id=self.run_id,
-                    run_number=(state.run_number if state.number else self._last_number()) + 1,
+                    run_number=max(self._above, state.run_number if state.number else self._last_number()) + 1,
                     holder=Process.here(),
                     revoked=(),
                 )

@@ -46,6 +46,12 @@ ORDER = {
 }
 """Sort order of each table, which keeps all failures, or the curve of a pair, together."""
 
+SHARDS = ("pictures", "previous")
+"""Folders of files with many pictures each, which are merged in the same way; they are in OUT itself."""
+
+ENDINGS = dict.fromkeys(ORDER, (".parquet",)) | dict.fromkeys(SHARDS, (".parquet", ".tar"))
+"""Endings of the files of each table, and of those with pictures."""
+
 TRIES = 20
 """Attempts at listing the files of a table, if they change meanwhile."""
 
@@ -62,13 +68,23 @@ def compact(folder: Folder, claim: Claim, at_least: int) -> tuple[int, int]:
     count = sum(map(len, listed.values()))
     if not groups:
         return count, count
-    identity = f"{claim.run_number}-{uuid.uuid4().hex[:12]}"
+    identity = new_identity(claim)
     new = tuple(_merge(folder, identity, table, group) for table, group in groups)
     old = tuple(f"{table}/{info.base_name}" for table, group in groups for info in group)
-    folder.write(_retired_name(identity), json.dumps(old).encode())
-    claim.change(lambda state: {"journal": Journal(id=identity, new=new, old=old)})
-    recover(folder, claim)
+    replace_files(folder, claim, Journal(id=identity, new=new, old=old))
     return count, count - len(old) + len(new)
+
+
+def new_identity(claim: Claim) -> str:
+    """A name for a compaction; new files go to a folder of this name in ASIDE first."""
+    return f"{claim.run_number}-{uuid.uuid4().hex[:12]}"
+
+
+def replace_files(folder: Folder, claim: Claim, journal: Journal) -> None:
+    """Decide a compaction whose new files are complete, and finish it; raises Superseded if `claim` is lost."""
+    folder.write(_retired_name(journal.id), json.dumps(journal.old).encode())
+    claim.change(lambda state: {"journal": journal})
+    recover(folder, claim)
 
 
 def recover(folder: Folder, claim: Claim) -> None:
@@ -97,18 +113,24 @@ def _finish(folder: Folder, claim: Claim, journal: Journal) -> None:
             raise StorageError(
                 f"{folder.address}: its state names {name!r}, which is no ledger file; nothing was changed"
             )
-    in_parallel(lambda name: folder.move(f"{ASIDE}/{journal.id}/{name}", f"ledger/{name}"), journal.new, folder.streams)
-    missing = [name for name in journal.new if not folder.exists(f"ledger/{name}")]
+    in_parallel(lambda name: folder.move(f"{ASIDE}/{journal.id}/{name}", _place(name)), journal.new, folder.streams)
+    missing = [name for name in journal.new if not folder.exists(_place(name))]
     if missing:
-        raise StorageError(f"{folder.path(f'ledger/{missing[0]}')}: a merged file is missing; nothing was removed")
+        raise StorageError(f"{folder.path(_place(missing[0]))}: a merged file is missing; nothing was removed")
     claim.check()
-    in_parallel(lambda name: folder.remove(f"ledger/{name}"), journal.old, folder.streams)
+    in_parallel(lambda name: folder.remove(_place(name)), journal.old, folder.streams)
     claim.change(lambda state: {"journal": None, "retired": (*state.retired, journal.id)})
 
 
 def _is_ledger_file(name: str) -> bool:
     table, slash, file = name.partition("/")
-    return table in ORDER and bool(slash) and "/" not in file and file.endswith(".parquet") and is_counted(file)
+    known = table in ENDINGS and bool(slash) and "/" not in file
+    return known and file.endswith(ENDINGS[table]) and is_counted(file)
+
+
+def _place(name: str) -> str:
+    """The path in OUT of a file, from its name in a journal."""
+    return name if name.partition("/")[0] in SHARDS else f"ledger/{name}"
 
 
 def is_counted(path: str) -> bool:
@@ -117,13 +139,13 @@ def is_counted(path: str) -> bool:
 
 
 def current_files(folder: Folder, table: str, prefix: str = "") -> list[pafs.FileInfo]:
-    """The files of `table`, each row in exactly one of them, also during a compaction.
+    """The files of `table`, or of one of SHARDS; each row in exactly one of them, also during a compaction.
 
     Only files whose names begin with `prefix`; merged files have other names than those that they replace.
     """
     for _ in range(TRIES):
         state = read_state(folder)
-        listing = folder.files(f"ledger/{table}", ending=".parquet")
+        listing = folder.files(_place(table), ending=ENDINGS[table])
         files = [info for info in listing if is_counted(folder.relative(info.path))]
         listed = {f"{table}/{info.base_name}" for info in files}
         skipped = _skipped(folder, state, table, listed)
@@ -166,12 +188,17 @@ def _retired_name(identity: str) -> str:
 
 def _merge_retired(folder: Folder, claim: Claim, state: State) -> None:
     """Replace the lists of retired names by one."""
-    identity = f"{claim.run_number}-{uuid.uuid4().hex[:12]}"
+    identity = new_identity(claim)
     names = sorted(name for part in state.retired for name in _retired(folder, part))
     folder.write(_retired_name(identity), json.dumps(names).encode())
     claim.change(lambda latest: {"retired": (identity, *latest.retired[len(state.retired) :])})
     for part in state.retired:
         folder.remove(_retired_name(part))
+
+
+def is_retired(folder: Folder, name: str) -> bool:
+    """True if a compaction has replaced the file of this name, such as `pairs/x.parquet`."""
+    return any(name in _retired(folder, identity) for identity in read_state(folder).retired)
 
 
 def _groups(files: Sequence[pafs.FileInfo], at_least: int) -> list[list[pafs.FileInfo]]:

@@ -4,7 +4,7 @@ A leaf is a row of a small table, with the columns of LEAVES:
 
     kind                       runs, pairs, losses or pictures
     run_id, pair_id, attempt   of the row, or of the losses; for a picture those of the newest ok row that names it
-    output                     path of a picture under images/, null for the others
+    output                     `output` of a picture's row, or its path under images/; null for the others
     sha256                     hash of the content
 
 The content of a row is the canonical form of its columns without `run_id`, `pair_id` and `attempt`. That of losses is
@@ -33,6 +33,7 @@ from batchnst.ledger import merkle, parquet
 from batchnst.ledger.canonical import encode_rows, slices
 from batchnst.ledger.compaction import is_counted
 from batchnst.ledger.out import ORDERED_BY, Out, newest_rows
+from batchnst.ledger.pictures.form import keys
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, VERSION
 from batchnst.progress import Progress
 from batchnst.storage.files import in_parallel
@@ -81,7 +82,7 @@ def hashes_of(leaves: pa.Table) -> bytes:
 def _parts(out: Out, progress: Progress, skip_unreadable: bool, table: str) -> Iterator[pa.Table]:
     """The rows of a table, some files at a time."""
     files, done = out.files(table), 0
-    for group in _groups(files):
+    for group in in_parts(files):
         progress(f"ledger, {table} {done}/{len(files)}", done, len(files))
         read = partial(_read, out, table, skip_unreadable)
         parts = in_parallel(read, group, out.folder.streams)
@@ -89,7 +90,8 @@ def _parts(out: Out, progress: Progress, skip_unreadable: bool, table: str) -> I
         done += len(group)
 
 
-def _groups(files: Sequence[pafs.FileInfo]) -> Iterator[list[pafs.FileInfo]]:
+def in_parts(files: Sequence[pafs.FileInfo]) -> Iterator[list[pafs.FileInfo]]:
+    """The files of a table in groups of at most PART_BYTES."""
     group, size = list[pafs.FileInfo](), 0
     for info in files:
         if group and size + info.size > PART_BYTES:
@@ -257,21 +259,44 @@ def _digests(encoded: pa.Array, steps: NDArray[np.int64], starts: NDArray[np.int
 
 
 def _picture_leaves(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
-    """A leaf for each file under images/; `owners` has the newest ok row for each output."""
-    names = [out.folder.relative(info.path) for info in out.folder.files("images")]
-    names = [name for name in names if is_counted(name)]
+    """A leaf for each picture; `owners` has the newest ok row for each output.
+
+    An output whose newest picture is in a file with others has no leaf for a file under images/: that is superseded.
+    """
+    together = _leaves_together(out, owners, progress)
+    images = (out.folder.relative(info.path) for info in out.folder.files("images"))
+    known = set(together["output"].to_pylist())
+    names = [name for name in images if is_counted(name) and name.removeprefix("images/") not in known]
     digests = list[bytes]()
     for start in range(0, len(names), BLOCK // 16):
         progress(f"pictures {start}/{len(names)}", start, len(names))
         block = names[start : start + BLOCK // 16]
-        digests += in_parallel(lambda name: _digest(out.folder.read(name) or b""), block, out.folder.streams)
+        digests += in_parallel(lambda name: _digest(out.folder.read(name)), block, out.folder.streams)
     outputs = pa.array([name.removeprefix("images/") for name in names], pa.string())
     places = pc.index_in(outputs, owners["output"].combine_chunks())
-    return _leaves("pictures", digests, {"output": outputs, **{name: owners[name].take(places) for name in ATTEMPT}})
+    columns = {"output": outputs, **{name: owners[name].take(places) for name in ATTEMPT}}
+    return pa.concat_tables([_leaves("pictures", digests, columns), together])
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def _leaves_together(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
+    """A leaf for each picture of `owners` that is in a file with others, and for each of its doubles."""
+    stored = out.pictures(tables=("pictures", "previous"))
+    rows = pc.index_in(keys(stored.entries), keys(owners))
+    places, owned = pc.indices_nonzero(pc.is_valid(rows)), owners.take(rows.drop_null())
+    owned = owned.select([*ATTEMPT, "output"]).append_column("number", pa.array(range(len(owned)), pa.int64()))
+    numbers, digests = list[int](), list[bytes]()
+    each = stored.each_at(places, owned, lambda row, found: (row["number"], _digest(found.data)))
+    for number, digest in each:
+        if len(numbers) % BLOCK == 0:
+            progress(f"pictures {len(numbers)}/{len(owned)}", len(numbers), len(owned))
+        numbers.append(number)
+        digests.append(digest)
+    found = owned.take(pa.array(numbers, pa.int64()))
+    return _leaves("pictures", digests, {name: found[name] for name in (*ATTEMPT, "output")})
+
+
+def _digest(data: bytes | None) -> bytes:
+    return hashlib.sha256(data or b"").digest()
 
 
 def _differing(owners: pa.Table, pictures: pa.Table) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -16,9 +16,12 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from batchnst.errors import LedgerError, StorageError
+from batchnst.errors import LedgerError, StorageError, Superseded
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
+from batchnst.ledger.pictures import shards
+from batchnst.ledger.pictures.form import FormName, Picture, encode
+from batchnst.ledger.pictures.stored import FORMS, Pictures
 from batchnst.ledger.previous import Previous, keep
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
 from batchnst.storage.files import Folder, in_parallel
@@ -130,26 +133,41 @@ def _same_rows(rows: pa.Table, others: pa.Table) -> pa.Array:
 
 
 class Out:
-    """A run's folder, local or in an object store: pictures under `images/`, the ledger under `ledger/`."""
+    """A run's folder, local or in an object store: the ledger under `ledger/`, pictures as `ledger.pictures` says."""
 
     def __init__(self, address: str) -> None:
         self.folder = Folder(address)
         self.address = self.folder.address
 
-    def claim(self, run_id: str) -> Claim:
-        """A claim on this folder by `run_id`; use it in a `with` statement."""
-        return Claim(self.folder, run_id, self._last_number)
+    def claim(self, run_id: str, form: FormName = "files", above: int = 0) -> Claim:
+        """A claim on this folder by `run_id`; use it in a `with` statement.
+
+        form: that of the run's pictures. above: a number that its run number must exceed.
+        """
+        return Claim(self.folder, run_id, self._last_number, form, above)
+
+    def pictures(self, pair_ids: Collection[str] | None = None, **options: Any) -> Pictures:
+        """The pictures of this folder, in every form, or only those of some pairs; `options` are those of Pictures."""
+        return retry_vanished(lambda: Pictures(self.folder, pair_ids, **options))
 
     def check(self, lease: Lease) -> None:
         """Raise Superseded if the holder of `lease` may no longer write."""
         check(self.folder, lease)
 
-    def compact(self, claim: Claim, at_least: int = 2) -> tuple[int, int]:
+    def compact(self, claim: Claim, at_least: int = 2, shard_size: int = shards.SHARD_SIZE) -> tuple[int, int]:
         """Merge the small files of each table that has `at_least` of them; return the number of files before and after.
 
+        Files with pictures are merged into some of about `shard_size` bytes, and superseded pictures leave them.
         Raises LedgerError if a file cannot be read; nothing is changed then. Raises Superseded if `claim` is lost.
         """
-        return compaction.compact(self.folder, claim, at_least)
+        self.recover(claim)
+        count = left = len(compaction.current_files(self.folder, "pictures"))
+        if count:  # first, because the files that it puts in place of rows may be merged only once it is through
+            rows = self.rows("pairs", [*ATTEMPT, "status", *ORDERED_BY[::2]])
+            ok = rows.filter(pc.equal(rows["status"], "ok"))
+            left = shards.compact(self.folder, claim, (ok, newest_rows(ok)), at_least, shard_size)
+        before, after = compaction.compact(self.folder, claim, at_least)
+        return before + count, after + left
 
     def recover(self, claim: Claim) -> None:
         """Finish or undo an interrupted compaction; raises Superseded if `claim` is lost."""
@@ -174,6 +192,10 @@ class Out:
         write, and StorageError.
         """
         name = f"{_prefix(lease)}{uuid.uuid4().hex[:12]}"
+        rows = {"losses": _encode(losses, "losses"), "pairs": _encode(pairs, "pairs")}
+        if lease.form != "files":
+            self._commit_together(lease, name, pictures, pairs, rows)
+            return
         versions = {output: self.folder.version(f"images/{output}") for output in pictures}
         replaced = tuple(output for output, version in versions.items() if version is not None)
         if replaced:
@@ -186,10 +208,27 @@ class Out:
         for output, data in pictures.items():
             self._write_picture(lease, output, data, versions[output])
         # Also without rows: a query of a table without a file is an error.
-        self.folder.write(f"ledger/losses/{name}.parquet", _encode(losses, "losses"), before=lambda: self.check(lease))
-        self.folder.write(f"ledger/pairs/{name}.parquet", _encode(pairs, "pairs"), before=lambda: self.check(lease))
+        for table, data in rows.items():
+            self.folder.write(f"ledger/{table}/{name}.parquet", data, before=lambda: self.check(lease))
         if replaced:
             self.folder.remove(f"{INTENTS}/{name}.json")
+
+    def _commit_together(
+        self, lease: Lease, name: str, pictures: Mapping[str, bytes], pairs: list[PairRow], rows: Mapping[str, bytes]
+    ) -> None:
+        """Commit with the pictures in a file together. Nothing is replaced, so nothing needs to be announced.
+
+        A compaction that removes pictures without rows first takes the name of their rows, see `shards`. So that file
+        must be a new one.
+        """
+        values = to_table(pairs, "pairs").to_pylist()
+        painted = [Picture(pictures[row["output"]], row) for row in values if row["output"] in pictures]
+        if painted:
+            data = encode(FORMS[lease.form], painted)
+            self.folder.write(f"pictures/{name}.{lease.form}", data, before=lambda: self.check(lease))
+        self.folder.write(f"ledger/losses/{name}.parquet", rows["losses"], before=lambda: self.check(lease))
+        if not self.folder.create_once(f"ledger/pairs/{name}.parquet", rows["pairs"], lambda: self.check(lease)):
+            raise Superseded(f"{self.address}: another run has taken this folder over; this one stops")
 
     def _write_picture(self, lease: Lease, output: str, data: bytes, version: str | None) -> None:
         """Write a picture in place of `version`; try again while it is not another run that has changed it."""

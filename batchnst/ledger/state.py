@@ -31,7 +31,10 @@ TRIES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """A compaction that was decided: new files that replace old ones, as paths under `ledger/`."""
+    """A compaction that was decided: new files that replace old ones.
+
+    Names are paths under `ledger/`, or in OUT for those that begin with `pictures/` or `previous/`.
+    """
 
     id: str
     new: tuple[str, ...]

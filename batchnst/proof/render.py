@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from batchnst.errors import BatchNSTError
 from batchnst.ledger.out import Out
+from batchnst.ledger.pictures.stored import Pictures
 from batchnst.ledger.schema import times
 from batchnst.pages import duration, figure, joined, script_source, short_names, templates
 from batchnst.pictures import isolated
@@ -138,18 +139,18 @@ def _thumbnail(address: str) -> Image:
 
 def _painted(out: Out, rows: Sequence[Row | None], progress: Progress) -> list[Image]:
     """The painted picture of each row, in its own size unless that is too large for the page."""
-    painted = [row["output"] if row and row["status"] == "ok" else None for row in rows]
+    painted = {row["output"]: row for row in rows if row and row["status"] == "ok"}
     side = min(MOST_SIDE, int(math.sqrt(MOST_PIXELS / max(1, len(rows)))))
-    outputs = list(dict.fromkeys(filter(None, painted)))
-    progress(f"reading {len(outputs)} pictures", 0, 1)
-    images = dict(zip(outputs, in_threads(partial(_result, out, side), outputs, READERS), strict=True))
+    progress(f"reading {len(painted)} pictures", 0, 1)
+    result = partial(_result, out.pictures([row["pair_id"] for row in painted.values()]), side)
+    images = dict(zip(painted, in_threads(result, list(painted.values()), READERS), strict=True))
     isolated.release()
-    return [images[output] if output else Image() for output in painted]
+    return [images[row["output"]] if row and row["status"] == "ok" else Image() for row in rows]
 
 
-def _result(out: Out, side: int, output: str) -> Image:
+def _result(pictures: Pictures, side: int, row: Row) -> Image:
     try:
-        data = out.folder.read(f"images/{output}")
+        data, output = pictures.find(row).data, row["output"]
         return _image(data, output, side, QUALITY) if data is not None else Image(problem="missing")
     except BatchNSTError:
         return Image(problem="cannot be read")

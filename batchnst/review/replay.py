@@ -158,8 +158,10 @@ def _relative(now: NDArray[np.float64], then: NDArray[np.float64]) -> NDArray[np
 
 def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
     """Comparison of the pixels of both pictures, each as decoded from its file."""
-    name = f"images/{row['output']}"
-    data = out.folder.read(name)
+    found = out.pictures([row["pair_id"]]).find(row)
+    name, data = found.name, found.data
+    if found.problem:
+        return Compared("picture", found.problem, holds=False)
     if data is None:
         return Compared("picture", f"{name} is not there", holds=False)
     if hashlib.sha256(data).hexdigest() != row["output_sha256"]:

@@ -382,6 +382,40 @@ class Folder:
         with _as_storage_error(path, "written"):
             self._store.retry(lambda: self._store.put(path, data, self._temporary(), before))
 
+    @contextmanager
+    def writing(self, relative: str, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+        """A large file to write to, piece by piece; it is at `relative` once the block has ended without an error.
+
+        `before` as in `write`. Raises StorageError.
+        """
+        path, temporary = self._checked(relative), self._temporary()
+        try:
+            with _as_storage_error(path, "written"), self._store.scratch(temporary) as file:
+                yield file
+                self._store.retry(lambda: self._store.put_scratch(file, path, temporary, before))
+        finally:
+            if self.local:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+
+    def create_once(self, relative: str, data: bytes, before: Callable[[], None] = lambda: None) -> bool:
+        """Write `data` to `relative`, unless another file is there: then it returns False. Raises StorageError.
+
+        `before` as in `write`. A file with the same data is taken for this one: the answer may have been lost.
+        """
+        path = self._checked(relative)
+
+        def create() -> None:
+            before()
+            self._store.create(path, data, self._temporary())
+
+        with _as_storage_error(path, "written"):
+            try:
+                self._store.retry(create)
+            except FileExistsError:
+                return self.read(relative) == data
+        return True
+
     def create(self, relative: str, data: bytes) -> bool:
         """Write `data` to `relative` if there is no such file; returns False if there is one. Raises StorageError.
 
@@ -447,8 +481,8 @@ class Folder:
         with _as_storage_error(path, "removed"), suppress(FileNotFoundError):
             self._store.retry(lambda: self._store.delete(path))
 
-    def files(self, relative: str, prefix: str = "", ending: str = "") -> list[pafs.FileInfo]:
-        """Files in the subfolder `relative` whose names begin with `prefix` and end with `ending`.
+    def files(self, relative: str, prefix: str = "", ending: str | tuple[str, ...] = "") -> list[pafs.FileInfo]:
+        """Files in the subfolder `relative` whose names begin with `prefix` and end with `ending`, or one of them.
 
         Deeper subfolders are included, links are not followed; the files are sorted by their path on `filesystem`.
         Raises StorageError.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -160,6 +162,33 @@ class Store:
                     self.filesystem.delete_file(temporary)
                 raise
 
+    def scratch(self, temporary: str) -> BinaryIO:
+        """A file on this machine to write to, for `put_scratch`; it vanishes when it is closed."""
+        return tempfile.TemporaryFile()
+
+    def put_scratch(self, file: BinaryIO, path: str, temporary: str, before: Callable[[], None]) -> None:
+        """Write a file of `scratch` to `path`, completely or not at all, piece by piece; `before` as in `put`."""
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if size <= self.atomic_bytes:
+            self.put(path, file.read(), temporary, before)
+            return
+        try:
+            self._stream(file, temporary, size)
+            before()
+            self.move(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.delete_file(temporary)
+            raise
+
+    def _stream(self, file: BinaryIO, path: str, size: int) -> None:
+        self._make_folder(path)
+        with self.filesystem.open_output_stream(path) as stream:
+            shutil.copyfileobj(file, stream, PIECE)
+        if (kept := self.filesystem.get_file_info(path).size) not in (size, None):
+            raise OSError(f"the store kept {kept} bytes of {size}")
+
     def move(self, source: str, target: str) -> None:
         """Move a file, replacing `target`; raises FileNotFoundError if there is no file at `source`."""
         self._make_folder(target)
@@ -259,6 +288,18 @@ class Disk(Store):
             unfinished.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+
+    def scratch(self, temporary: str) -> BinaryIO:
+        """A file to write to at `temporary`, for `put_scratch`."""
+        _make_folder(Path(temporary).parent)
+        return open(temporary, "xb")
+
+    def put_scratch(self, file: BinaryIO, path: str, temporary: str, before: Callable[[], None]) -> None:
+        """Sync a file of `scratch` to disk, call `before`, and rename it to `path`."""
+        file.flush()
+        os.fsync(file.fileno())
+        before()
+        self.move(temporary, path)
 
     def move(self, source: str, target: str) -> None:
         """Move a file, replacing `target`; raises FileNotFoundError if there is no file at `source`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tools.simulate import BREAKS, attempt
+from tests.tools.simulate import BREAKS, FORMS, attempt
 
 
 def test_no_schedule_violates_an_invariant() -> None:
@@ -14,6 +14,10 @@ def test_no_schedule_violates_an_invariant() -> None:
     assert all(sum(fault[kind] for fault in faults) for kind in ("suspended", "crashed", "late", "twice", "unreported"))
 
 
+def test_no_schedule_loses_a_picture_of_runs_in_different_forms() -> None:
+    assert [violated for *_, violated in (attempt(seed, forms=FORMS) for seed in range(20)) if violated] == []
+
+
 def test_a_run_that_is_ending_is_not_taken_for_silent() -> None:
     """Found by `make simulate`: two suspended runs woke up, and one took the other's last steps for its death."""
     assert attempt(103657)[3] == ""
@@ -21,4 +25,5 @@ def test_a_run_that_is_ending_is_not_taken_for_silent() -> None:
 
 @pytest.mark.parametrize("broken", BREAKS, ids=[function.__name__ for function in BREAKS.values()])
 def test_a_fault_put_back_is_found(broken: int) -> None:
-    assert any(attempt(seed, broken)[3] for seed in range(120))
+    forms = FORMS[1:] if broken == 6 else FORMS[:1]
+    assert any(attempt(seed, broken, forms)[3] for seed in range(120))

@@ -218,7 +218,8 @@ def test_a_store_that_does_not_answer_is_not_asked_for_every_picture(
         raise InputError("gone", transient=True)
 
     monkeypatch.setattr(files, "read_at_most", read)
-    album = previews.Album(Out(str(tmp_path)))
+    out = Out(str(tmp_path))
+    album = previews.Album(out, out.pictures([]))
     for i in range(200):
         album.number(previews.Source(f"s3://gone/{i}.png"))
     found = album.previews(200, lambda *_: None)
@@ -231,7 +232,8 @@ def test_previews_are_upright_and_no_larger_than_fits(tmp_path: Path, monkeypatc
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(noise).save(tmp_path / "turned.jpg", exif=exif)
-    album = previews.Album(Out(str(tmp_path)))
+    out = Out(str(tmp_path))
+    album = previews.Album(out, out.pictures([]))
     for _ in range(2):
         assert album.number(previews.Source(str(tmp_path / "turned.jpg"))) == 0
     (large,) = album.previews(1, lambda *_: None)

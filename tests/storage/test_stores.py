@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import subprocess
@@ -22,12 +23,15 @@ from PIL import Image
 
 from batchnst import read_ledger
 from batchnst.errors import InputError, RequestError, StorageError, Superseded
+from batchnst.ledger.out import Out
+from batchnst.ledger.pictures.form import FormName
 from batchnst.pictures.isolated import probe
+from batchnst.review.export import Request, export
 from batchnst.storage import addresses, files, retries, stores
 from batchnst.storage.azure import AzureAccount
 from batchnst.storage.conditional import ObjectStoreClient, gs_client
 from batchnst.storage.stores import Store
-from tests.helpers import batchnst
+from tests.helpers import batchnst, row
 from tests.storage.servers import (
     AZURE_ACCOUNT,
     AZURE_KEY,
@@ -534,7 +538,9 @@ def test_a_whole_run_from_a_store_to_a_store(proxy: Proxy, where: str, images: P
         result = batchnst(*run, *limit)
         assert result.exit_code == 0, result.output
     compacted = batchnst("ledger", "compact", f"{where}/out")
-    assert (compacted.exit_code, "ledger files, now 3\n" in compacted.output) == (0, True), compacted.output
+    assert (compacted.exit_code, "files of ledger and pictures, now 3\n" in compacted.output) == (0, True), (
+        compacted.output
+    )
     assert batchnst("report", f"{where}/out").exit_code == 0
     assert b"rocket" in files.read(f"{where}/out/report.html")
     again = batchnst(*run)
@@ -560,3 +566,26 @@ def test_whole_runs_through_faults_lose_and_tear_nothing(
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     addresses._open.cache_clear()
     check_all(where)
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+def test_pictures_in_files_together_in_a_store(proxy: Proxy, where: str, form: FormName) -> None:
+    data = random.Random(2).randbytes(300_000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    out = Out(f"{where}/out")
+    with out.claim("r1", form) as claim:
+        for name in ("a.b", "c"):
+            painted = row(name, run_number=1, output=f"{name}.png", output_sha256=sha256, width=3, height=2)
+            out.commit(claim.lease(1), {f"{name}.png": data}, [painted], [])
+        out.compact(claim)
+    assert len(names(out.folder, "pictures")) == 1
+    assert set(out.pictures().each(out.rows("pairs"), lambda row, found: (row["pair_id"], found.data))) == {
+        ("a.b", data), ("c", data),
+    }  # fmt: skip
+    result = export(out, f"{where}/copy", Request(form="files", shard_size=10**6))
+    assert (result.copied, files.read(f"{where}/copy/images/a.b.png")) == (2, data)
+    big = Out(f"{where}/copy").folder
+    with big.writing("big.bin") as sink:
+        sink.write(data * (BIG // len(data)))
+    assert len(big.read("big.bin") or b"") == len(data) * (BIG // len(data))
+    assert not names(big, ".batchnst/tmp")

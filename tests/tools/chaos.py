@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -217,8 +218,8 @@ def make_manifest(photos: Path, folder: Path, pairs: int, web: str) -> Path:
     return folder / "m.csv"
 
 
-def command(manifest: Path, out: Path, address: str) -> list[str]:
-    run = [*BATCHNST, "run", str(manifest), "--out", str(out), "--address", address]
+def command(manifest: Path, out: Path, address: str, form: str) -> list[str]:
+    run = [*BATCHNST, "run", str(manifest), "--out", str(out), "--address", address, "--pictures", form]
     return [*run, *RECIPE, "--batch-size", "2", "--max-attempts", "10"]
 
 
@@ -239,9 +240,11 @@ class Sleeper:
 class Storm:
     """Runs until all is done, and meanwhile lets things happen, after equal numbers of pairs."""
 
-    def __init__(self, raylets: Raylets, manifest: Path, out: Path, chance: random.Random, log: IO[str]) -> None:
+    def __init__(
+        self, raylets: Raylets, manifest: Path, out: Path, chance: random.Random, log: IO[str], forms: Sequence[str]
+    ) -> None:
         self._raylets, self._out, self._chance, self._log = raylets, out, chance, log
-        self._command = command(manifest, out, raylets.cluster.address)
+        self._commands = [command(manifest, out, raylets.cluster.address, form) for form in forms]
         self._pairs = len(manifest.read_text().splitlines()) - 1
         self._sleepers: list[Sleeper] = []
         self._done: set[tuple[Any, ...]] = set()
@@ -286,7 +289,8 @@ class Storm:
     def _drive(self) -> subprocess.Popen[bytes]:
         self.drivers += 1
         assert self.drivers <= MOST_DRIVERS
-        return self._start(self._command, self._raylets.clocks[self.drivers % NODES])
+        run = self._commands[self.drivers % len(self._commands)]
+        return self._start(run, self._raylets.clocks[self.drivers % NODES])
 
     def _look(self) -> int:
         """The number of pairs that are done. Rows that were there must still be there."""
@@ -385,33 +389,47 @@ def examine(outcome: Outcome, manifest: Path, out: Path, undisturbed: Path) -> N
     outcome.lost = [pair_id for pair_id in ids if not done[pair_id]]
     outcome.doubled = [pair_id for pair_id, count in done.items() if count > 1]
     steps = Counter((row["run_id"], row["pair_id"], row["attempt"]) for row in tables["losses"])
+    pictures, calm = Out(str(out)).pictures(), undisturbed / "images"
     for row in tables["pairs"]:
         if row["status"] != "ok":
             continue
-        data = (out / "images" / row["output"]).read_bytes()
+        data = pictures.find(row).data or b""
         if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
             outcome.torn.append(row["output"])
         if steps[row["run_id"], row["pair_id"], row["attempt"]] != row["steps"]:
             outcome.torn.append(f"losses of {row['pair_id']}")
-        if not _alike(out / "images" / row["output"], undisturbed / "images" / row["output"]):
+        elif not _alike(data, (calm / row["output"]).read_bytes()):
             outcome.wrong.append(row["output"])
     outcome.torn += [path.name for path in (out / ".batchnst" / "tmp").iterdir()]
-    strays = {path.name for path in (out / "images").iterdir()} - {f"{pair_id}.png" for pair_id in ids}
+    strays = {path.name for path in (out / "images").glob("*")} - {f"{pair_id}.png" for pair_id in ids}
     outcome.torn += sorted(strays)
+    outcome.doubled += _doubled(pictures.entries["pair_id"].to_pylist())
 
 
-def _alike(path: Path, other: Path) -> bool:
+def _doubled(pair_ids: list[str]) -> list[str]:
+    return [f"the picture of {pair_id}" for pair_id, count in Counter(pair_ids).items() if count > 1]
+
+
+def _alike(data: bytes, other: bytes) -> bool:
     """Whether two pictures are the same but for rounding, which twenty steps let grow to a few levels."""
-    first, second = (np.asarray(Image.open(name), np.float64) for name in (path, other))
+    first, second = (np.asarray(Image.open(io.BytesIO(file)), np.float64) for file in (data, other))
     difference = np.abs(first - second)
     return bool(difference.mean() < 0.25 and difference.max() <= 16)
 
 
-def weather(photos: Path, folder: Path, pairs: int, kinds: list[str], seed: int, failing: float = 0) -> Outcome:
+def weather(
+    photos: Path,
+    folder: Path,
+    pairs: int,
+    kinds: list[str],
+    seed: int,
+    failing: float = 0,
+    forms: Sequence[str] = ("files",),
+) -> Outcome:
     """A storm and the same run undisturbed, compared.
 
     kinds: what happens, in any order. failing: share of the requests that the web server answers with an error. With
-    it, clocks are wrong as well.
+    it, clocks are wrong as well. forms: of the pictures; drivers take them in turn.
     """
     chance, server = random.Random(seed), FailingServer(folder, 0)
     chance.shuffle(kinds)
@@ -419,9 +437,10 @@ def weather(photos: Path, folder: Path, pairs: int, kinds: list[str], seed: int,
     try:
         with server, (folder / "log").open("w") as log:
             manifest, calm = make_manifest(photos, folder, pairs, server.url), folder / "undisturbed"
-            subprocess.run(command(manifest, calm, raylets.cluster.address), check=True, stdout=log, stderr=log)
+            undisturbed = command(manifest, calm, raylets.cluster.address, "files")
+            subprocess.run(undisturbed, check=True, stdout=log, stderr=log)
             server.share = failing
-            started, storm = time.monotonic(), Storm(raylets, manifest, folder / "out", chance, log)
+            started, storm = time.monotonic(), Storm(raylets, manifest, folder / "out", chance, log, forms)
             storm.rage(kinds, after_last=server.recover)
             outcome = Outcome(storm.events, time.monotonic() - started, storm.drivers, server.failures)
     finally:
@@ -439,11 +458,13 @@ def main() -> None:
     parser.add_argument("--pauses", type=int, default=9)
     parser.add_argument("--failing", type=float, default=0.2, help="share of the web server's answers")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", choices=["files", "parquet", "tar", "mixed"], default="files")
     options = parser.parse_args()
+    forms = ["files", "parquet", "tar"] if options.pictures == "mixed" else [options.pictures]
     kinds = [KILLS[i % len(KILLS)] for i in range(options.kills)]
     kinds += [PAUSES[i % len(PAUSES)] for i in range(options.pauses)]
     folder = Path(tempfile.mkdtemp(prefix="batchnst-chaos-"))
-    outcome = weather(IMAGES, folder, options.pairs, kinds, options.seed, options.failing)
+    outcome = weather(IMAGES, folder, options.pairs, kinds, options.seed, options.failing, forms)
     print(f"{options.pairs} pairs on {NODES} raylets: {outcome}")
     if not outcome.clean:
         sys.exit(f"{outcome.lost} {outcome.doubled} {outcome.torn} {outcome.wrong}; see {folder}")

@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 from unittest.mock import patch
 
 import greenlet
@@ -46,7 +46,10 @@ from batchnst.errors import BatchNSTError, StorageError
 from batchnst.ledger import claim as claims
 from batchnst.ledger import out, parquet, state
 from batchnst.ledger.claim import Claim, Lease
+from batchnst.ledger.compaction import current_files
 from batchnst.ledger.out import Out
+from batchnst.ledger.pictures.form import FormName
+from batchnst.ledger.pictures.stored import form_of
 from batchnst.ledger.previous import PREVIOUS
 from batchnst.ledger.process import Process
 from batchnst.ledger.schema import ATTEMPT
@@ -69,8 +72,10 @@ PAIRS = ("a", "b", "c")
 TASK_SECONDS = 400.0
 """Seconds after which a driver gives a task up as lost."""
 
-CHECKED = ("ledger", "images", "state", "intents")
+CHECKED = ("ledger", "images", "pictures", "previous", "state", "intents")
 """Folders of OUT whose changes may violate an invariant."""
+
+FORMS: tuple[FormName, ...] = ("files", "parquet", "tar")
 
 STEPS = 4_000
 """Operations of one schedule, at most."""
@@ -116,8 +121,11 @@ class Faults:
 class World:
     """The store, the true time, and the processes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, forms: Sequence[FormName] = ("files",)) -> None:
         self.random = random.Random(seed)
+        self.form_of_run = defaultdict[str, FormName](partial(random.Random(-seed).choice, forms))
+        self.fenced: set[str] = set()
+        """Files that a compaction has taken from workers whose pictures it removes."""
         self.now = 1_000_000.0
         self.files: dict[str, tuple[bytes, str]] = {}
         self.written = 0
@@ -130,7 +138,7 @@ class World:
         self.observing = 0
         self.steps = 0
         self.hub = greenlet.getcurrent()
-        self.known: dict[Any, list[tuple[str, str]]] = {}
+        self.known: dict[Any, list[dict[str, Any]]] = {}
         self.latest: state.State | None = None
         self.beats: defaultdict[str, list[float]] = defaultdict(list)
         """True times of each run's heartbeats."""
@@ -270,6 +278,8 @@ class World:
             raise Violated(f"{path} is outside OUT")
         self.written += 1
         self.files[path] = data, str(self.written)
+        if "/ledger/pairs/" in path and not _keys(data):
+            self.fenced.add(path)
         name = path.rpartition("/")[2]
         if name.startswith("alive-") and data not in self.known:  # one that lands twice is no new sign of life
             self.known[data] = []
@@ -297,7 +307,7 @@ class World:
         """No committed row vanishes, and none is counted twice."""
         for table, committed in self.committed.items():
             for path, (data, _) in self.files.items():
-                if path.startswith(f"{ROOT}/ledger/{table}/"):
+                if path.startswith(f"{ROOT}/ledger/{table}/") and path not in self.fenced:
                     committed |= _keys(data)
             seen = Counter[tuple[str, str, int]]()
             for info in folder.files(table):
@@ -309,20 +319,34 @@ class World:
 
     def check_pictures(self, folder: Out) -> None:
         """A pair that counts as done has the picture of its row."""
-        for output, sha256 in self.done(folder):
-            data = self.files.get(f"{ROOT}/images/{output}", (b"", ""))[0]
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise Violated(f"{output} belongs to a pair that counts as done, but is another picture")
+        done = self.done(folder)
+        apart = [row for row in done if self.form_of_run[row["run_id"]] == "files"]
+        for row in apart:
+            data = self.files.get(f"{ROOT}/images/{row['output']}", (b"", ""))[0]
+            if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
+                raise Violated(f"{row['output']} belongs to a pair that counts as done, but is another picture")
+        if len(apart) < len(done):
+            self.check_together(folder, [row for row in done if row not in apart])
 
-    def done(self, folder: Out) -> list[tuple[str, str]]:
-        """Output and picture's hash of each pair that counts as done, by the project's own reckoning."""
+    def check_together(self, folder: Out, done: Sequence[dict[str, Any]]) -> None:
+        """The picture of a pair that counts as done is in `pictures/` once."""
+        found = defaultdict[tuple[str, str, int], list[str]](list)
+        for info in current_files(folder.folder, "pictures"):
+            for key, sha256 in _pictures(info.base_name, self.files[info.path][0]):
+                found[key].append(sha256)
+        for row in done:
+            key = row["run_id"], row["pair_id"], row["attempt"]
+            if found[key] != [row["output_sha256"]]:
+                raise Violated(f"{key} counts as done, and has {len(found[key])} pictures")
+
+    def done(self, folder: Out) -> list[dict[str, Any]]:
+        """The rows of the pairs that count as done, by the project's own reckoning."""
         intents = folder.intents()
         key = tuple(info.path for info in folder.files("pairs")), repr(intents)
         if key not in self.known:
-            newest = out.newest_rows(folder.rows("pairs", [*out._OUTCOMES, "output_sha256"])).to_pylist()
+            newest = out.newest_rows(folder.rows("pairs", [*out._OUTCOMES, "run_id", "output_sha256"])).to_pylist()
             positions, outcomes = folder.newest().find([row["pair_id"] for row in newest])
-            done = [newest[i] for i, outcome in zip(positions, outcomes, strict=True) if outcome.done]
-            self.known[key] = [(row["output"], row["output_sha256"]) for row in done]
+            self.known[key] = [newest[i] for i, outcome in zip(positions, outcomes, strict=True) if outcome.done]
         return self.known[key]
 
     def check_takeover(self, data: bytes) -> None:
@@ -366,6 +390,18 @@ def _keys(data: bytes) -> frozenset[tuple[str, str, int]]:
     """Run, pair and attempt of each row of a ledger file."""
     columns = [column.to_pylist() for column in decode(data).select(ATTEMPT).columns]
     return frozenset(zip(*columns, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _pictures(name: str, data: bytes) -> list[tuple[tuple[str, str, int], str]]:
+    """Run, pair and attempt of each picture in a file, and the hash of its bytes."""
+    form = form_of(name)
+    entries = form.index(io.BytesIO(data), name).to_pylist()
+    pictures = form.read(io.BytesIO(data), name, entries)
+    return [
+        ((entry["run_id"], entry["pair_id"], entry["attempt"]), hashlib.sha256(picture).hexdigest())
+        for entry, picture in zip(entries, pictures, strict=True)
+    ]
 
 
 class SimulatedStore(Store):
@@ -421,6 +457,13 @@ class SimulatedStore(Store):
     def put(self, path: str, data: bytes, temporary: str, before: Callable[[], None] = lambda: None) -> None:
         before()
         self.world.write(path, lambda: self.world.put(path, data))
+
+    def scratch(self, temporary: str) -> BinaryIO:
+        return io.BytesIO()
+
+    def put_scratch(self, file: BinaryIO, path: str, temporary: str, before: Callable[[], None]) -> None:
+        file.seek(0)
+        self.put(path, file.read(), temporary, before)
 
     def create(self, path: str, data: bytes, temporary: str) -> None:
         def effect() -> None:
@@ -576,7 +619,7 @@ def work(lease: Lease, jobs: Sequence[Job]) -> None:
 def drive(world: World, run_id: str, version: int) -> None:
     """A run: claim, plan, tasks on other hosts, what is lost again, compaction."""
     folder = Out(ADDRESS)
-    with folder.claim(run_id) as claim:
+    with folder.claim(run_id, world.form_of_run[run_id]) as claim:
         folder.recover(claim)
         plan = make_plan(manifest(version), folder.newest(), {("vgg19", "bundled"): WEIGHTS})
         left, number = with_previous(plan.jobs(), folder), 0
@@ -630,9 +673,12 @@ def refused(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def schedule(seed: int, broken: int = 0) -> World:
-    """One schedule: two runs, a compaction and a reader with faults; then a run without, and an audit."""
-    world = World(seed)
+def schedule(seed: int, broken: int = 0, forms: Sequence[FormName] = ("files",)) -> World:
+    """One schedule: two runs, a compaction and a reader with faults; then a run without, and an audit.
+
+    Each run writes its pictures in one of `forms`.
+    """
+    world = World(seed, forms)
     with surroundings(world, broken), BREAKS.get(broken, nullcontext)():
         world.start("run-1", refused(partial(drive, world, "run-1", 0)))
         for name, main, delay in [
@@ -733,25 +779,49 @@ def others_taken_for_dead() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def rows_before_pictures() -> Iterator[None]:
+    """A worker writes its pictures last."""
+    real = Folder.write
+    late = list[Callable[[], None]]()
+
+    def write(self: Folder, relative: str, *rest: Any, **options: Any) -> None:
+        if relative.startswith("pictures/"):
+            late.append(partial(real, self, relative, *rest, **options))
+        else:
+            real(self, relative, *rest, **options)
+
+    real_commit = Out.commit
+
+    def commit(*arguments: Any) -> None:
+        real_commit(*arguments)
+        while late:
+            late.pop()()
+
+    with patch.object(Folder, "write", write), patch.object(Out, "commit", commit):
+        yield
+
+
 BREAKS = {
     1: compaction_without_a_decision,
     2: one_check_a_batch,
     3: newest_by_the_clock,
     4: any_ok_row_is_done,
     5: others_taken_for_dead,
+    6: rows_before_pictures,
 }
-"""The faults of the first round, by their numbers, to see that the simulator finds each."""
+"""Faults, by their numbers, to see that the simulator finds each."""
 
 
 # The command -------------------------------------------------------------------------------------------------------
 
 
-def attempt(seed: int, broken: int = 0) -> tuple[int, Faults, int, str]:
+def attempt(seed: int, broken: int = 0, forms: Sequence[FormName] = ("files",)) -> tuple[int, Faults, int, str]:
     """A schedule's seed, faults and operations, and what was violated; `broken` is a key of BREAKS."""
     if seed % 500 == 0:
         gc.collect()
     try:
-        world = schedule(seed, broken)
+        world = schedule(seed, broken, forms)
     except Violated as violated:
         return seed, Faults(), 0, str(violated)
     return seed, world.faults, world.steps, ""
@@ -763,13 +833,17 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--pictures", choices=[*FORMS, "mixed"], default="mixed")
     options = parser.parse_args()
+    forms = FORMS if options.pictures == "mixed" else (options.pictures,)
     started, total, steps, violations = time.monotonic(), Counter[str](), 0, list[str]()
     torch.set_num_threads(1)
     gc.disable()  # of cycles there are few, and collecting them takes a third of the time
     seeds = range(options.seed, options.seed + options.schedules)
     with ProcessPoolExecutor(options.processes) as pool:
-        for count, (seed, faults, taken, violated) in enumerate(pool.map(attempt, seeds, chunksize=20), 1):
+        for count, (seed, faults, taken, violated) in enumerate(
+            pool.map(partial(attempt, forms=forms), seeds, chunksize=20), 1
+        ):
             total.update(vars(faults))
             steps += taken
             if violated:

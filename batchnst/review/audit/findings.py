@@ -21,6 +21,7 @@ KINDS = {
     "picture-size": "a picture of another size than its row says",
     "picture-changed": "a picture whose hash is not its row's",
     "picture-unknown": "a picture without an ok row",
+    "picture-doubled": "a picture that is there twice",
     "previous-changed": "a picture of an earlier attempt whose hash is not its row's",
     "previous-unknown": "a picture of an earlier attempt without an ok row",
     "losses-missing": "an attempt without losses",

@@ -12,13 +12,17 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.chains import reading_order
-from batchnst.errors import BatchNSTError, InputError
-from batchnst.ledger.compaction import is_counted
+from batchnst.errors import BatchNSTError, InputError, LedgerError
+from batchnst.ledger.compaction import ENDINGS, is_counted
 from batchnst.ledger.out import Out, attempt_filter
+from batchnst.ledger.pictures.form import keys
+from batchnst.ledger.pictures.stored import Found, Pictures
+from batchnst.ledger.schema import ATTEMPT
 from batchnst.pictures import isolated
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.pictures.encode import FORMATS, Provenance
@@ -38,24 +42,64 @@ AT_ONCE = 64
 
 def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
     """Findings on pictures that differ from their rows, then on those without an ok row; sets `result.pictures`."""
-    existing = {out.folder.relative(info.path) for info in out.folder.files("images")}
-    columns = ["pair_id", "output", "output_sha256", "width", "height"]
     result.pictures = len(ok)
-    yield from in_threads(
-        partial(_picture, out, existing), ok.select(columns).sort_by("pair_id"), "pictures", out, progress
-    )
-    painted = pc.unique(rows["output"].filter(pc.equal(rows["status"], "ok"))).to_pylist()
-    unknown = existing - {f"images/{output}" for output in painted}
-    for name in sorted(filter(is_counted, unknown)):
+    stored = out.pictures(unreadable=partial(unreadable, out, result))
+    columns = ok.select([*ATTEMPT, "output", "output_sha256", "width", "height"]).sort_by("pair_id")
+    found = list[Finding]()
+    for i, finding in enumerate(stored.each(_with_claims(stored, columns), _picture)):
+        if i % AT_ONCE == 0:
+            progress(f"pictures {i}/{len(ok)}", i, len(ok))
+        found += [finding] if finding else []
+    yield from sorted(found, key=lambda finding: finding.pair_id or "")
+    painted = rows.filter(pc.equal(rows["status"], "ok"))
+    yield from _unknown_files(out, painted)
+    yield from unknown_entries(stored, painted, "picture-unknown")
+
+
+def unreadable(out: Out, result: Audit, file: str, error: LedgerError) -> None:
+    """Add a finding on a file with many pictures that cannot be read."""
+    result.findings.append(Finding(error.kind, None, str(error).replace(out.folder.path(file), file)))
+
+
+def _with_claims(stored: Pictures, rows: pa.Table) -> pa.Table:
+    """The rows with what the file of their picture says of it: its output and hash; null if it is a file of its own."""
+    places = stored.places(rows)
+    for name in ("path", "sha256"):
+        rows = rows.append_column(f"claimed_{name}", stored.entries[name].take(places))
+    return rows
+
+
+def _unknown_files(out: Out, painted: pa.Table) -> Iterator[Finding]:
+    """Findings on files with a picture of their own that no ok row names, and on files that are no pictures."""
+    outputs = {f"images/{output}" for output in pc.unique(painted["output"]).to_pylist()}
+    existing = {out.folder.relative(info.path) for info in out.folder.files("images")}
+    others = {out.folder.relative(info.path) for info in out.folder.files("pictures")}
+    foreign = {name for name in others if not name.endswith(ENDINGS["pictures"])}
+    for name in sorted(filter(is_counted, existing - outputs | foreign)):
         yield Finding("picture-unknown", None, f"{name}: no row says that it was painted")
 
 
-def _picture(out: Out, existing: set[str], row: dict[str, Any]) -> Finding | None:
+def unknown_entries(stored: Pictures, painted: pa.Table, kind_of_unknown: str) -> Iterator[Finding]:
+    """Findings on pictures in files with others that no ok row names, and on those that are there twice."""
+    own = keys(stored.entries)
+    first = pc.index_in(own, own).to_numpy()
+    doubled = pa.array(first != np.arange(len(own)))
+    unknown = pc.invert(pc.is_in(own, keys(painted)))
+    texts = {kind_of_unknown: "no row says that it was painted", "picture-doubled": "is there twice"}
+    for (kind, text), which in zip(texts.items(), (unknown, doubled), strict=True):
+        entries = stored.entries.filter(which).sort_by([("file", "ascending"), ("pair_id", "ascending")])
+        for entry in entries.to_pylist():
+            attempt = f"attempt {entry['attempt']} of run {entry['run_id']}"
+            yield Finding(kind, entry["pair_id"], f"{entry['file']}: the picture of {attempt}: {text}")
+
+
+def _picture(row: dict[str, Any], picture: Found) -> Finding | None:
     """The first problem of a pair's picture; None if there is none."""
-    name, pair_id = f"images/{row['output']}", row["pair_id"]
-    if name not in existing:
+    name, data, pair_id = picture.name, picture.data, row["pair_id"]
+    if picture.problem:
+        return Finding("picture-damaged", pair_id, picture.problem)
+    if data is None:
         return Finding("picture-missing", pair_id, f"{name} is not there")
-    data = out.folder.read(name) or b""
     try:
         kind, size = isolated.examine(data, name, (row["width"], row["height"]))
     except InputError as error:
@@ -70,6 +114,10 @@ def _picture(out: Out, existing: set[str], row: dict[str, Any]) -> Finding | Non
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != row["output_sha256"]:
         return Finding("picture-changed", pair_id, hash_differs(name, sha256, row["output_sha256"]))
+    if (row["claimed_path"] or row["output"]) != row["output"]:
+        return Finding("picture-changed", pair_id, f"{name} is called {row['claimed_path']!r} there")
+    if (row["claimed_sha256"] or sha256) != sha256:
+        return Finding("picture-changed", pair_id, f"{name}: its own column says another SHA-256")
     return None
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnst.ledger.compaction import is_counted
+from batchnst.ledger.compaction import ENDINGS, is_counted
 from batchnst.ledger.out import Out
+from batchnst.ledger.pictures.stored import Found
 from batchnst.ledger.previous import PREVIOUS, previous_name
 from batchnst.ledger.schema import ATTEMPT
 from batchnst.progress import Progress
 from batchnst.review.audit.findings import Audit, Finding
-from batchnst.review.audit.hashes import hash_differs, in_threads
+from batchnst.review.audit.hashes import hash_differs, in_threads, unknown_entries, unreadable
 
 
 def previous_pictures(out: Out, rows: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
@@ -24,14 +25,39 @@ def previous_pictures(out: Out, rows: pa.Table, result: Audit, progress: Progres
 
     None needs to be there: people may remove them to make room.
     """
-    listed = [out.folder.relative(info.path) for info in out.folder.files(PREVIOUS)]
+    yield from _together(out, rows, result)
+    files = (out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
+    listed = [name for name in files if not _has_many(name)]
     known = _known(rows, {name.split("/")[1] for name in listed})
     table = pa.Table.from_pylist([known[name] for name in listed if name in known])
-    result.previous = len(table)
+    result.previous += len(table)
     yield from in_threads(partial(_picture, out), table, "earlier pictures", out, progress)
     for name in listed:
         if name not in known and is_counted(name.rpartition("/")[2]):
             yield Finding("previous-unknown", None, f"{name}: no row says that it was painted")
+
+
+def _has_many(name: str) -> bool:
+    """True for a file with the pictures of many attempts."""
+    return name.count("/") == 1 and name.endswith(ENDINGS[PREVIOUS])
+
+
+def _together(out: Out, rows: pa.Table, result: Audit) -> Iterator[Finding]:
+    """Findings on pictures in files with many; adds their number to `result.previous`."""
+    stored = out.pictures(tables=(PREVIOUS,), unreadable=partial(unreadable, out, result))
+    ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, "output", "output_sha256"])
+    there = ok.filter(pc.is_valid(stored.places(ok)))
+    result.previous += len(there)
+    yield from sorted(filter(None, stored.each(there, _found)), key=lambda finding: finding.text)
+    yield from unknown_entries(stored, ok, "previous-unknown")
+
+
+def _found(row: dict[str, Any], picture: Found) -> Finding | None:
+    """A finding if a picture is not that of its row."""
+    sha256 = hashlib.sha256(picture.data or b"").hexdigest()
+    if sha256 == row["output_sha256"]:
+        return None
+    return Finding("previous-changed", row["pair_id"], hash_differs(picture.name, sha256, row["output_sha256"]))
 
 
 def _known(rows: pa.Table, pair_ids: set[str]) -> dict[str, dict[str, Any]]:

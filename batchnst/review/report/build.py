@@ -31,6 +31,7 @@ from batchnst.review.audit.pairs import unusual_losses
 from batchnst.review.report import cards, curves, figures
 from batchnst.review.report.cards import Card, Row
 from batchnst.review.report.loudness import loudness
+from batchnst.review.report.places import Places
 from batchnst.review.report.previews import Album, Preview, Source
 from batchnst.review.report.redo import as_texts
 from batchnst.storage.files import is_uri, parent
@@ -61,14 +62,15 @@ def some_pairs(out: Out, pair_ids: Sequence[str], picture_url: Callable[[Source]
     call of `addPairs` when it is opened; a live page may call it again at any time, with new pairs or with newer
     attempts at pairs that it has.
     """
-    album, chosen = Album(out), cards.read(out, pair_ids)
+    places = Places(out, pair_ids)
+    album, chosen = Album(out, places.stored), cards.read(out, pair_ids, places)
     part = cards.part(chosen, album.number, curves.read(out, {card.key for card in chosen}, silent))
     return part | {"pictures": {"url": [picture_url(source) for source in album.sources]}}
 
 
 def details(out: Out, pair_id: str) -> Row | None:
     """What the dialog of a pair shows, for a live page, with its whole recipe; None if there is no such pair."""
-    chosen = cards.read(out, [pair_id])
+    chosen = cards.read(out, [pair_id], Places(out, [pair_id]))
     return cards.details(chosen[0], {}, curves.read(out, {chosen[0].key}, silent)) if chosen else None
 
 
@@ -80,9 +82,11 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
     summary = figures.summarize(attempts, current, list(map(row_without_secrets, out.runs())))
     failures = figures.failures(current)
     reasons = [failure["reason"] for failure in failures]
-    chosen = cards.ordered(cards.read(out, cards.choose(current)), reasons)
+    ids = cards.choose(current)
+    places = Places(out, ids)
+    chosen = cards.ordered(cards.read(out, ids, places), reasons)
     curves_by_key = curves.read(out, {card.key for card in chosen}, progress)
-    album = Album(out)
+    album = Album(out, places.stored)
     part = cards.part(chosen, album.number, curves_by_key, reasons)
     previews = album.previews(len(chosen), progress)
     part["pictures"] = cards.columns([_picture(preview) for preview in previews])

@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 
 from batchnst.chains import path_of
 from batchnst.ledger.out import Out, sort_rows
-from batchnst.ledger.previous import PREVIOUS, previous_name
 from batchnst.ledger.schema import times, without_secrets
 from batchnst.pages import short_names
 from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
+from batchnst.review.report.places import Places
 from batchnst.review.report.previews import Source
 from batchnst.review.report.redo import request
 
@@ -49,7 +49,21 @@ _DETAILS = [
 """Columns that are shown only in the dialog of a pair."""
 
 LISTED = [
-    *("id", "reason", "ok", "rescued", "attempt", "error", "content", "styles", "output", "loss", "made", "width"),
+    *(
+        "id",
+        "reason",
+        "ok",
+        "rescued",
+        "attempt",
+        "error",
+        "content",
+        "styles",
+        "output",
+        "full",
+        "loss",
+        "made",
+        "width",
+    ),
     *("height", "noise", "seconds", "ended", "spark", "contentPicture", "stylePictures", "result", "before"),
     "snapshots",
 ]
@@ -63,14 +77,15 @@ _EARLIER = ["run_id", "attempt", "status", "error_type", "error_message", "finis
 class Card:
     """A pair to show.
 
-    `reason` is that of its failure. `snapshots` are steps and paths in OUT. `before` is the last attempt before the
-    newest whose picture is kept, None if there is none.
+    `reason` is that of its failure. `snapshots` are steps and paths in OUT. `result` is the picture of the newest
+    attempt. `before` is the last attempt before it whose picture is kept, with that picture; None if there is none.
     """
 
     attempts: list[Row]  # newest last
     reason: str | None
     snapshots: list[tuple[int, str]]
-    before: Row | None
+    result: Source
+    before: tuple[Row, Source] | None
 
     @property
     def row(self) -> Row:
@@ -92,16 +107,22 @@ def choose(current: pa.Table) -> list[str]:
     return [*failed, *painted.take(pa.array(positions)).to_pylist()]
 
 
-def read(out: Out, pair_ids: Sequence[str]) -> list[Card]:
-    """The cards of these pairs, in no order."""
-    attempts, snapshots, kept = _attempts(out, pair_ids), _snapshots(out), _kept(out)
+def read(out: Out, pair_ids: Sequence[str], places: Places) -> list[Card]:
+    """The cards of these pairs, in no order; `places` has their pictures."""
+    attempts, snapshots = _attempts(out, pair_ids), _snapshots(out)
     cards = []
     for pair_id, rows in attempts.items():
         failed = rows[-1]["status"] == "failed"
         reason = figures.reason_text(rows[-1]) if failed else None
-        before = next((row for row in reversed(rows[:-1]) if row["status"] == "ok" and _kept_path(row) in kept), None)
-        cards.append(Card(rows, reason, [] if failed else snapshots.get(pair_id, []), before))
+        shown = [] if failed else snapshots.get(pair_id, [])
+        cards.append(Card(rows, reason, shown, places.newest(rows[-1]), replaced(rows, places)))
     return cards
+
+
+def replaced(attempts: Sequence[Row], places: Places) -> tuple[Row, Source] | None:
+    """The last ok attempt before the newest whose picture is kept, with that picture; None if there is none."""
+    earlier = ((row, places.earlier(row)) for row in reversed(attempts[:-1]) if row["status"] == "ok")
+    return next(((row, source) for row, source in earlier if source), None)
 
 
 def ordered(cards: Sequence[Card], reasons: Sequence[str]) -> list[Card]:
@@ -161,16 +182,6 @@ def _attempts(out: Out, pair_ids: Sequence[str]) -> dict[str, list[Row]]:
     return attempts
 
 
-def _kept(out: Out) -> frozenset[str]:
-    """Paths in OUT of the pictures of earlier attempts."""
-    return frozenset(out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
-
-
-def _kept_path(row: Row) -> str:
-    """The path in OUT of the picture of an attempt, once another has replaced it."""
-    return previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])
-
-
 def _snapshots(out: Out) -> dict[str, list[tuple[int, str]]]:
     """Step and path in OUT of each pair's snapshots; evenly thinned out if there are many."""
     snapshots: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -191,7 +202,6 @@ def _evenly(items: list[Any], most: int) -> list[Any]:
 def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_key: Mapping[curves.Key, Curve]) -> Row:
     """The entry of a pair in the page's table of pairs."""
     row, recipe, curve = card.row, json.loads(card.row["recipe"]), by_key.get(card.key)
-    result = Source(f"images/{row['output']}", True, row["output_sha256"])
     hashes = row["style_sha256"] or [None] * len(row["styles"])
     return {
         "id": row["pair_id"],
@@ -203,6 +213,7 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "content": tables.addresses[row["content"]],
         "styles": [tables.addresses[style] for style in row["styles"]],
         "output": row["output"],
+        "full": _full(card.result),
         "loss": _finite(row["total_loss"]),
         "made": f"{row['run_id']}-{row['attempt']}",
         "width": row["width"],
@@ -215,7 +226,7 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "stylePictures": [
             picture(Source(style, sha256=sha256)) for style, sha256 in zip(row["styles"], hashes, strict=False)
         ],
-        "result": picture(result) if row["status"] == "ok" else None,
+        "result": picture(card.result) if row["status"] == "ok" else None,
         "before": _before(card, picture),
         "snapshots": [(step, picture(Source(path, True, reduction=2))) for step, path in card.snapshots],
     }
@@ -223,17 +234,21 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
 
 def _before(card: Card, picture: Callable[[Source], int]) -> Row | None:
     """The picture that the newest attempt has replaced: its number, its path in OUT and its size, and what changed."""
-    before = card.before
-    if before is None:
+    if card.before is None:
         return None
-    path = _kept_path(before)
+    before, source = card.before
     return {
-        "picture": picture(Source(path, True, before["output_sha256"])),
-        "path": path,
+        "picture": picture(source),
+        "path": _full(source),
         "width": before["width"],
         "height": before["height"],
         "changes": _changes(before, card.row),
     }
+
+
+def _full(source: Source) -> str | None:
+    """The path in OUT of a picture; None if it is no file of its own, to which a page could lead."""
+    return None if source.attempt else source.address
 
 
 def _changes(before: Row, after: Row) -> list[tuple[str, Any, Any]]:

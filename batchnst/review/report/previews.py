@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchnst.errors import InputError, StorageError
 from batchnst.ledger.out import Out
+from batchnst.ledger.pictures.stored import Pictures
 from batchnst.pictures import isolated
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.progress import Progress
@@ -41,12 +43,16 @@ CHANGED = "changed since the run"
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to show. Its preview is `reduction` times smaller than the others."""
+    """A picture to show. Its preview is `reduction` times smaller than the others.
+
+    `attempt` finds a picture that is in a file with others; its `address` is then the path of a file of its own.
+    """
 
     address: str  # path in OUT if `in_out`
     in_out: bool = False
     sha256: str | None = None  # None if unknown
     reduction: int = 1
+    attempt: tuple[tuple[str, Any], ...] = ()  # columns of the row and their values
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,9 @@ class Preview:
 class Album:
     """The pictures of a page, numbered in the order in which they are added."""
 
-    def __init__(self, out: Out) -> None:
-        self.out = out
+    def __init__(self, out: Out, stored: Pictures) -> None:
+        """`stored` reads the pictures that are in files with others."""
+        self.out, self.stored = out, stored
         self._numbers: dict[Source, int] = {}
         self._failures = Counter[str]()  # in a row, by store
 
@@ -115,6 +122,8 @@ class Album:
 
     def _read(self, source: Source) -> bytes | None:
         """The bytes of a picture; None if OUT has none. A store that keeps failing is not asked again."""
+        if source.attempt:
+            return self.stored.find(dict(source.attempt)).data
         if source.in_out:
             return self.out.folder.read(source.address)
         store = store_name(source.address)

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from batchnst.errors import BatchNSTError
 from batchnst.pictures import isolated
 from batchnst.pictures.encode import FORMATS
+from batchnst.review.report.cards import Row
 from batchnst.review.serve.night import Night
 
 SIDE = 640
@@ -37,7 +38,7 @@ class Gallery:
 
     def preview(self, path: str) -> bytes | None:
         """A preview of the picture at `path` in OUT, as WebP; None as of `picture`, or if it cannot be decoded."""
-        sha256 = self._night.picture(path) or ""
+        sha256 = (self._night.picture(path) or {}).get("output_sha256") or ""
         with self._lock:
             if sha256 in self._previews:
                 self._previews.move_to_end(sha256)
@@ -60,21 +61,33 @@ class Gallery:
                 self._bytes -= len(self._previews.popitem(last=False)[1])
 
     def _read(self, path: str) -> bytes | None:
-        """The file at `path` in OUT, if a row names it and it has the hash of that row.
+        """The picture at `path` in OUT, or in a file with others, if a row names it and it has the hash of that row.
 
         The hash alone keeps other files from being served. In a ledger that cannot be trusted, a row may name any file:
         so links and paths that lead out of OUT are refused too.
         """
-        sha256, folder = self._night.picture(path), self._night.out.folder
-        if not sha256:
+        row = self._night.picture(path)
+        if not row or not row["output_sha256"]:
             return None
         try:
-            if not folder.exists(path) or (folder.local and not _is_inside(folder.path(path), folder.root)):
-                return None
-            data = folder.read(path)
+            data = self._apart(path) or self._together(row)
         except BatchNSTError:
             return None
-        return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+        return data if data is not None and hashlib.sha256(data).hexdigest() == row["output_sha256"] else None
+
+    def _apart(self, path: str) -> bytes | None:
+        """The file at `path` in OUT; None if it is not there or leads out of OUT."""
+        folder = self._night.out.folder
+        if not folder.exists(path) or (folder.local and not _is_inside(folder.path(path), folder.root)):
+            return None
+        return folder.read(path)
+
+    def _together(self, row: Row) -> bytes | None:
+        """The picture of a row in a file with others; None if it is in none."""
+        places = self._night.places()
+        if not places.stored.holds(row):
+            places = self._night.places(fresh=True)
+        return places.stored.find(row).data if places.stored.holds(row) else None
 
 
 def _is_inside(path: str, root: str) -> bool:

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 
 from batchnst.ledger import parquet
 from batchnst.ledger.out import ORDERED_BY, Out, newest_rows, retry_vanished, sort_rows
-from batchnst.ledger.previous import PREVIOUS, previous_name
+from batchnst.ledger.previous import previous_name
 from batchnst.ledger.schema import ATTEMPT, without_secrets
 from batchnst.pages import clock
 from batchnst.review.report import cards, figures
 from batchnst.review.report.cards import Card, Row
 from batchnst.review.report.figures import Spans
+from batchnst.review.report.places import Places
 from batchnst.review.report.previews import Album, Source
 from batchnst.review.status import Status, status_of
 
@@ -38,7 +39,7 @@ MOST_PAIRS = 5_000
 """Most pairs in one part."""
 
 KEPT_SECONDS = 10.0
-"""Seconds for which a listing of the pictures of earlier attempts is used."""
+"""Seconds for which a listing of the pictures is used."""
 
 
 class Night:
@@ -56,8 +57,8 @@ class Night:
         self._rows = _slim(parquet.empty("pairs", COLUMNS))
         self._places: dict[str, list[int]] = {}  # rows of each pair, newest last
         self._changes: dict[str, int] = {}  # number of the last change of each pair, in ascending order
-        self._pictures: dict[str, str] = {}  # SHA-256 by path in OUT
-        self._kept: tuple[float, frozenset[str]] = (-KEPT_SECONDS, frozenset())
+        self._pictures: dict[str, Row] = {}  # ok rows by path in OUT of their pictures
+        self._listed: tuple[float, Places | None] = (0.0, None)
         self._status: Row = {}
 
     def look(self) -> None:
@@ -94,12 +95,10 @@ class Night:
             self.seq += 1
             self._changes.pop(row["pair_id"], None)
             self._changes[row["pair_id"]] = self.seq
-        for row in (
-            rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, "output", "output_sha256"]).to_pylist()
-        ):
-            sha256 = row["output_sha256"] or ""
-            self._pictures[previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])] = sha256
-            self._pictures[f"images/{row['output']}"] = sha256
+        ok = rows.filter(pc.equal(rows["status"], "ok"))
+        for row in ok.select([*ATTEMPT, "output", "output_sha256"]).to_pylist():
+            self._pictures[previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])] = row
+            self._pictures[f"images/{row['output']}"] = row
 
     def _place(self, pair_id: str, place: int) -> None:
         """Add the row at `place` to those of its pair, in the order of attempts."""
@@ -118,31 +117,32 @@ class Night:
             since = since if epoch == self.epoch else 0
             later = list(takewhile(lambda item: item[1] > since, reversed(self._changes.items())))[::-1]
             ids = [pair_id for pair_id, _ in later[:MOST_PAIRS]]
-            chosen = list(self._cards(ids))
-        album = Album(self.out)
+            attempts = self._attempts(ids)
+        places = self.places(fresh=any(len(rows) > 1 for rows in attempts))  # a picture may just have been replaced
+        chosen = [_card(rows, places) for rows in attempts]
+        album = Album(self.out, places.stored)
         part = cards.part(chosen, album.number, {})
+        part["pairs"] |= _all_full(chosen, part["pairs"])
         part["pictures"] = _pictures(album.sources)
         following = later[len(ids) - 1][1] if ids else since
         return {"part": part, "epoch": self.epoch, "next": following, "more": len(later) > len(ids)}
 
-    def _cards(self, pair_ids: Sequence[str]) -> Iterator[Card]:
+    def _attempts(self, pair_ids: Sequence[str]) -> list[list[Row]]:
+        """The rows of each of these pairs, newest last."""
         places = [place for pair_id in pair_ids for place in self._places[pair_id]]
         rows = iter(self._rows.take(pa.array(places, pa.int64())).to_pylist())
-        for pair_id in pair_ids:
-            attempts = [next(rows) for _ in self._places[pair_id]]
-            reason = figures.reason_text(attempts[-1]) if attempts[-1]["status"] == "failed" else None
-            earlier = (row for row in reversed(attempts[:-1]) if row["status"] == "ok" and self._is_kept(row))
-            yield Card(attempts, reason, [], next(earlier, None))
+        return [[next(rows) for _ in self._places[pair_id]] for pair_id in pair_ids]
 
-    def _is_kept(self, row: Row) -> bool:
-        """True if the picture of this earlier attempt is there."""
-        if time.monotonic() - self._kept[0] > KEPT_SECONDS:
-            listed = frozenset(self.out.folder.relative(info.path) for info in self.out.folder.files(PREVIOUS))
-            self._kept = time.monotonic(), listed
-        return previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"]) in self._kept[1]
+    def places(self, *, fresh: bool = False) -> Places:
+        """Where the pictures are, as of the last KEPT_SECONDS, or as they are now if `fresh`."""
+        when, listed = self._listed
+        if listed is None or fresh or time.monotonic() - when > KEPT_SECONDS:
+            listed = Places(self.out)
+            self._listed = time.monotonic(), listed
+        return listed
 
-    def picture(self, path: str) -> str | None:
-        """The SHA-256 that the picture at `path` in OUT has by its row; None if no row names it."""
+    def picture(self, path: str) -> Row | None:
+        """The key, output and hash of the row whose picture has this `path` in OUT; None if there is no such row."""
         with self._lock:
             return self._pictures.get(path)
 
@@ -160,6 +160,21 @@ class Night:
         of_run = newest_rows(rows.filter(pc.equal(rows["run_id"], status.run_id)))
         workers = list(_workers(of_run, status.started_at.timestamp()))
         return _as_json(status) | {"workers": workers}
+
+
+def _card(attempts: list[Row], places: Places) -> Card:
+    newest = attempts[-1]
+    reason = figures.reason_text(newest) if newest["status"] == "failed" else None
+    return Card(attempts, reason, [], places.newest(newest), cards.replaced(attempts, places))
+
+
+def _all_full(chosen: Sequence[Card], pairs: Row) -> Row:
+    """Columns of a part with the paths of all full pictures: a server, unlike a page, reads them from any file."""
+    before = [
+        shown and {**shown, "path": card.before and card.before[1].address}
+        for card, shown in zip(chosen, pairs.get("before", ()), strict=True)
+    ]
+    return {"full": [card.result.address for card in chosen], "before": before}
 
 
 def _slim(rows: pa.Table) -> pa.Table:

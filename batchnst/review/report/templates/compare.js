@@ -18,7 +18,7 @@ let layers = []; // what is shown at the left and at the right of the border
 const urlOf = (path) => data.base + path.split("/").map(encodeURIComponent).join("/");
 
 const paintingOf = (i) => ({
-  ...{ number: pairs.result[i], path: `images/${pairs.output[i]}`, name: title(i) },
+  ...{ number: pairs.result[i], path: pairs.full[i], name: title(i) },
   ...{ width: pairs.width[i], height: pairs.height[i] },
 });
 

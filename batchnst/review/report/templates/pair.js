@@ -23,7 +23,8 @@ function resultFigure(i) {
     const placeholder = element("span", { className: "none" }, "not painted");
     return element("figure", {}, placeholder, element("figcaption", {}, element("b", {}, "Result")));
   }
-  const full = data.base === null ? "" : element("a", { href: urlOf(`images/${pairs.output[i]}`) }, "full picture");
+  const path = data.base === null ? null : pairs.full[i];
+  const full = path === null ? "" : element("a", { href: urlOf(path) }, "full picture");
   const node = zoomable(pairs.before[i] ? "After" : "Result", pairs.result[i], pairs.output[i], full);
   const image = node.querySelector("img");
   if (pairs.snapshots[i].length && image) node.append(slider(i, image));
@@ -105,7 +106,7 @@ function requestFacts(i, { row, recipe }) {
     ["style weights", row.style_weights.length > 1 ? row.style_weights.join(" : ") : null],
     ["content masks", lines(row.content_masks)],
     ["style masks", lines(row.style_masks)],
-    ["output", `images/${pairs.output[i]}`],
+    ["output", pairs.place[i]],
     ...Object.entries(recipe).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]),
     ["loss", row.loss_definition],
     ["seed", row.seed],

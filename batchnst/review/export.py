@@ -1,0 +1,280 @@
+"""Copies pictures of OUT, and the ledger of their pairs, to another folder, in any form.
+
+The folder is like an OUT of its own. Pictures come before their rows, and each file whole, so an export that was cut
+off goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnst.errors import RequestError
+from batchnst.ledger import parquet, seal
+from batchnst.ledger.claim import Claim
+from batchnst.ledger.leaves import in_parts
+from batchnst.ledger.out import Out, newest_rows, retry_vanished
+from batchnst.ledger.pictures.form import FormName, Picture, keys
+from batchnst.ledger.pictures.stored import FORMS, Found, Pictures, Row
+from batchnst.ledger.schema import ATTEMPT, row_without_secrets
+from batchnst.progress import Progress, silent
+from batchnst.storage.files import in_parallel
+
+TABLES = ("pictures", "previous")
+"""Folders of files with many pictures."""
+
+SHOWN = 64
+"""Pictures between two reports of progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export. `shard_size` is the size of files with many pictures, in bytes.
+
+    status: only pairs whose newest row has it. where: only pairs whose newest row satisfies this SQL condition.
+    """
+
+    form: FormName
+    shard_size: int
+    status: str | None = None
+    where: str | None = None
+
+
+@dataclass
+class Exported:
+    """The numbers of chosen pairs and of all pairs; of pictures copied now, and before. missing: a text for each."""
+
+    chosen: int
+    pairs: int
+    copied: int = 0
+    before: int = 0
+    missing: list[str] = field(default_factory=list)
+
+
+def export(out: Out, to: str, request: Request, progress: Progress = silent) -> Exported:
+    """Copy the pictures of the chosen pairs to the folder `to`, and all their rows, losses, runs and seals.
+
+    Raises RequestError if the request is wrong, StorageError if one of the folders fails.
+    """
+    rows = out.rows("pairs")
+    newest = newest_rows(rows)
+    chosen = choose(newest, request)
+    dest = _destination(out, to, rows)
+    numbers = [pc.max(table["run_number"]).as_py() or 0 for table in (rows, out.rows("runs", ["run_number"]))]
+    result = Exported(len(chosen), len(newest))
+    with dest.claim(f"export-{secrets.token_hex(6)}", above=max(numbers)) as claim:
+        dest.recover(claim)
+        _copy_pictures(_Way(out, dest, claim, request, progress), rows, chosen, result)
+        for table in ("losses", "runs"):
+            retry_vanished(partial(_copy_table, out, dest, claim, table, chosen, progress))
+        _add_rows(dest, claim, "pairs", rows.filter(pc.is_in(rows["pair_id"], chosen)), _known(dest, "pairs"))
+        _copy_seals(out, dest, claim)
+        dest.compact(claim, shard_size=request.shard_size)
+    return result
+
+
+def describe(result: Exported, to: str) -> str:
+    """The result as a line, and a remark on what a part of the pairs means for later commands."""
+    line = f"{to}: {result.chosen} of {result.pairs} pairs, {result.copied} pictures copied now, {result.before} before"
+    if result.chosen == result.pairs:
+        return line
+    return (
+        f"{line}\nOnly a part was chosen: `status` still counts the whole run, `audit --manifest` finds other pairs\n"
+        "missing, and `audit --seal` finds them removed."
+    )
+
+
+# Choosing -----------------------------------------------------------------------------------------------------------
+
+
+def choose(newest: pa.Table, request: Request) -> pa.Array:
+    """The ids of the chosen pairs; `newest` has the newest row of each. Raises RequestError if there are none."""
+    if request.status:
+        newest = newest.filter(pc.equal(newest["status"], request.status))
+    ids = _where(newest, request.where) if request.where else newest["pair_id"]
+    if not len(ids):
+        raise RequestError("no pair is as --status and --where ask; nothing was exported")
+    return pc.unique(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+
+
+def _where(pairs: pa.Table, condition: str) -> pa.ChunkedArray:
+    """The ids of those of `pairs` that satisfy a condition in SQL."""
+    import duckdb
+
+    query = f"SELECT pair_id FROM pairs WHERE ({condition}\n)"
+    with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
+        connection.register("pairs", pairs)
+        connection.execute("SET enable_external_access = false")
+        try:
+            if len(connection.extract_statements(query)) != 1:
+                raise RequestError(f"--where {condition}: expected one condition")
+            return connection.sql(query).to_arrow_table()["pair_id"].cast(pa.string())
+        except duckdb.Error as error:
+            reason = str(error).partition("\n")[0]
+            raise RequestError(f"--where {condition}: {reason}") from None
+
+
+def _destination(out: Out, to: str, rows: pa.Table) -> Out:
+    """The folder to export to; raises RequestError if it is in OUT, or holds what is not of OUT."""
+    dest = Out(to)
+    if f"{dest.address}/".startswith(f"{out.address}/"):
+        raise RequestError(f"--out {to}: is in {out.address}; expected another folder")
+    runs = pa.concat_tables([rows.select(["run_id"]), out.rows("runs", ["run_id"])])["run_id"]
+    if not pc.all(pc.is_in(dest.rows("pairs", ["run_id"])["run_id"], runs.combine_chunks()), min_count=0).as_py():
+        raise RequestError(f"--out {to}: holds pairs of other runs than {out.address}; expected another folder")
+    return dest
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From where to where."""
+
+    out: Out
+    dest: Out
+    claim: Claim
+    request: Request
+    progress: Progress
+
+
+def _copy_pictures(way: _Way, rows: pa.Table, chosen: pa.Array, result: Exported) -> None:
+    """Copy the pictures that count: the newest of each pair and of each output."""
+    stored = way.out.pictures(tables=TABLES)
+    ok = rows.filter(pc.equal(rows["status"], "ok"))
+    owners, newest = newest_rows(ok, by="output"), newest_rows(ok)
+    together = newest.filter(pc.or_(pc.is_in(keys(newest), keys(owners)), pc.is_valid(stored.places(newest))))
+    others = owners.filter(pc.invert(pc.is_in(keys(owners), keys(together))))
+    parts = {"pictures": owners} if way.request.form == "files" else {"pictures": together, "previous": others}
+    for table, part in parts.items():
+        wanted = part.filter(pc.is_in(part["pair_id"], chosen))
+        left = _left(way, wanted)
+        result.before += len(wanted) - len(left)
+        copy = _copy_files(way, stored, left) if way.request.form == "files" else _write(way, stored, left, table)
+        for count, problem in enumerate(copy):
+            if count % SHOWN == 0:
+                way.progress(f"pictures {count}/{len(left)}", count, len(left))
+            if problem:
+                result.missing.append(problem)
+            else:
+                result.copied += 1
+
+
+def _left(way: _Way, rows: pa.Table) -> pa.Table:
+    """Those of `rows` whose pictures an earlier export has not copied."""
+    if way.request.form != "files":
+        there = way.dest.pictures(rows["pair_id"].to_pylist(), tables=TABLES)
+        return rows.filter(pc.is_null(there.places(rows)))
+    existing = {way.dest.folder.relative(info.path) for info in way.dest.folder.files("images")}
+
+    def is_left(row: Row) -> bool:
+        name = f"images/{row['output']}"
+        return name not in existing or _sha256(way.dest.folder.read(name) or b"") != row["output_sha256"]
+
+    names = rows.select(["output", "output_sha256"]).to_pylist()
+    return rows.filter(pa.array(in_parallel(is_left, names, way.dest.folder.streams), pa.bool_()))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _copy_files(way: _Way, stored: Pictures, rows: pa.Table) -> Iterator[str | None]:
+    """Write each picture to a file of its own; yields a text for each that is missing, and None for the others."""
+
+    def copy(row: Row, found: Found) -> str | None:
+        if found.data is None:
+            return _missing(row, found)
+        way.dest.folder.write(f"images/{row['output']}", found.data, before=way.claim.check)
+        return None
+
+    yield from stored.each(rows, copy)
+
+
+def _write(way: _Way, stored: Pictures, rows: pa.Table, table: str) -> Iterator[str | None]:
+    """Write pictures into files of about the shard size; yields as `_copy_files`, once a file is complete."""
+    missing, written = list[str](), 0
+    found = stored.each(rows, lambda row, found: (row, found))
+    pictures = (picture for row, found in found if (picture := _picture(row, found, missing)))
+    for first in pictures:
+        count = _write_one(way, table, chain([first], pictures))
+        written += count
+        yield from [None] * count
+    yield from missing
+
+
+def _picture(row: Row, found: Found, missing: list[str]) -> Picture | None:
+    if found.data is None:
+        missing.append(_missing(row, found))
+        return None
+    return Picture(found.data, row_without_secrets(row))
+
+
+def _missing(row: Row, found: Found) -> str:
+    return f"{row['pair_id']}: {found.problem or f'{found.name} is not there'}"
+
+
+def _write_one(way: _Way, table: str, pictures: Iterator[Picture]) -> int:
+    """Write a file of about the shard size; return its number of pictures."""
+    name, count = f"{table}/export-{uuid.uuid4().hex}.{way.request.form}", 0
+    file = way.dest.folder.writing(name, before=way.claim.check)
+    with file as sink, FORMS[way.request.form].writer(sink) as writer:
+        for picture in pictures:
+            writer.add(picture)
+            count += 1
+            if writer.size >= way.request.shard_size:
+                break
+    return count
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def _copy_table(out: Out, dest: Out, claim: Claim, table: str, chosen: pa.Array, progress: Progress) -> None:
+    """Copy the rows of `losses` of the chosen pairs, or all rows of `runs`, some files at a time."""
+    files, done, known = out.files(table), 0, _known(dest, table)
+    for group in in_parts(files):
+        progress(f"ledger, {table} {done}/{len(files)}", done, len(files))
+        rows = out.rows_of(group, table)
+        _add_rows(
+            dest, claim, table, rows.filter(pc.is_in(rows["pair_id"], chosen)) if table != "runs" else rows, known
+        )
+        done += len(group)
+
+
+def _add_rows(dest: Out, claim: Claim, table: str, rows: pa.Table, known: pa.Array) -> None:
+    """Add those of `rows` whose identities are not among those `known`."""
+    rows = rows.filter(pc.invert(pc.is_in(_identities(table, rows), known)))
+    for start in range(0, len(rows), parquet.ROW_GROUP):
+        data = parquet.encode(rows.slice(start, parquet.ROW_GROUP), table, statistics=True)
+        dest.folder.write(f"ledger/{table}/export-{uuid.uuid4().hex}.parquet", data, before=claim.check)
+
+
+def _known(dest: Out, table: str) -> pa.Array:
+    """The attempts, or the runs, that have rows in `dest`."""
+    columns = ["run_id"] if table == "runs" else ATTEMPT
+    parts = (pc.unique(_identities(table, dest.rows_of([info], table, columns))) for info in dest.files(table))
+    return pa.concat_arrays([pa.array([], pa.string()), *parts])
+
+
+def _identities(table: str, rows: pa.Table) -> pa.Array:
+    """For each row, a text that identifies its attempt, or its run."""
+    return rows["run_id"].combine_chunks() if table == "runs" else keys(rows)
+
+
+def _copy_seals(out: Out, dest: Out, claim: Claim) -> None:
+    """Copy all seals, the leaves of each first."""
+    there = set(seal.file_names(dest.folder))
+    for name in sorted(seal.file_names(out.folder), key=lambda name: (name.endswith(".json"), name)):
+        data = out.folder.read(f"{seal.SEALS}/{name}")
+        if data is not None and name not in there:
+            dest.folder.write(f"{seal.SEALS}/{name}", data, before=claim.check)

@@ -1,0 +1,340 @@
+"""Runs whose pictures are in files together: reviewed, exported, opened by others, and tampered with."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from batchnst.ledger.out import Out
+from batchnst.ledger.pictures.in_parquet import SCHEMA
+from batchnst.review.report.build import build
+from batchnst.storage import addresses
+from batchnst.storage.files import Folder
+from tests.helpers import as_bytes, batchnst
+from tests.storage.servers import BUCKET, ENVIRONMENT, moto
+
+FORMS = ["files", "parquet", "tar"]
+IDS = ["a.b", "a.c", "plain"]
+
+
+@pytest.fixture(scope="module")
+def painted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an OUT that a run in Parquet and one in tar archives have painted, sealed."""
+    folder = tmp_path_factory.mktemp("painted")
+    Image.open(images / "coffee.png").convert("RGB").resize((48, 32)).save(folder / "photo.png")
+    Image.open(images / "swirls.png").resize((48, 48)).save(folder / "style.png")
+    lines = [f"photo.png,style.png,{name},{seed}" for seed, name in enumerate(IDS)]
+    (folder / "m.csv").write_text("\n".join(["content,style,id,seed", *lines, "none.png,style.png,gone,0"]) + "\n")
+    assert batchnst("seal", "--new-key", folder / "key").exit_code == 0
+    for form, limit in (("parquet", 2), ("tar", 9)):
+        options = ["--engine", "inline", "--size", 32, "--steps", 2, "--set", "init=noise", "--batch-size", 1]
+        result = batchnst(
+            "run", folder / "m.csv", "--out", folder / "out", *options, "--pictures", form, "--limit", limit
+        )
+        assert "Traceback" not in result.output
+    assert batchnst("seal", folder / "out", "--key", folder / "key").exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def out(painted: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(painted / "out", tmp_path / "out")
+
+
+def found(out: object, *options: object) -> list[tuple[str, str | None]]:
+    """What an audit names, but for the pair that failed."""
+    result = batchnst("audit", out, "--json", *options)
+    findings = json.loads(result.stdout)["findings"]
+    return [(finding["kind"], finding["pair_id"]) for finding in findings if finding["kind"] != "failed"]
+
+
+def export(out: object, form: str, to: object, *options: object) -> str:
+    result = batchnst("export", out, "--to", form, "--out", to, *options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def hashes(out: object) -> dict[str, str]:
+    """The hash of the picture of each ok pair, as its row says; each picture must have it."""
+    folder = Out(str(out))
+    ok = folder.rows("pairs").to_pylist()
+    rows = {row["pair_id"]: row["output_sha256"] for row in ok if row["status"] == "ok"}
+    stored = folder.pictures()
+    for row in ok:
+        if row["status"] == "ok":
+            assert hashlib.sha256(stored.find(row).data or b"").hexdigest() == row["output_sha256"]
+    return rows
+
+
+def test_every_review_works_on_pictures_in_files_together(painted: Path) -> None:
+    out = painted / "out"
+    endings = {path.suffix for path in (out / "pictures").iterdir()}
+    assert (endings, (out / "images").exists()) == ({".parquet", ".tar"}, False)
+    assert found(out, "--deep", "--manifest", painted / "m.csv", "--seal", painted / "key.pub") == []
+    replayed = batchnst("replay", out, "plain")
+    assert ("every pixel as it was" in replayed.stdout, replayed.exit_code) == (True, 0), replayed.output
+    page = build(Out(str(out))).decode()
+    assert page.count('"place": "pictures/') == 0 < page.count("pictures/")
+    assert '"missing"' not in page
+    assert "3 of 4 done" in batchnst("status", out).stdout
+
+
+def test_a_seal_stays_valid_when_pictures_are_painted_again_and_merged(painted: Path, out: Path) -> None:
+    options = ["--engine", "inline", "--size", 32, "--steps", 3, "--set", "init=noise", "--pictures", "parquet"]
+    batchnst("run", painted / "m.csv", "--out", out, *options)
+    for _ in range(2):
+        assert len(Out(str(out)).pictures(tables=("pictures", "previous")).entries) == 6
+        assert found(out, "--seal", painted / "key.pub") == []
+        assert batchnst("ledger", "compact", out).exit_code == 0
+    assert sorted(Out(str(out)).pictures().entries["pair_id"].to_pylist()) == IDS
+    assert {path.suffix for path in (out / "previous").iterdir()} == {".parquet", ".tar"}
+
+
+@pytest.mark.parametrize("form", ["files", pytest.param("parquet", marks=pytest.mark.slow), "tar"])
+def test_an_export_of_all_is_an_out_of_its_own_from_any_form_to_any(painted: Path, tmp_path: Path, form: str) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert "4 of 4 pairs, 3 pictures copied now, 0 before" in export(painted / "out", form, first)
+    for out in (first, second):
+        assert hashes(out) == hashes(painted / "out")
+        assert found(out, "--manifest", painted / "m.csv", "--deep", "--seal", painted / "key.pub") == []
+        assert (
+            batchnst("status", out).stdout.splitlines()[0] == batchnst("status", painted / "out").stdout.splitlines()[0]
+        )
+        if out == first:
+            export(first, FORMS[FORMS.index(form) - 1], second)
+    if form != "files":
+        return
+    again = batchnst("run", painted / "m.csv", "--out", first, "--engine", "inline", "--size", 32, "--steps", 2,
+                     "--set", "init=noise")  # fmt: skip
+    assert "3 of 4 pairs done (0 now" in again.stdout, again.output
+    run = Out(str(first)).claim("later")
+    with run:
+        assert run.run_number > max(row["run_number"] for row in Out(str(painted / "out")).runs())
+
+
+def test_pictures_in_parquet_open_everywhere(painted: Path, tmp_path: Path) -> None:
+    to = tmp_path / "x"
+    export(painted / "out", "parquet", to)
+    files = f"{to}/pictures/*.parquet"
+    assert duckdb.execute(
+        f"SELECT pair_id FROM '{files}' WHERE octet_length(image.bytes) > 0 ORDER BY 1"
+    ).fetchall() == [(name,) for name in IDS]
+    assert sorted(pl.scan_parquet(files).select("pair_id", pl.col("image").struct.field("path")).collect()["path"]) == [
+        f"{name}.png" for name in IDS
+    ]
+    assert sorted(pd.read_parquet(to / "pictures")["pair_id"]) == IDS
+    loaded = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"), keep_in_memory=True
+    )
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert {row["pair_id"]: row["image"].size for row in loaded} == dict.fromkeys(IDS, (32, 21))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its file open
+def test_pictures_in_archives_open_in_webdataset_and_datasets(painted: Path, tmp_path: Path) -> None:
+    to = tmp_path / "x"
+    export(painted / "out", "tar", to)
+    (archive,) = (to / "pictures").iterdir()
+    samples = list(webdataset.WebDataset(str(archive), shardshuffle=False).decode("pil"))
+    assert {sample["json"]["pair_id"]: sample["png"].size for sample in samples} == dict.fromkeys(IDS, (32, 21))
+    assert sorted(sample["__key__"] for sample in samples) == ["a%2Eb", "a%2Ec", "plain"]
+    assert {sample["json"]["status"] for sample in samples} == {"ok"}
+    loaded = datasets.load_dataset(
+        "webdataset", data_files=str(archive), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert sorted(row["json"]["pair_id"] for row in loaded) == IDS
+
+
+def test_a_part_is_chosen_and_what_that_means_is_said(painted: Path, tmp_path: Path) -> None:
+    said = export(
+        painted / "out", "files", tmp_path / "x", "--status", "ok", "--where", "seed > 0 AND pair_id LIKE 'a%'"
+    )
+    assert "1 of 4 pairs, 1 pictures" in said
+    assert "Only a part was chosen" in said
+    assert [path.name for path in (tmp_path / "x/images").iterdir()] == ["a.c.png"]
+    assert found(tmp_path / "x") == []
+    (missing,) = {kind for kind, _ in found(tmp_path / "x", "--seal", painted / "key.pub")}
+    assert missing == "sealed-removed"
+    proof = batchnst("audit", tmp_path / "x", "--picture", tmp_path / "x/images/a.c.png", "--proof")
+    assert json.loads(proof.stdout)["leaf"]["pair_id"] == "a.c"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--where", "no_such_column = 1"], "--where no_such_column = 1: Binder Error"),
+        (["--where", "1 = "], "--where 1 = : Parser Error"),
+        (["--where", "true); SELECT (1"], "expected one condition"),
+        (["--where", "pair_id IN (SELECT content FROM read_csv('{folder}/m.csv'))"], "disabled by configuration"),
+        (["--where", "false"], "no pair is as --status and --where ask"),
+        (["--shard-size", "big"], "--shard-size big: expected a size"),
+        (["--shard-size", "1KB"], "--shard-size 1KB: expected a size of at least 1MB"),
+        (["--out", "{folder}/out/inside"], "expected another folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line(painted: Path, tmp_path: Path, options: list[str], text: str) -> None:
+    options = [option.format(folder=painted) for option in options]
+    result = batchnst("export", painted / "out", "--to", "tar", "--out", tmp_path / "x", *options)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert text in result.stderr
+
+
+def test_pairs_of_another_run_are_not_mixed_in(painted: Path, tmp_path: Path) -> None:
+    export(painted / "out", "tar", tmp_path / "x")
+    rewrite(tmp_path / "x", "pairs", lambda row: row | {"run_id": "another"})
+    refused = batchnst("export", painted / "out", "--to", "tar", "--out", tmp_path / "x")
+    assert (refused.exit_code, "holds pairs of other runs" in refused.stderr) == (2, True)
+
+
+class Killed(BaseException):
+    """As if the process ended at this place."""
+
+
+@pytest.mark.parametrize("form", [pytest.param("files", marks=pytest.mark.slow), "tar"])
+def test_an_export_that_is_killed_at_any_moment_goes_on(
+    painted: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Folder.write
+    for moment in range(0, 100, 2):
+        calls = itertools.count()
+
+        def dying(self: Folder, name: str, *rest: Any, calls: Any = calls, moment: int = moment, **more: Any) -> None:
+            if not name.startswith(".batchnst") and next(calls) >= moment:
+                raise Killed
+            real(self, name, *rest, **more)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Folder, "write", dying)
+            export(painted / "out", form, tmp_path / "x")
+            break
+    assert moment >= 4
+    assert hashes(tmp_path / "x") == hashes(painted / "out")
+    assert found(tmp_path / "x", "--seal", painted / "key.pub") == []
+    assert len(Out(str(tmp_path / "x")).rows("losses")) == len(Out(str(painted / "out")).rows("losses"))
+
+
+def test_a_picture_that_is_missing_is_named_and_the_others_are_exported(out: Path, tmp_path: Path) -> None:
+    next((out / "pictures").glob("*.tar")).unlink()
+    result = batchnst("export", out, "--to", "files", "--out", tmp_path / "x")
+    assert (result.exit_code, result.stderr) == (1, "batchnst: plain: images/plain.png is not there\n")
+    assert sorted(path.name for path in (tmp_path / "x/images").iterdir()) == ["a.b.png", "a.c.png"]
+    assert found(tmp_path / "x") == [("picture-missing", "plain")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+def test_an_export_to_a_store_and_back(
+    painted: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with moto(tmp_path) as url:
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        addresses._open.cache_clear()
+        there = f"s3://{BUCKET}/{form}"
+        export(painted / "out", form, there)
+        assert "0 pictures copied now, 3 before" in export(painted / "out", form, there)
+        assert found(there, "--seal", painted / "key.pub") == []
+        export(there, "files", tmp_path / form)
+        assert hashes(tmp_path / form) == hashes(painted / "out")
+    addresses._open.cache_clear()
+
+
+# Tampering ----------------------------------------------------------------------------------------------------------
+
+
+def rewrite(out: Path, table: str, edit: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Rewrite the files of a table row by row; a row for which `edit` returns None is dropped."""
+    folder = out / "pictures" if table == "pictures" else out / "ledger" / table
+    for path in folder.glob("*.parquet"):
+        rows = pq.read_table(path)
+        kept = [row for row in map(edit, rows.to_pylist()) if row]
+        pq.write_table(pa.Table.from_pylist(kept, rows.schema), path)
+
+
+def with_bytes(data: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"image": row["image"] | {"bytes": data}} if row["pair_id"] == "a.b" else row
+
+    return edit
+
+
+OTHER = as_bytes(Image.new("RGB", (32, 21), "red"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind"),
+    [
+        (with_bytes(OTHER), "picture-changed"),
+        (with_bytes(OTHER[:60]), "picture-damaged"),
+        (with_bytes(as_bytes(Image.new("RGB", (9, 9)))), "picture-size"),
+        (with_bytes(as_bytes(Image.new("RGB", (32, 21)), "JPEG")), "picture-format"),
+        (lambda row: None if row["pair_id"] == "a.b" else row, "picture-missing"),
+        (lambda row: row | {"sha256": "0" * 64} if row["pair_id"] == "a.b" else row, "picture-changed"),
+    ],
+)
+def test_a_change_in_a_parquet_file_is_named(
+    painted: Path, out: Path, edit: Callable[[dict[str, Any]], dict[str, Any]], kind: str
+) -> None:
+    rewrite(out, "pictures", edit)
+    assert found(out) == [(kind, "a.b")]
+    sealed = [finding for finding in found(out, "--seal", painted / "key.pub") if finding[0].startswith("sealed")]
+    claimed_only = Out(str(out)).pictures().entries["sha256"].to_pylist().count("0" * 64)
+    assert {pair for _, pair in sealed} == (set() if claimed_only else {"a.b"})
+
+
+def test_a_row_group_that_cannot_be_read_is_named_and_others_are_read(out: Path) -> None:
+    (first, _) = sorted((out / "pictures").glob("*.parquet"))
+    whole = bytearray(first.read_bytes())
+    at = whole.index(b"\x89PNG")
+    whole[at - 30 : at] = bytes(30)
+    first.write_bytes(whole)
+    (damaged,) = pq.read_table(first, columns=["pair_id"])["pair_id"].to_pylist()
+    assert found(out) == [("picture-damaged", damaged)]
+
+
+def test_a_change_in_an_archive_is_named(painted: Path, out: Path) -> None:
+    (archive,) = (out / "pictures").glob("*.tar")
+    whole = bytearray(archive.read_bytes())
+    at = whole.index(b"IDAT") + 40
+    whole[at] ^= 1
+    archive.write_bytes(whole)
+    assert found(out)[0][1] == "plain"
+    assert ("sealed-altered", "plain") in found(out, "--seal", painted / "key.pub")
+    archive.write_bytes(whole[:at])
+    assert found(out) == [("unreadable", None), ("picture-missing", "plain")]
+
+
+def test_unknown_and_doubled_pictures_are_named(out: Path) -> None:
+    (first, *_) = sorted((out / "pictures").glob("*.parquet"))
+    row = pq.read_table(first).to_pylist()[0]
+    planted = [row, row | {"pair_id": "stray"}]
+    pq.write_table(pa.Table.from_pylist(planted, SCHEMA), out / "pictures" / "z.parquet")
+    (out / "pictures" / "notes.txt").write_text("mine")
+    (out / "pictures" / "._z.parquet").write_bytes(b"macOS")
+    assert sorted(found(out), key=str) == [
+        ("picture-doubled", row["pair_id"]), ("picture-unknown", "stray"), ("picture-unknown", None),
+    ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quiet_progress() -> Iterator[None]:
+    """No progress bars of other libraries."""
+    datasets.disable_progress_bars()
+    yield
