@@ -272,7 +272,12 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
 ) -> None:
     night, read = Night(Out(str(tmp_path / "out"))), list[int]()
     real = Out.rows_of
-    monkeypatch.setattr(Out, "rows_of", lambda self, files, *rest: read.append(len(files)) or real(self, files, *rest))
+
+    def rows_of(self: Out, files: list[Any], *rest: Any) -> Any:
+        read.append(len(files))
+        return real(self, files, *rest)
+
+    monkeypatch.setattr(Out, "rows_of", rows_of)
 
     def look() -> list[str]:
         read.clear()
