@@ -411,8 +411,8 @@ def test_a_painting_over_its_photograph_with_a_border_that_moves(loud_page: Page
     press(page, "c")
     expect(page.locator("#compare-left")).to_contain_text("market.png · preview of 48 pixels")
     expect(page.locator("#compare-right")).to_have_text("market.png × dots.png · 48 × 36 pixels")
-    right, left = page.locator("#stage img.right"), page.locator("#stage img.left")
-    until(page, "document.querySelector('#stage img.right').src.startsWith('file:')")
+    right, left = page.locator("#stage .right img"), page.locator("#stage .left img")
+    until(page, "document.querySelector('#stage .right img').src.startsWith('file:')")
     place = "parseFloat(stage.style.getPropertyValue('--border')) / stage.clientWidth"
     assert page.evaluate(place) == pytest.approx(0.5, abs=0.01)
     press(page, "Home")
@@ -467,7 +467,7 @@ def test_where_no_picture_lies_beside_the_page_previews_are_compared(
         focus(page, "market")
         press(page, "c")
         expect(page.locator("#compare-right")).to_have_text("market.png × dots.png · 48 × 36 pixels · preview")
-        assert str(page.locator("#stage img.right").get_attribute("src")).startswith("data:")
+        assert str(page.locator("#stage .right img").get_attribute("src")).startswith("data:")
 
 
 # Who cannot see or has little room --------------------------------------------------------------------------------
