@@ -80,7 +80,7 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
 def _plan(
     manifest: Manifest, out: Out | None, weights: Mapping[tuple[str, str], Weights], values: Sequence[str]
 ) -> tuple[Plan, list[str]]:
-    """The plan of a run, and the notices of `--redo`, which has the values `values`."""
+    """The plan of a run, and the notices of `--redo`; `values` are those of this option."""
     named_rows(values, manifest)
     notices, redo = list[str](), Redo(tuple(values))
     choosing = choose(values, manifest, out, hashes_of(weights)) if out else None
