@@ -9,7 +9,7 @@ from datetime import timedelta
 from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
-from batchnst.engine.redo import Redo, choose, named_rows
+from batchnst.engine.repaint import Redo, choose, named_rows
 from batchnst.engine.run import hashes_of, plan_run
 from batchnst.errors import RecipeError
 from batchnst.ledger.out import Out
@@ -78,12 +78,12 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
 
 
 def _plan(
-    manifest: Manifest, out: Out | None, weights: Mapping[tuple[str, str], Weights], asked: Sequence[str]
+    manifest: Manifest, out: Out | None, weights: Mapping[tuple[str, str], Weights], values: Sequence[str]
 ) -> tuple[Plan, list[str]]:
-    """The plan of a run, and the notices of `--redo`, which has the values `asked`."""
-    named_rows(asked, manifest)
-    notices, redo = list[str](), Redo(tuple(asked))
-    choosing = choose(asked, manifest, out, hashes_of(weights)) if out else None
+    """The plan of a run, and the notices of `--redo`; `values` are those of this option."""
+    named_rows(values, manifest)
+    notices, redo = list[str](), Redo(tuple(values))
+    choosing = choose(values, manifest, out, hashes_of(weights)) if out else None
     while choosing:
         try:
             notices.append(next(choosing).text)
@@ -94,7 +94,7 @@ def _plan(
 
 def _redo_lines(plan: Plan, notices: Sequence[str]) -> list[str]:
     """The number of settled pairs that are painted again, by reason, and the notices of how they were found."""
-    if not plan.redo.asked:
+    if not plan.redo.values:
         return []
     counts = ", ".join(f"{count} {why}" for why, count in plan.redone.items())
     return [f"again    {counts or 'no pair'}", *(f"         {notice}" for notice in notices)]

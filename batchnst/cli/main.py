@@ -326,8 +326,8 @@ def plan(
     """Show everything that `run` would check and decide, without running."""
     from batchnst.bench.estimate import describe
 
-    pairs, asked = _read_manifest(manifest, settings, out), _redo(redo, retry_failed=retry_failed)
-    _print(describe(pairs, out, redo=asked, memory=in_bytes(memory)))
+    pairs, values = _read_manifest(manifest, settings, out), _redo(redo, retry_failed=retry_failed)
+    _print(describe(pairs, out, redo=values, memory=in_bytes(memory)))
 
 
 @app.command()

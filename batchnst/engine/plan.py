@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from batchnst.chains import is_cell
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
-from batchnst.engine.redo import FAILED, NOTHING, Redo
+from batchnst.engine.repaint import FAILED, NOTHING, Redo
 from batchnst.ledger.out import Out, Outcomes
 from batchnst.ledger.previous import Previous
 from batchnst.manifest.manifest import Manifest

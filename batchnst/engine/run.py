@@ -22,7 +22,7 @@ from batchnst.engine.failing_stores import FailingStores
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan, with_previous
 from batchnst.engine.ray_address import choose_address
-from batchnst.engine.redo import Redo, choose, named_rows
+from batchnst.engine.repaint import Redo, choose, named_rows
 from batchnst.engine.worker import paint_chunk
 from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger import seal
@@ -65,7 +65,7 @@ class Options:
     """Options of a run, beside its pairs.
 
     `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
-    the largest number of pairs to paint. `redo` says which pairs are painted again, as `redo.choose` does.
+    the largest number of pairs to paint. `redo` says which pairs are painted again, as `repaint.choose` does.
     `memory` is the most that a worker may use, in bytes. `seal` is the file of the private key that OUT is sealed with
     at the end, if it is to be. `pictures` is the form of the pictures, and `shard_size` the size of the files that they
     are merged into, in bytes.
@@ -210,7 +210,7 @@ def _run_row(plan: Plan, claim: Claim, engine: str) -> RunRow:
         done=plan.done,
         given_up=plan.failed,
         to_paint=len(plan),
-        redo=list(plan.redo.asked),
+        redo=list(plan.redo.values),
         redo_since=plan.redo.since or (claim.run_number if plan.redo.names else None),
         engine=engine,
         host=socket.gethostname(),

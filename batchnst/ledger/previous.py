@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from batchnst.storage.files import Folder
 
@@ -24,7 +24,7 @@ class Previous:
 
 def previous_name(pair_id: str, run_id: str, attempt: int, output: str) -> str:
     """Path in OUT of the picture of an earlier attempt at a pair; `output` is that of the attempt's row."""
-    return f"{PREVIOUS}/{pair_id}/{run_id}-{attempt}{PurePosixPath(output).suffix}"
+    return f"{PREVIOUS}/{pair_id}/{run_id}-{attempt}{posixpath.splitext(output)[1]}"
 
 
 def keep(folder: Folder, pair_id: str, output: str, previous: Previous, before: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from batchnst.engine.redo import RETRY_FAILED
+from batchnst.engine.repaint import RETRY_FAILED
 from batchnst.engine.run import plan_run
 from batchnst.errors import RecipeError, RequestError
 from batchnst.ledger.out import Out, newest_rows

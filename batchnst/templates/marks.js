@@ -51,9 +51,9 @@ class Marks {
   }
 }
 
-// Tell what was done, on the page and to screen readers.
+// Tell what was done, on the page and to screen readers. Each dialog has a place for it, as it hides what is behind it.
 function say(text) {
-  document.querySelectorAll(".said").forEach((node) => { node.textContent = text; }); // a dialog hides what is behind it
+  document.querySelectorAll(".said").forEach((node) => { node.textContent = text; });
 }
 
 // Copy `text`, which the element `node` shows.

@@ -30,7 +30,8 @@ function addDrag(view, zoomAt, drag = () => false) {
     if (!from) return;
     const [right, down] = [event.clientX - from.x, event.clientY - from.y];
     from.moved ||= Math.hypot(right, down) > 4;
-    if (from.moved && !drag(event)) view.scrollTo({ left: from.left - right, top: from.top - down, behavior: "instant" });
+    if (!from.moved || drag(event)) return;
+    view.scrollTo({ left: from.left - right, top: from.top - down, behavior: "instant" });
   });
   view.addEventListener("pointerup", () => {
     view.dataset.moved = from?.moved ?? false;

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from batchnst.engine.plan import Job, Plan, make_batches, make_plan
-from batchnst.engine.redo import RETRY_FAILED
+from batchnst.engine.repaint import RETRY_FAILED
 from batchnst.engine.run import UNKNOWN, Engine, make_chunks
 from batchnst.ledger.out import Outcomes
 from batchnst.ledger.schema import to_table

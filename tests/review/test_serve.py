@@ -273,7 +273,7 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     night, read = Night(Out(str(tmp_path / "out"))), list[int]()
     real = Out.rows_of
 
-    def rows_of(self: Out, files: Any, *rest: Any) -> Any:
+    def rows_of(self: Out, files: list[Any], *rest: Any) -> Any:
         read.append(len(files))
         return real(self, files, *rest)
 
@@ -385,3 +385,42 @@ def test_the_page_shows_pairs_as_they_are_committed(browser: Browser, tmp_path: 
         paint(out, "a", 3, output=f"{HOSTILE}#%3F.png", attempt=2)
         expect(page.locator(".tag", has_text="attempt 2")).to_have_count(1)
         expect(page.locator(".card")).to_have_count(3)
+
+
+@pytest.mark.slow
+def test_a_real_run_is_watched_from_before_its_start_over_its_end_by_force_to_its_end(
+    browser: Browser, tmp_path: Path
+) -> None:
+    names = [f"<img src=x onerror=window.pwned={number}>" for number in range(1, 5)]
+    for number, name in enumerate([*names, "style"]):
+        scene(48, 48).rotate(9 * number).save(tmp_path / f"{name}.png")
+    (tmp_path / "m.csv").write_text("\n".join(["content,style", *(f"{name}.png,style.png" for name in names)]))
+    options = [
+        "--engine",
+        "inline",
+        "--batch-size",
+        "1",
+        "--size",
+        "48",
+        "--weights",
+        "random",
+        "--backbone",
+        "alexnet",
+    ]
+    command = [sys.executable, "-m", "batchnst", "run", "m.csv", "--out", "out", *options, "--steps", "400"]
+    with serving(tmp_path / "out") as server, watching(browser, server.url) as page:
+        expect(page.locator("#headline")).to_have_text("No run yet")
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as run:
+            expect(page.locator("#headline")).to_have_text(re.compile("^1 picture painted, 3 left"))
+            expect(page.locator("#lead")).to_contain_text("It is painting now")
+            run.kill()
+        expect(page.locator("#lead")).to_contain_text(re.compile("Nobody is painting now|gives no sign of life"))
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
+        expect(page.locator("#headline")).to_have_text("4 pictures painted")
+        expect(page.locator(".card")).to_have_count(4)
+        for image in page.locator(".card .result img").all():
+            assert image.evaluate("async (image) => (await image.decode(), image.naturalWidth)")
+        subprocess.run([sys.executable, "-m", "batchnst", "ledger", "compact", "out"], cwd=tmp_path, check=True)
+        again = [*command, "--redo", "*"]
+        assert subprocess.run(again, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
+        expect(page.locator(".tag", has_text="attempt 2")).to_have_count(4)

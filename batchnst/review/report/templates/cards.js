@@ -20,7 +20,9 @@ function spark(i) {
 
 // The painted picture, beside the one that it has replaced if there is one, or why there is none.
 function result(i) {
-  if (!pairs.ok[i]) return [element("span", { className: "failure" }, element("b", {}, errorType(i)), pairs.error[i] ?? "")];
+  if (!pairs.ok[i]) {
+    return [element("span", { className: "failure" }, element("b", {}, errorType(i)), pairs.error[i] ?? "")];
+  }
   if (!pairs.before[i]) return [picture(pairs.result[i], "Result")];
   return [picture(pairs.before[i].picture, "Before"), picture(pairs.result[i], "After")];
 }
@@ -54,8 +56,8 @@ function card(i, position) {
     caption(i),
     spark(i),
   );
-  const properties = { className: "item", role: "listitem", "aria-posinset": position + 1, "aria-setsize": order.length };
-  const item = element("div", properties, node, markButtons(i, -1));
+  const place = { role: "listitem", "aria-posinset": position + 1, "aria-setsize": order.length };
+  const item = element("div", { className: "item", ...place }, node, markButtons(i, -1));
   item.dataset.item = i;
   showMark(item, i);
   return item;

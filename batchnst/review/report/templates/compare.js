@@ -1,5 +1,5 @@
-// Two pictures of the same place, one over the other, with a border that a slider moves: a painting, and its photograph,
-// the picture that it has replaced, or the painting of another pair.
+// Two pictures, one over the other, with a border that a slider moves: a painting, and its photograph, the picture that
+// it has replaced, or the painting of another pair.
 //
 // The page holds previews. Where the pictures themselves lie beside the page, they are loaded and shown instead.
 
@@ -27,10 +27,15 @@ function layerUnder(i) {
   if (under === "held") return paintingOf(held);
   if (under === "before") return { ...pairs.before[i], number: pairs.before[i].picture, name: "before" };
   const number = pairs.contentPicture[i];
-  return { number, path: null, name: names[pairs.content[i]], width: pictures.width[number], height: pictures.height[number] };
+  const size = { width: pictures.width[number], height: pictures.height[number] };
+  return { number, path: null, name: names[pairs.content[i]], ...size };
 }
 
-const isThere = (kind, i) => (kind === "held" ? held !== null && held !== i : kind === "before" ? Boolean(pairs.before[i]) : true);
+// True if there is a layer of this kind to compare pair `i` with.
+function isThere(kind, i) {
+  if (kind === "held") return held !== null && held !== i;
+  return kind === "content" || Boolean(pairs.before[i]);
+}
 
 // Lay two pictures over each other: of one shape in one size, else each in its own, with their middles together.
 function place() {
@@ -56,7 +61,9 @@ function moveBorder() {
   const [left, width] = visible();
   const part = Number(border.value) / 100;
   stage.style.setProperty("--border", `${left + part * width - stage.getBoundingClientRect().left}px`);
-  Object.assign(byId("border-label").style, { marginLeft: `${left - view.getBoundingClientRect().left}px`, width: `${width}px` });
+  const slider = byId("border-label").style;
+  slider.marginLeft = `${left - view.getBoundingClientRect().left}px`;
+  slider.width = `${width}px`;
   border.setAttribute("aria-valuetext", `${Math.round(100 * part)} % ${layers[0].name}`);
 }
 
@@ -78,10 +85,13 @@ function dragBorder({ clientX }) {
 
 // Tell what a layer shows, and how much smaller than the picture a preview is.
 function tell(layer, label) {
-  const size = layer.path === null ? "" : ` · ${layer.width} × ${layer.height} pixels`;
-  const smaller = pictures.width[layer.number] < layer.width;
-  const preview = layer.whole || !hasPicture(layer.number) ? "" : smaller || layer.path === null ? `preview of ${pictures.width[layer.number]} pixels` : "preview";
-  label.replaceChildren(element("b", {}, layer.name), `${size}${preview && ` · ${preview}`}`);
+  const texts = [""];
+  const width = pictures.width[layer.number];
+  if (layer.path !== null) texts.push(`${layer.width} × ${layer.height} pixels`);
+  if (!layer.whole && hasPicture(layer.number)) {
+    texts.push(layer.path === null || width < layer.width ? `preview of ${width} pixels` : "preview");
+  }
+  label.replaceChildren(element("b", {}, layer.name), texts.join(" · "));
 }
 
 // Show a layer: its preview, then the picture itself if it lies beside the page.

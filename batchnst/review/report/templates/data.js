@@ -26,8 +26,9 @@ function numberIn(map, list, text) {
 }
 
 // Add pairs, or newer attempts at pairs that are there. `part` is what `part` in cards.py makes, with `pictures`. The
-// page calls this once, for all that it holds; a live page may call it again, and the list then shows the changes.
-function addPairs(part) {
+// page calls this once, for all that it holds; a live page may call it again, and the list then shows the changes,
+// unless `more` parts follow at once.
+function addPairs(part, more = false) {
   const content = part.addresses.map((address, k) => {
     const number = numberIn(addressNumbers, addresses, address);
     names[number] ??= part.names[k];
@@ -57,7 +58,7 @@ function addPairs(part) {
     pairs[name] ??= [];
     column.forEach((value, k) => { pairs[name][places[k]] = change[name] ? change[name](value) : value; });
   }
-  dispatchEvent(new CustomEvent("pairs", { detail: places }));
+  if (!more) dispatchEvent(new CustomEvent("pairs", { detail: places }));
 }
 
 const hasPicture = (number) => Boolean(pictures.text[number] || pictures.url[number]);

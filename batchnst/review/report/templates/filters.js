@@ -170,6 +170,8 @@ addEventListener("pairs", () => {
   if (focused !== null) list.querySelector(`[data-pair="${focused}"]`)?.focus({ preventScroll: true });
 });
 
+const noFilters = () => Object.fromEntries(FILTERS.map((name) => [name, ""]));
+
 let typing = 0;
 byId("controls").addEventListener("input", ({ target }) => {
   clearTimeout(typing);
@@ -178,12 +180,12 @@ byId("controls").addEventListener("input", ({ target }) => {
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("controls").addEventListener("reset", (event) => {
   event.preventDefault();
-  change(Object.fromEntries(FILTERS.map((name) => [name, ""])));
+  change(noFilters());
   controls.q.focus();
 });
 document.querySelectorAll("[data-reason]").forEach((button) => {
   button.addEventListener("click", () => {
-    change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), status: "failed", reason: button.dataset.reason });
+    change({ ...noFilters(), status: "failed", reason: button.dataset.reason });
     byId("pairs").scrollIntoView();
     byId("pairs").focus({ preventScroll: true });
   });

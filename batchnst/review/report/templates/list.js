@@ -15,8 +15,9 @@ let width = 0;
 
 function makeLine(number) {
   const { top, group, first, members } = lines[number];
+  const count = group && element("small", {}, ` ${plural(group.members.length, "pair")}`);
   const node = group
-    ? element("h3", { className: "group" }, group.name, element("small", {}, ` ${plural(group.members.length, "pair")}`))
+    ? element("h3", { className: "group" }, group.name, count)
     : element("div", { className: "row", role: "presentation" }, ...members.map((i, k) => card(i, first + k)));
   node.style.top = `${top}px`;
   return node;

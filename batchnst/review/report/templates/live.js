@@ -1,7 +1,7 @@
 // The live page: it asks the server for new pairs, and shows the state of the run.
 
 const WAIT = 5000; // milliseconds until a server that answered with an error is asked again
-const SHARE = 10; // new pairs are shown at most for one in so many parts of the time, however many pairs there are
+const SHARE = 6; // new pairs are shown at most for one in so many parts of the time, however many pairs there are
 const live = { epoch: "", since: 0, asking: false, waiting: [], ready: 0 };
 
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -15,16 +15,17 @@ details = async (i) => {
 };
 
 // New pairs wait while somebody reads further down or in a dialog, so that nothing moves away.
-const isReading = () => dialog.open || list.getBoundingClientRect().top < -rowHeight / 2;
+const inDialog = () => document.querySelector("dialog[open]") !== null;
+const isReading = () => inDialog() || list.getBoundingClientRect().top < -rowHeight / 2;
 
 function showWaiting(always = false) {
   const number = live.waiting.reduce((sum, part) => sum + part.pairs.id.length, 0);
   const hold = !always && pairs.id.length > 0 && isReading();
-  byId("fresh").hidden = !(hold && number) || dialog.open;
+  byId("fresh").hidden = !(hold && number) || inDialog();
   byId("fresh").textContent = `Show ${plural(number, "new pair")}`;
   if (!number || hold || (!always && performance.now() < live.ready)) return;
   const began = performance.now();
-  live.waiting.splice(0).forEach(addPairs);
+  live.waiting.splice(0).forEach((part, k, all) => addPairs(part, k < all.length - 1));
   showStrip();
   live.ready = performance.now() + SHARE * (performance.now() - began);
 }

@@ -1,5 +1,5 @@
-// Marks of pairs: keep, again with a change, or reject. A mark belongs to the attempt that was looked at: once a pair is
-// painted again, its new picture has no mark. They are kept in this browser, by OUT and run.
+// Marks of pairs: keep, again with a change, or reject. A mark belongs to the attempt that was looked at: once a pair
+// is painted again, its new picture has no mark. They are kept in this browser, by OUT and run.
 
 const MARKS = ["keep", "again", "reject"];
 const FACTORS = [0.25, 0.5, 2, 4]; // of the style weight
@@ -37,7 +37,8 @@ function readChange({ factor, seed, style, size, set }) {
   if (Number.isSafeInteger(seed) && seed >= 0) change.seed = seed;
   if (typeof style === "string") change.style = style;
   if (isSize(size)) change.size = size;
-  const settings = Object.entries(Object(set)).filter(([key, text]) => data.recipeKeys.includes(key) && typeof text === "string");
+  const isSetting = ([key, text]) => data.recipeKeys.includes(key) && typeof text === "string";
+  const settings = Object.entries(Object(set)).filter(isSetting);
   if (settings.length) change.set = Object.fromEntries(settings);
   return change;
 }
@@ -67,12 +68,12 @@ function give(entries) {
 }
 
 function undoMark() {
-  const ids = store.undo();
+  const ids = store.undo() ?? [];
   showMarks();
-  const [one] = ids ?? [];
-  const i = numbers.get(one);
-  if (!ids) say("Nothing to undo");
-  else say(ids.length === 1 && i !== undefined ? `Undone: ${title(i)}: ${describe(markOf(i))}` : `Undone for ${plural(ids.length, "pair")}`);
+  const i = ids.length === 1 ? numbers.get(ids[0]) : undefined;
+  if (!ids.length) say("Nothing to undo");
+  else if (i === undefined) say(`Undone for ${plural(ids.length, "pair")}`);
+  else say(`Undone: ${title(i)}: ${describe(markOf(i))}`);
 }
 
 const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
@@ -94,10 +95,12 @@ function isOf(act, mark) {
   return act === "other" && !["half", "double", "seed"].some((other) => isOf(other, mark));
 }
 
+const NO_NOISE = "a seed changes nothing, as it does not start from noise; 5 offers other changes";
+
 // Mark pair `i` by an act; the same act again takes the mark back.
 function act(i, name) {
   if (name === "other") openAgain([i]);
-  else if (name === "seed" && !pairs.noise[i]) say(`${title(i)}: a seed changes nothing, as it does not start from noise; 5 offers other changes`);
+  else if (name === "seed" && !pairs.noise[i]) say(`${title(i)}: ${NO_NOISE}`);
   else give([[i, isOf(name, markOf(i)) ? null : markFor(name)]]);
 }
 
@@ -105,7 +108,8 @@ function act(i, name) {
 function markButtons(i, tabIndex) {
   const all = Object.entries(ACTS).filter(([name]) => name !== "seed" || pairs.noise[i]);
   const buttons = all.map(([name, [key, sign, label]]) => {
-    const node = element("button", { type: "button", tabIndex, "aria-label": label, title: `${label} (${key})` }, sign);
+    const names = { "aria-label": label, title: `${label} (${key})` };
+    const node = element("button", { type: "button", tabIndex, ...names }, sign);
     node.dataset.act = name;
     return node;
   });
@@ -121,7 +125,9 @@ function markButtons(i, tabIndex) {
 function showMark(node, i) {
   const mark = markOf(i);
   MARKS.forEach((name) => node.classList.toggle(name, mark?.mark === name));
-  node.querySelectorAll("[data-act]").forEach((button) => button.setAttribute("aria-pressed", isOf(button.dataset.act, mark)));
+  node.querySelectorAll("[data-act]").forEach((button) => {
+    button.setAttribute("aria-pressed", isOf(button.dataset.act, mark));
+  });
   const verdict = node.querySelector(".verdict");
   if (verdict) verdict.textContent = verdict.title = mark ? describe(mark) : "";
 }
@@ -146,11 +152,12 @@ const isRequest = (i) => !pairs.ok[i] || Object.keys(markOf(i).change).length > 
 function showCounts() {
   const found = marked();
   const requests = found.again.filter(isRequest);
-  const counts = MARKS.filter((name) => found[name].length).map((name) => `${whole.format(found[name].length)} ${name}`);
+  const given = MARKS.filter((name) => found[name].length);
+  const counts = given.map((name) => `${whole.format(found[name].length)} ${name}`);
   byId("counts").textContent = counts.join(" · ") || "Nothing is marked yet";
   byId("undo").disabled = !store.steps.length;
   byId("save-redo").disabled = !requests.length;
-  byId("save-redo").textContent = requests.length ? `Download redo.jsonl (${whole.format(requests.length)})` : "Download redo.jsonl";
+  byId("save-redo").textContent = `Download redo.jsonl${requests.length ? ` (${whole.format(requests.length)})` : ""}`;
   byId("save-marks").disabled = !counts.length;
   byId("command").hidden = !requests.length;
   byId("copy-command").hidden = !requests.length;
@@ -160,7 +167,8 @@ function showCounts() {
 // Buttons that mark all pairs that are shown.
 function showBulk() {
   byId("bulk").hidden = !order.length;
-  byId("bulk-name").textContent = order.length === pairs.id.length ? "Mark all" : `Mark these ${whole.format(order.length)}`;
+  const isAll = order.length === pairs.id.length;
+  byId("bulk-name").textContent = isAll ? "Mark all" : `Mark these ${whole.format(order.length)}`;
 }
 
 byId("bulk").addEventListener("click", ({ target }) => {
@@ -182,9 +190,9 @@ list.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 addEventListener("keydown", (event) => {
-  if (event.altKey || event.target.matches("input:not([type=range], [type=checkbox]), textarea, select")) return;
-  const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey ? "z" : "u";
-  if ((event.ctrlKey || event.metaKey) !== (isUndo === "z") || event.key.toLowerCase() !== isUndo) return;
+  if (event.altKey || event.shiftKey) return;
+  if (event.target.matches("input:not([type=range], [type=checkbox]), textarea, select")) return;
+  if (event.key.toLowerCase() !== (event.ctrlKey || event.metaKey ? "z" : "u")) return;
   undoMark();
   event.preventDefault();
 });

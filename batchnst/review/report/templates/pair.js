@@ -90,7 +90,8 @@ function attemptFacts({ row }) {
     ["peak memory", row.peak_memory_bytes && `${(row.peak_memory_bytes / 2 ** 30).toFixed(2)} GiB`],
     ["started, UTC", row.started_at.slice(0, 19)],
     ["finished, UTC", row.finished_at.slice(0, 19)],
-    ["duration", row.seconds === row.batch_seconds ? duration(row.seconds) : `${duration(row.seconds)}, its share of ${duration(row.batch_seconds)}`],
+    ["duration", duration(row.seconds)],
+    ["duration of the batch", row.batch_size > 1 ? duration(row.batch_seconds) : null],
     ["run", row.run_id],
     ["attempt", row.attempt],
   ]);

@@ -35,7 +35,9 @@ function readForm() {
     size: size === "" ? undefined : /^\d+$/.test(size) ? Number(size) : size,
     set: readSettings(form.set.value),
   };
-  if (size && !isSize(change.size)) throw new Error(`size: ${size} is not allowed; expected 16 to 65536 pixels, or original`);
+  if (size && !isSize(change.size)) {
+    throw new Error(`size: ${size} is not allowed; expected 16 to 65536 pixels, or original`);
+  }
   return readChange(change);
 }
 
@@ -44,7 +46,9 @@ function readSettings(text) {
   return Object.fromEntries(lines.map((line) => {
     const [key, ...rest] = line.split("=");
     if (!rest.length || !rest.join("=").trim()) throw new Error(`${line}: expected KEY=VALUE`);
-    if (!data.recipeKeys.includes(key.trim())) throw new Error(`${key.trim()}: no such recipe key; there are ${data.recipeKeys.join(", ")}`);
+    if (!data.recipeKeys.includes(key.trim())) {
+      throw new Error(`${key.trim()}: no such recipe key; there are ${data.recipeKeys.join(", ")}`);
+    }
     return [key.trim(), rest.join("=").trim()];
   }));
 }
@@ -69,8 +73,8 @@ function seedOnlyFor(i, { seed, ...change }) {
   return seed === undefined || !pairs.noise[i] ? change : { ...change, seed: asked.length === 1 ? seed : randomSeed() };
 }
 
-// Set a value of a request, which has JSON texts. Keys whose defaults follow from this one, such as the weights of a loss,
-// get those of its new value.
+// Set a value of a request, which has JSON texts. Keys whose defaults follow from this one, such as the weights of a
+// loss, get those of its new value.
 function setKey(request, key, value) {
   const before = data.defaults[key]?.[JSON.parse(request[key] ?? "null")] ?? {};
   for (const [other, usual] of Object.entries(before)) {
@@ -79,8 +83,8 @@ function setKey(request, key, value) {
   request[key] = JSON.stringify(value);
 }
 
-// The row of a manifest that asks for pair `i` as it was, but for the change of its mark. Its addresses are those of the
-// ledger, which are absolute.
+// The row of a manifest that asks for pair `i` as it was, but for the change of its mark. Its addresses are those of
+// the ledger, which are absolute.
 async function redoRow(i) {
   const { request: own } = await details(i);
   const request = { ...own, ...data.request, ...own }; // in this order a person finds the pair first
@@ -89,7 +93,9 @@ async function redoRow(i) {
   if (style !== undefined) {
     Object.assign(request, { style: JSON.stringify([style]), style_weights: "null", style_mask: "null" });
   }
-  for (const [key, value] of Object.entries({ seed, size, ...set })) if (value !== undefined) setKey(request, key, value);
+  for (const [key, value] of Object.entries({ seed, size, ...set })) {
+    if (value !== undefined) setKey(request, key, value);
+  }
   const present = Object.entries(request).filter(([, text]) => text !== "null" && text !== "[]");
   return `{${present.map(([key, text]) => `${JSON.stringify(key)}: ${text}`).join(", ")}}`;
 }
@@ -119,7 +125,8 @@ async function saveRedo() {
 
 function saveMarks() {
   const marks = pairs.id.map((id, i) => [id, markOf(i)]).filter(([, mark]) => mark);
-  download("marks.json", `${JSON.stringify({ out: data.out, run: data.run, marks: Object.fromEntries(marks) }, null, 1)}\n`);
+  const file = { out: data.out, run: data.run, marks: Object.fromEntries(marks) };
+  download("marks.json", `${JSON.stringify(file, null, 1)}\n`);
   say(`marks.json has ${plural(marks.length, "mark")}`);
 }
 
@@ -137,7 +144,8 @@ function loadMarks(text, name) {
   const known = all.filter(([i, mark]) => i !== undefined && mark?.made === pairs.made[i]);
   if (known.length) give(known);
   const rest = all.length - known.length;
-  say(`${plural(known.length, "mark")} loaded from ${name}${rest ? `; ${whole.format(rest)} of other pairs or attempts left out` : ""}`);
+  const left = rest ? `; ${whole.format(rest)} of other pairs or attempts left out` : "";
+  say(`${plural(known.length, "mark")} loaded from ${name}${left}`);
 }
 
 byId("save-redo").addEventListener("click", saveRedo);

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from batchnst.engine.events import Finished, Notice
-from batchnst.engine.redo import CHANGED, MISSING, choose
+from batchnst.engine.repaint import CHANGED, MISSING, choose
 from batchnst.engine.run import Options, Planned, run
 from batchnst.errors import RequestError
 from batchnst.ledger.out import Out

@@ -57,11 +57,11 @@ _COLUMNS = (
 class Redo:
     """The pairs of a manifest to paint again.
 
-    asked: the values of `--redo`. failed: those that failed too. reasons: index in REASONS for each row (N,); None if
+    values: the values of `--redo`. failed: those that failed too. reasons: index in REASONS for each row (N,); None if
     no row has one. since: number of the run in which this began; None if it begins now.
     """
 
-    asked: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
     failed: bool = False
     reasons: NDArray[np.uint8] | None = None
     since: int | None = None
@@ -69,7 +69,7 @@ class Redo:
     @property
     def names(self) -> bool:
         """True if ids were given."""
-        return bool(set(self.asked) - {FAILED, MISSING, CHANGED})
+        return bool(set(self.values) - {FAILED, MISSING, CHANGED})
 
     def reason(self, row: int) -> str:
         """Why the pair of this row is painted again although it is settled; "" if it is not."""
@@ -83,13 +83,13 @@ RETRY_FAILED = Redo((FAILED,), failed=True)
 """Pairs that failed are painted again."""
 
 
-def named_rows(asked: Sequence[str], manifest: Manifest) -> NDArray[np.bool_]:
-    """Which rows have an id that is in `asked`, or that a glob in `asked` matches (N,).
+def named_rows(values: Sequence[str], manifest: Manifest) -> NDArray[np.bool_]:
+    """Which rows have an id that is in `values`, or that a glob in `values` matches (N,).
 
-    Raises RequestError if one of `asked` is neither a word of `--redo` nor matches anything.
+    Raises RequestError if one of `values` is neither a word of `--redo` nor matches anything.
     """
     rows = np.zeros(len(manifest), bool)
-    for text in dict.fromkeys(asked):
+    for text in dict.fromkeys(values):
         if text in (FAILED, MISSING, CHANGED):
             continue
         found = _matching(text, manifest.ids)
@@ -111,25 +111,25 @@ def _matching(text: str, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def choose(
-    asked: Sequence[str], manifest: Manifest, out: Out, weights_sha256: Mapping[tuple[str, str], str]
+    values: Sequence[str], manifest: Manifest, out: Out, weights_sha256: Mapping[tuple[str, str], str]
 ) -> Generator[Notice, None, Redo]:
-    """Choose the pairs of `manifest` that `asked` means; yields notices of how far it is and of what cannot be read.
+    """Choose the pairs of `manifest` that `values` means; yields notices of how far it is and of what cannot be read.
 
     Pairs that are named are chosen once: a run that goes on with an interrupted one leaves those that this one has
     painted. Raises RequestError as `named_rows` does.
     """
-    named = named_rows(asked, manifest)
-    named, since = _left(asked, manifest, named, out) if named.any() else (named, None)
+    named = named_rows(values, manifest)
+    named, since = _left(values, manifest, named, out) if named.any() else (named, None)
     reasons = named.astype(np.uint8)
-    if kinds := [kind for kind in (MISSING, CHANGED) if kind in asked]:
+    if kinds := [kind for kind in (MISSING, CHANGED) if kind in values]:
         check = _Check(kinds, out)
         yield from check.run(manifest, out.newest(), weights_sha256, reasons)
         yield from check.notices()
-    return Redo(tuple(asked), FAILED in asked, reasons if reasons.any() else None, since)
+    return Redo(tuple(values), FAILED in values, reasons if reasons.any() else None, since)
 
 
 def _left(
-    asked: Sequence[str], manifest: Manifest, named: NDArray[np.bool_], out: Out
+    values: Sequence[str], manifest: Manifest, named: NDArray[np.bool_], out: Out
 ) -> tuple[NDArray[np.bool_], int | None]:
     """The named rows that are left of the same request, and the number of the run in which it began.
 
@@ -139,7 +139,7 @@ def _left(
     address = stored(resolve(manifest.address, "."))
     if last is None or last["redo_since"] is None or last["manifest"] != address:
         return named, None
-    if sorted(last["redo"]) != sorted(asked):
+    if sorted(last["redo"]) != sorted(values):
         return named, None
     since = last["redo_since"]
     ended = out.rows("pairs", ["run_id", "pair_id"], matching=pc.field("run_number") >= since)
