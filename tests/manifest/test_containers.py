@@ -138,6 +138,16 @@ def test_a_part_of_an_archive_may_be_named(folder: Path, contents: str, found: d
     assert {path.partition("://")[2].partition("::")[0]: output for path, output in pairs().items()} == found
 
 
+def test_a_part_that_is_not_there_gets_a_line(folder: Path) -> None:
+    for place, said in {
+        "zip://none": "no pictures there",
+        "zip://a**b/c": "not a glob",
+        "zip://../x": "leads out",
+    }.items():
+        result = manifest(f"{place}::photos.zip")
+        assert (result.exit_code, said in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("glob", "left"), [("deep", 1), ("deep/er/*", 2), ("*.HEIC", 2), ("zip://a.jpg::photos.zip", 2), ("a.jpg", 2)]
 )
