@@ -83,7 +83,7 @@ class Footer:
     @property
     def weight(self) -> int:
         """What it takes in memory, in members of an archive."""
-        return 4 * self.metadata.num_row_groups * self.metadata.num_columns
+        return 4 * (len(self.starts) - 1) * len(self.metadata.schema)
 
     def group_of(self, row: int) -> int:
         """The row group that holds `row`; raises OSError if there is no such row."""
