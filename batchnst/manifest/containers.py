@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ from batchnst.manifest.left_out import LeftOut, Picture
 from batchnst.manifest.readers import PARQUET_BUFFER, ending, is_counted
 from batchnst.storage import walk
 from batchnst.storage.files import list_archive, open_file, parent, resolve
+from batchnst.storage.retries import is_transient
 
 SCHEMES = {".zip": "zip", ".tar": "tar", ".parquet": "parquet"}
 """Schemes of the addresses inside a file, by its ending."""
@@ -63,14 +64,24 @@ def matching(chain: Chain, left_out: LeftOut) -> Iterator[Picture]:
     pattern = chain.inside.strip("/")
     hidden = any(map(walk.is_hidden, pattern.split("/")))
     paths = _paths(chain.scheme, chain.outer, left_out, hidden)
-    root = walk.split_glob(pattern)[0] if walk.has_wildcard(pattern) and pattern not in paths else pattern
-    root = str(PurePosixPath(root).parent) if root in paths else root
-    match = re.compile(glob_translate(pattern)).match
+    root, match = _root(pattern, paths), _compiled(pattern).match
     for path in paths:
         if path == pattern or path.startswith(f"{pattern}/") or match(path):
-            inside = PurePosixPath(path)
-            below = inside.relative_to(root) if root and inside.is_relative_to(root) else inside
-            yield Picture(str(Chain(chain.scheme, path, chain.outer)), below)
+            yield Picture(str(Chain(chain.scheme, path, chain.outer)), PurePosixPath(path).relative_to(root))
+
+
+def _compiled(glob: str) -> re.Pattern[str]:
+    try:
+        return re.compile(glob_translate(glob))
+    except ValueError as error:
+        raise RequestError(f"{glob}: not a glob: {error}") from None
+
+
+def _root(pattern: str, paths: Collection[str]) -> PurePosixPath:
+    """The folder in which `pattern` looks: its own if it is one of `paths`, itself, or that before its wildcards."""
+    if pattern in paths:
+        return PurePosixPath(pattern).parent
+    return PurePosixPath(walk.split_glob(pattern)[0] if walk.has_wildcard(pattern) else pattern)
 
 
 def _paths(scheme: str, address: str, left_out: LeftOut, hidden: bool) -> list[str]:
@@ -98,6 +109,8 @@ def _cells(address: str, column: str, folder: PurePosixPath, left_out: LeftOut) 
         except Unreadable as error:
             raise RequestError(f"{address}: {error}") from None
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            if is_transient(error):
+                raise
             raise RequestError(f"{address}: not a readable Parquet file: {str(error).partition(chr(10))[0]}") from None
     base = parent(address)
     for row, (text, path) in enumerate(found):

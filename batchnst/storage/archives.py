@@ -79,7 +79,7 @@ class Members:
     @property
     def weight(self) -> int:
         """Number of members that are kept in memory."""
-        return len(self.by_path)
+        return len(self.by_path) + len(self.passed_over)
 
     def add(self, path: str, member: Member) -> None:
         """Add a member; `path` is as the archive has it."""

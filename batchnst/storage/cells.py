@@ -80,8 +80,10 @@ class Footer:
     metadata: pq.FileMetaData
     starts: list[int]
 
-    weight = 1
-    """What it counts among the lists that are kept, as members of an archive."""
+    @property
+    def weight(self) -> int:
+        """What it takes in memory, in members of an archive."""
+        return 4 * (len(self.starts) - 1) * len(self.metadata.schema)
 
     def group_of(self, row: int) -> int:
         """The row group that holds `row`; raises OSError if there is no such row."""

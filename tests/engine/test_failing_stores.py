@@ -166,6 +166,15 @@ def unread(number: int) -> Finished:
     return failing_stores.failed(pair(f"p{number}"), InputError("away", transient=True, unread=address), "away")
 
 
+def test_files_inside_an_archive_are_files_of_its_store() -> None:
+    stores = FailingStores()
+    with pytest.raises(StorageError, match=r"^s3://bucket: 20 of its files in a row could not be read"):
+        for number in range(MAX_UNREAD):
+            error = InputError("away", transient=True, unread=f"tar://{number}.jpg::s3://bucket/a.tar")
+            stores.add(failing_stores.failed(pair(f"p{number}"), error, "away"))
+    assert "s3://bucket" in failing_stores.painted(pair("a", "zip://a::s3://bucket/b.zip"), None).answered
+
+
 def test_files_count_once_and_an_answer_starts_anew() -> None:
     stores = FailingStores()
     for _ in range(3 * MAX_UNREAD):

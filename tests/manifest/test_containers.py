@@ -53,8 +53,7 @@ def pairs(name: str = "m.jsonl") -> dict[str, str]:
     return {p.content.replace(here, ""): p.output.replace("--s.png", "") for p in read_manifest(name, {})}
 
 
-@pytest.mark.parametrize("scheme", ["zip", "tar"])
-@pytest.mark.parametrize("out", ["m.csv", "m.jsonl", "m.parquet"])
+@pytest.mark.parametrize(("scheme", "out"), [("zip", "m.csv"), ("tar", "m.jsonl"), ("zip", "m.parquet")])
 def test_an_archive_is_a_folder(folder: Path, scheme: str, out: str) -> None:
     result = manifest(f"photos.{scheme}", out=out)
     assert (result.exit_code, result.stderr) == (0, "batchnst: left out: 1 .txt\n")
@@ -136,6 +135,16 @@ def test_of_several_columns_one_is_named(folder: Path) -> None:
 def test_a_part_of_an_archive_may_be_named(folder: Path, contents: str, found: dict[str, str]) -> None:
     assert manifest(contents).exit_code == 0
     assert {path.partition("://")[2].partition("::")[0]: output for path, output in pairs().items()} == found
+
+
+def test_a_part_that_is_not_there_gets_a_line(folder: Path) -> None:
+    for place, said in {
+        "zip://none": "no pictures there",
+        "zip://a**b/c": "not a glob",
+        "zip://../x": "leads out",
+    }.items():
+        result = manifest(f"{place}::photos.zip")
+        assert (result.exit_code, said in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,14 @@ def test_a_night_from_a_parquet_manifest(folder: Path, monkeypatch: pytest.Monke
     assert (
         batchnst("replay", "out", rows[f"parquet://content/2/2.jpg::{folder}/in/m.parquet"]["pair_id"]).exit_code == 0
     )
+
+
+@pytest.mark.slow
+def test_ray_workers_read_the_pictures_of_a_parquet_manifest(folder: Path) -> None:
+    (folder / "in").mkdir()
+    make_parquet(folder / "in" / "m.parquet", {"content": cells(PHOTOS), "style": [STYLE] * 4})
+    result = batchnst("run", "in/m.parquet", "--out", "out", "--size", "48", "--steps", "2", "--batch-size", "2")
+    assert result.exit_code == 0, result.output
+    rows = read_ledger("out", "pairs").to_table().to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert max(row["batch_size"] for row in rows) == 2

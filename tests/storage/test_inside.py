@@ -219,17 +219,17 @@ def test_names_of_old_programs_are_found_by_the_names_that_people_see(tmp_path: 
 
 @pytest.mark.parametrize("lies", [False, True])
 def test_a_bomb_takes_no_memory(tmp_path: Path, lies: bool) -> None:
-    """A hundred megabytes in a tenth of one, and an archive that says that it is small."""
+    """Forty megabytes in a twentieth of one, and an archive that says that it is small."""
     packer = zlib.compressobj(wbits=-15)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(100)) + packer.flush()
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(40)) + packer.flush()
     data = zipped(data=b"")
     start = data.index(CENTRAL)
-    sizes = struct.pack("<II", len(packed), 1000 if lies else 100 << 20)
+    sizes = struct.pack("<II", len(packed), 1000 if lies else 40 << 20)
     data = data[:start] + packed + patched(patched(data[start:], CENTRAL, 20, sizes), CENTRAL, 10, b"\x08")
     (tmp_path / "p.zip").write_bytes(patched(data, END, 16, struct.pack("<I", start + len(packed))))
     tracemalloc.start()
-    with pytest.raises(InputError, match="is damaged: Bad CRC" if lies else "105 MB, more than the 50 MB that it has"):
-        files.read_at_most(f"zip://x::{tmp_path}/p.zip", 50_000_000, "it has")
+    with pytest.raises(InputError, match="is damaged: Bad CRC" if lies else "42 MB, more than the 20 MB that it has"):
+        files.read_at_most(f"zip://x::{tmp_path}/p.zip", 20_000_000, "it has")
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
 
@@ -354,9 +354,9 @@ def test_one_list_for_many_threads_and_pairs(folder: Path, proxy: Proxy) -> None
         files.write(address, (folder / f"p.{scheme}").read_bytes())
         proxy.requests.clear()
         with ThreadPoolExecutor(8) as pool:
-            read = pool.map(files.read, [f"{scheme}://{name}::{address}" for name in NAMES * 4])
-        assert list(read) == list(MEMBERS.values()) * 4
-        assert len(proxy.requests) < 4 * 4 * len(NAMES) + 30  # a list for each would take as many again
+            read = pool.map(files.read, [f"{scheme}://{name}::{address}" for name in NAMES * 2])
+        assert list(read) == list(MEMBERS.values()) * 2
+        assert len(proxy.requests) < 2 * 4 * len(NAMES) + 30  # a list for each would take as many again
 
 
 def test_a_row_group_is_read_once_for_its_pairs(folder: Path, proxy: Proxy) -> None:
@@ -386,7 +386,7 @@ def test_a_file_that_changes_is_read_anew(folder: Path, scheme: str) -> None:
         assert files.read(f"{scheme}://{inside}::{path}") == bytes([turn]) * 1000
 
 
-@pytest.mark.parametrize("fault", [Fault.DROP, Fault.CUT_ANSWER, Fault.SLOW_DOWN])
+@pytest.mark.parametrize("fault", [Fault.CUT_ANSWER, Fault.SLOW_DOWN])
 @pytest.mark.parametrize("scheme", ["zip", "tar", "parquet"])
 def test_what_passes_is_waited_for_and_no_damage(folder: Path, proxy: Proxy, scheme: str, fault: Fault) -> None:
     address = f"s3://{BUCKET}/{scheme}-{fault.name}"
