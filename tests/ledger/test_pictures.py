@@ -219,6 +219,18 @@ def test_a_worker_that_wakes_up_after_its_picture_was_removed_commits_nothing(
     assert len(out.rows("pairs")) == len(out.pictures().entries) == 0
 
 
+def test_a_compaction_that_was_replaced_takes_nothing_from_the_workers_of_the_next_run(
+    out: Out, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(out, "a", "tar", monkeypatch)
+    take_over(out.folder)
+    empty = out.rows("pairs")
+    with pytest.raises(Superseded):
+        shards.compact(out.folder, claim, (empty, empty), 1, shards.SHARD_SIZE)
+    assert out.folder.files("ledger/pairs") == []
+    assert len(out.pictures().entries) == 1
+
+
 @pytest.mark.parametrize("form", TOGETHER)
 def test_a_row_that_came_meanwhile_keeps_its_picture(
     out: Out, claim: Claim, form: FormName, monkeypatch: pytest.MonkeyPatch
