@@ -318,5 +318,14 @@ def test_files_that_are_damaged_or_foreign_are_named(out: Out, form: FormName) -
         assert (len(listed.entries), named) == (0, [f"pictures/{path.name}"])
 
 
+@pytest.mark.parametrize("form", [*TOGETHER, "files"])
+def test_a_row_that_leads_out_of_out_has_no_picture(out: Out, tmp_path: Path, form: FormName) -> None:
+    (tmp_path / "precious.png").write_bytes(b"mine")
+    for output in ("../../precious.png", str(tmp_path / "precious.png")):
+        out.commit(Lease("r1", 1, 1, form), {}, [row("a", output=output)], [])
+    stored = out.pictures()
+    assert set(stored.each(out.rows("pairs"), lambda _, found: found.data)) == {None}
+
+
 def test_names_of_files_choose_their_form() -> None:
     assert [form_of(f"pictures/x{form.ending}") for form in FORMS.values()] == list(FORMS.values())
