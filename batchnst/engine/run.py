@@ -184,6 +184,8 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
 
 def _compact(out: Out, claim: Claim, shard_size: int) -> Iterator[Notice]:
     """Merge the small files of ledger and pictures if there are many."""
+    if len(out.folder.files("pictures")) >= MANY_FILES:
+        yield Notice(f"merging files of pictures in {out.address}")
     try:
         out.compact(claim, at_least=MANY_FILES, shard_size=shard_size)
     except (LedgerError, StorageError) as error:

@@ -219,6 +219,18 @@ def test_a_worker_that_wakes_up_after_its_picture_was_removed_commits_nothing(
     assert len(out.rows("pairs")) == len(out.pictures().entries) == 0
 
 
+def test_a_compaction_that_was_replaced_takes_nothing_from_the_workers_of_the_next_run(
+    out: Out, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(out, "a", "tar", monkeypatch)
+    take_over(out.folder)
+    empty = out.rows("pairs")
+    with pytest.raises(Superseded):
+        shards.compact(out.folder, claim, (empty, empty), 1, shards.SHARD_SIZE)
+    assert out.folder.files("ledger/pairs") == []
+    assert len(out.pictures().entries) == 1
+
+
 @pytest.mark.parametrize("form", TOGETHER)
 def test_a_row_that_came_meanwhile_keeps_its_picture(
     out: Out, claim: Claim, form: FormName, monkeypatch: pytest.MonkeyPatch
@@ -304,6 +316,15 @@ def test_files_that_are_damaged_or_foreign_are_named(out: Out, form: FormName) -
         named = list[str]()
         listed = out.pictures(unreadable=lambda file, _, named=named: named.append(file))
         assert (len(listed.entries), named) == (0, [f"pictures/{path.name}"])
+
+
+@pytest.mark.parametrize("form", [*TOGETHER, "files"])
+def test_a_row_that_leads_out_of_out_has_no_picture(out: Out, tmp_path: Path, form: FormName) -> None:
+    (tmp_path / "precious.png").write_bytes(b"mine")
+    for output in ("../../precious.png", str(tmp_path / "precious.png")):
+        out.commit(Lease("r1", 1, 1, form), {}, [row("a", output=output)], [])
+    stored = out.pictures()
+    assert set(stored.each(out.rows("pairs"), lambda _, found: found.data)) == {None}
 
 
 def test_names_of_files_choose_their_form() -> None:

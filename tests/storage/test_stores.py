@@ -568,7 +568,8 @@ def test_whole_runs_through_faults_lose_and_tear_nothing(
     check_all(where)
 
 
-@pytest.mark.parametrize("form", ["parquet", "tar"])
+@pytest.mark.parametrize("server", [pytest.param(moto, marks=pytest.mark.slow), s3rver], indirect=True)
+@pytest.mark.parametrize("form", [pytest.param("parquet", marks=pytest.mark.slow), "tar"])
 def test_pictures_in_files_together_in_a_store(proxy: Proxy, where: str, form: FormName) -> None:
     data = random.Random(2).randbytes(300_000)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -584,8 +585,15 @@ def test_pictures_in_files_together_in_a_store(proxy: Proxy, where: str, form: F
     }  # fmt: skip
     result = export(out, f"{where}/copy", Request(form="files", shard_size=10**6))
     assert (result.copied, files.read(f"{where}/copy/images/a.b.png")) == (2, data)
-    big = Out(f"{where}/copy").folder
-    with big.writing("big.bin") as sink:
-        sink.write(data * (BIG // len(data)))
-    assert len(big.read("big.bin") or b"") == len(data) * (BIG // len(data))
-    assert not names(big, ".batchnst/tmp")
+
+
+def test_a_large_file_is_written_piece_by_piece_to_a_store(folder: files.Folder) -> None:
+    data = random.Random(3).randbytes(1 << 20)
+    with folder.writing("big.bin") as sink:
+        for _ in range(BIG >> 20):
+            sink.write(data)
+    assert folder.read("big.bin") == data * (BIG >> 20)
+    with pytest.raises(RuntimeError), folder.writing("torn.bin") as sink:
+        sink.write(data)
+        raise RuntimeError
+    assert names(folder) == ["big.bin"]

@@ -163,7 +163,8 @@ class Pictures:
             return self._next[0]
 
     def _read_apart(self, name: str) -> Found:
-        return Found(name, self.folder.read(name))
+        """Read a picture that is a file of its own; what leads out of OUT, in a row that was tampered with, is none."""
+        return Found(name, None if ".." in name.split("/") else self.folder.read(name))
 
     def _together(self, file: str, members: list[tuple[Row, Row]], use: Callable[[Row, Found], T]) -> list[T]:
         with self.folder.open(self.folder.path(file), BUFFER) as source:

@@ -45,14 +45,15 @@ def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Pr
     result.pictures = len(ok)
     stored = out.pictures(unreadable=partial(unreadable, out, result))
     columns = ok.select([*ATTEMPT, "output", "output_sha256", "width", "height"]).sort_by("pair_id")
+    existing = {out.folder.relative(info.path) for info in out.folder.files("images")}
     found = list[Finding]()
-    for i, finding in enumerate(stored.each(_with_claims(stored, columns), _picture)):
+    for i, finding in enumerate(stored.each(_with_claims(stored, columns), partial(_picture, existing))):
         if i % AT_ONCE == 0:
             progress(f"pictures {i}/{len(ok)}", i, len(ok))
         found += [finding] if finding else []
     yield from sorted(found, key=lambda finding: finding.pair_id or "")
     painted = rows.filter(pc.equal(rows["status"], "ok"))
-    yield from _unknown_files(out, painted)
+    yield from _unknown_files(out, existing, painted)
     yield from unknown_entries(stored, painted, "picture-unknown")
 
 
@@ -69,10 +70,9 @@ def _with_claims(stored: Pictures, rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _unknown_files(out: Out, painted: pa.Table) -> Iterator[Finding]:
+def _unknown_files(out: Out, existing: set[str], painted: pa.Table) -> Iterator[Finding]:
     """Findings on files with a picture of their own that no ok row names, and on files that are no pictures."""
     outputs = {f"images/{output}" for output in pc.unique(painted["output"]).to_pylist()}
-    existing = {out.folder.relative(info.path) for info in out.folder.files("images")}
     others = {out.folder.relative(info.path) for info in out.folder.files("pictures")}
     foreign = {name for name in others if not name.endswith(ENDINGS["pictures"])}
     for name in sorted(filter(is_counted, existing - outputs | foreign)):
@@ -93,12 +93,12 @@ def unknown_entries(stored: Pictures, painted: pa.Table, kind_of_unknown: str) -
             yield Finding(kind, entry["pair_id"], f"{entry['file']}: the picture of {attempt}: {text}")
 
 
-def _picture(row: dict[str, Any], picture: Found) -> Finding | None:
+def _picture(existing: set[str], row: dict[str, Any], picture: Found) -> Finding | None:
     """The first problem of a pair's picture; None if there is none."""
     name, data, pair_id = picture.name, picture.data, row["pair_id"]
     if picture.problem:
         return Finding("picture-damaged", pair_id, picture.problem)
-    if data is None:
+    if data is None or (name.startswith("images/") and name not in existing):  # such as a link
         return Finding("picture-missing", pair_id, f"{name} is not there")
     try:
         kind, size = isolated.examine(data, name, (row["width"], row["height"]))
