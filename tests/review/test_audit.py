@@ -135,10 +135,13 @@ def test_rows_of_the_manifest_without_an_ok_row(folder: Path) -> None:
     changed.write_text("\n".join(["content,style,id,steps", *(line + "," for line in lines[1:-1])]) + "\n")
     with changed.open("a") as file:
         file.write("photo-8.png,style.png,pair-8,9\nphoto-8.png,style.png,new,\n")
+    (run,) = (folder / "out" / "ledger" / "runs").iterdir()
+    by = f"run {run.stem} painted it as {original} asks, not as its row does here"
     assert found(folder, "--manifest", changed) == [
         ("missing", "new", "it has no row in the ledger"),
-        ("outdated", "pair-8", "its row, recipe or weights have changed since it was painted"),
+        ("outdated", "pair-8", by),
     ]
+    assert [kind for kind, *_ in found(folder, "--manifest", changed, "--manifest", original)] == ["missing"]
     changed.unlink()
 
 

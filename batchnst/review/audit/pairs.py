@@ -45,7 +45,7 @@ def manifest_differences(newest: pa.Table, expected: pa.Table, others: Mapping[s
 
 def _why_outdated(run_id: str, others: Mapping[str, str]) -> str:
     if run_id in others:
-        return f"run {run_id} painted it as {others[run_id]} asks; audit with that as a further --manifest"
+        return f"run {run_id} painted it as {others[run_id]} asks, not as its row does here"
     return "its row, recipe or weights have changed since it was painted"
 
 

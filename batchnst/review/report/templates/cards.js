@@ -24,7 +24,9 @@ function result(i) {
     return [element("span", { className: "failure" }, element("b", {}, errorType(i)), pairs.error[i] ?? "")];
   }
   if (!pairs.before[i]) return [picture(pairs.result[i], "Result")];
-  return [picture(pairs.before[i].picture, "Before"), picture(pairs.result[i], "After")];
+  return [["Before", pairs.before[i].picture], ["After", pairs.result[i]]].map(([when, number]) => {
+    return element("span", { className: "half" }, picture(number, when), element("i", {}, when.toLowerCase()));
+  });
 }
 
 function caption(i) {

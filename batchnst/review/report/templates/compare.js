@@ -156,6 +156,7 @@ function openCompare(i) {
   zoom = 0;
   if (held !== null && held !== i) wanted = "held";
   else if (pairs.before[i]) wanted = "before";
+  say("");
   comparing.showModal();
   showCompared();
   border.focus();

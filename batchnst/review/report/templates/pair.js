@@ -190,6 +190,7 @@ function empty() {
 }
 
 function openPair(i) {
+  if (!dialog.open) say("");
   if (!dialog.open) dialog.showModal();
   if (current === i) return;
   current = i;
