@@ -434,7 +434,7 @@ def test_a_painting_over_its_photograph_with_a_border_that_moves(loud_page: Page
     press(page, "3", "PageDown")
     expect(page.locator("#compare-title")).to_contain_text("noisy.png")
     press(page, "Escape")
-    assert focused(page) == "noisy"
+    until(page, "pairs.id[document.activeElement.dataset.pair] === 'noisy'")
     assert marks(page) == {"market": "again: style weight × 2"}
 
 
