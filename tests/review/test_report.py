@@ -23,7 +23,9 @@ from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.review.report import build as report
 from batchnst.review.report import cards as cards_of_pairs
+from batchnst.review.report import cards as report_cards
 from batchnst.review.report import curves, figures, previews
+from batchnst.review.report.places import Places
 from batchnst.storage import files
 from tests.browser import Heard, open_browser, open_page, until
 from tests.helpers import NOON, row
@@ -569,7 +571,10 @@ def test_pairs_can_be_added_and_changed_while_the_page_is_open(page: Page, night
     out, changed = Out(str(tmp_path / "out")), next(i for i in cards(page) if "<" not in i)
     with out.claim("r2") as claim:
         out.commit(claim.lease(), {}, [row(changed, attempt=7, total_loss=1.0), row("new", total_loss=2.0)], [])
-    part = report.some_pairs(out, [changed, "new"], lambda source: PIXEL)
+    places = Places(out)
+    album, added = previews.Album(out, places.stored), report_cards.read(out, [changed, "new"], places)
+    part = report_cards.part(added, album.number, {})
+    part["pictures"] = {"url": [PIXEL for _ in album.sources]}
     page.locator(f'#list [data-pair="{night.index(changed)}"]').focus()
     page.evaluate("part => addPairs(part)", part)
     expect(page.locator("#shown")).to_have_text(f"{PAIRS + 3} pairs")

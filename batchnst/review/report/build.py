@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +32,7 @@ from batchnst.review.report import cards, curves, figures
 from batchnst.review.report.cards import Card, Row
 from batchnst.review.report.loudness import loudness
 from batchnst.review.report.places import Places
-from batchnst.review.report.previews import Album, Preview, Source
+from batchnst.review.report.previews import Album, Preview
 from batchnst.review.report.redo import as_texts
 from batchnst.storage.files import is_uri, parent
 
@@ -53,19 +53,6 @@ def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes
     Raises LedgerError if no attempt at a pair has finished yet.
     """
     return retry_vanished(lambda: _build(out, to, progress))
-
-
-def some_pairs(out: Out, pair_ids: Sequence[str], picture_url: Callable[[Source], str]) -> Row:
-    """The pairs with these ids as the page's function `addPairs` takes them, for a live page.
-
-    Their pictures are not embedded: `picture_url` gives the URL of each. The embedded page adds all of its pairs by one
-    call of `addPairs` when it is opened; a live page may call it again at any time, with new pairs or with newer
-    attempts at pairs that it has.
-    """
-    places = Places(out, pair_ids)
-    album, chosen = Album(out, places.stored), cards.read(out, pair_ids, places)
-    part = cards.part(chosen, album.number, curves.read(out, {card.key for card in chosen}, silent))
-    return part | {"pictures": {"url": [picture_url(source) for source in album.sources]}}
 
 
 def details(out: Out, pair_id: str) -> Row | None:
