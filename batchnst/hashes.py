@@ -24,3 +24,12 @@ def repeated(values: Hashes) -> NDArray[np.bool_]:
     in_order = np.sort(values)
     twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
     return np.isin(values, twice) if len(twice) else np.zeros(len(values), bool)
+
+
+def find(in_order: Hashes, values: Hashes) -> NDArray[np.int64]:
+    """The place of each value (N,) in `in_order`, which is sorted and has each of its values once; -1 if missing."""
+    if not len(in_order):
+        return np.full(len(values), -1)
+    places = np.searchsorted(in_order, values)
+    places[places == len(in_order)] = 0
+    return np.where(in_order[places] == values, places, -1)

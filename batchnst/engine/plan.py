@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
-from batchnst.ledger.out import Outcomes
+from batchnst.ledger.outcomes import Outcomes
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.painting.inputs import StyleFile, style_files
@@ -154,9 +154,9 @@ class Plan:
 
     def once_more(self, outcomes: Outcomes, pair_ids: Collection[str]) -> Plan:
         """The part of this plan whose pairs have these ids and have failed for a reason that may have passed."""
-        ids = self.manifest.ids.take(pa.array(self.rows))
+        ids = self.manifest.take_ids(self.rows)
         chosen = np.flatnonzero(pc.is_in(ids, pa.array(list(pair_ids), pa.string())).to_numpy())
-        places, found = outcomes.find(ids.take(pa.array(chosen)))
+        places, found = outcomes.find(ids.take(pa.array(chosen)).to_pylist())
         passing = [
             (chosen[place], outcome.attempt + 1)
             for place, outcome in zip(places, found, strict=True)
@@ -196,20 +196,22 @@ def make_plan(
     `retry_failed` for a reason that will not pass. At most `limit` pairs are planned.
     """
     left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
-    done = failed = again = 0
+    done = failed = again = start = 0
     inputs = DoneInputs()
-    rows, outcomes_of_rows = outcomes.find(manifest.ids)
-    for row, pair, outcome in zip(rows, manifest.take(rows), outcomes_of_rows, strict=True):
-        unchanged = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
-        is_done = unchanged and outcome.done
-        given_up = unchanged and not (outcome.ok or outcome.passing or retry_failed)
-        again += unchanged and outcome.passing
-        if is_done:
-            inputs.add(pair, outcome.finished)
-        done += is_done
-        failed += given_up
-        left[row] = not (is_done or given_up)
-        attempts[row] = outcome.attempt + 1
+    for block in manifest.blocks() if len(outcomes) else ():
+        places = outcomes.places(block["id"])
+        known = np.flatnonzero(places >= 0)
+        if len(known):
+            pairs = block.take(pa.array(known))
+            settled = outcomes.at(places[known], manifest.fingerprints(pairs, weights_sha256))
+            given_up = settled.failed & (not retry_failed)
+            inputs.add(pairs.filter(pa.array(settled.done)), settled.finished[settled.done], manifest)
+            done += int(settled.done.sum())
+            failed += int(given_up.sum())
+            again += int(settled.passing.sum())
+            left[start + known] = ~(settled.done | given_up)
+            attempts[start + known] = settled.attempts + 1
+        start += len(block)
     chosen = np.flatnonzero(left)[:limit]
     return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again)
 

@@ -27,7 +27,8 @@ from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger import seal
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim
 from batchnst.ledger.keys import read_private
-from batchnst.ledger.out import Out, Outcomes
+from batchnst.ledger.out import Out
+from batchnst.ledger.outcomes import Outcomes
 from batchnst.ledger.schema import RunRow
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.ahead import ahead

@@ -63,7 +63,7 @@ class Addresses:
         """Resolved against the folder `base`, as by `resolve`."""
         prefix = f"{base.rstrip('/')}/"
         if base.startswith("file://") or not (is_uri(base) or base.startswith("/")):
-            return pa.array([resolve(address, base) for address in self._column.to_pylist()], pa.string())
+            return by_value(self._column, pa.repeat(False, len(self._column)), same, partial(resolve, base=base))
         return self._each(lambda plain: _absolute(plain, prefix), partial(resolve, base=base))
 
     def refused(self) -> NDArray[np.bool_]:

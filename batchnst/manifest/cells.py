@@ -67,7 +67,7 @@ class Cells:
 
     def values(self, name: str, start: int = 0, count: int | None = 1) -> list[Any]:
         """The values of a column from row `start` on, None where absent; `count` of them, or all if that is None."""
-        values = self.columns[name].slice(start, count).to_pylist()
+        values: list[Any] = self.columns[name].slice(start, count).to_pylist()
         if not self.split or name not in LIST_COLUMNS:
             return values
         return [[part.strip() for part in value.split("|")] if "|" in (value or "") else value for value in values]
@@ -164,7 +164,7 @@ def join(*parts: pa.Array | str) -> pa.Array:
 
 def by_value(values: pa.Array, simple: pa.Array, fast: Texts, slow: Callable[[Any], Any]) -> pa.Array:
     """`fast(values)`, except that values where `simple` is false become `slow(value)`; null stays null."""
-    odd = pc.invert(pc.fill_null(simple, True))
+    odd = pc.and_not(pc.is_valid(values), pc.fill_null(simple, True))
     result = fast(values)
     if not any_of(odd):
         return result
@@ -221,7 +221,7 @@ def json_texts(column: pa.Array) -> pa.Array:
 
 
 def json_objects(members: Mapping[str, pa.Array], rows: int) -> pa.Array:
-    """A JSON object with sorted keys for each of `rows` rows, of the JSON of its values, without those that are null."""
+    """A JSON object with sorted keys for each row, of the JSON of its values; values that are null are left out."""
     if not members:
         return pa.repeat("{}", rows)
     if not any(member.null_count for member in members.values()):

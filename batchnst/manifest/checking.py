@@ -105,7 +105,7 @@ def _do_not_go_together(
     some = np.flatnonzero(content_masks + style_masks)
     counts = zip(*(column[some].tolist() for column in (styles, content_masks, style_masks)), strict=True)
     wrong[some] |= np.array([bool(mask_problems(*each)) for each in counts], bool)
-    return wrong
+    return np.asarray(wrong)
 
 
 def _style_weights(cells: Cells, styles: NDArray[np.int32], checks: Checks) -> tuple[pa.ListArray, NDArray[np.bool_]]:
@@ -174,8 +174,8 @@ def _seeds(column: pa.Array) -> pa.Array:
     """The values that are seeds for sure; null for the others."""
     if is_text(column.type):
         sure = pc.match_substring_regex(column, _SEED)
-    elif pa.types.is_integer(column.type):
-        sure = pc.and_(pc.greater_equal(column, 0), pc.less(column, 2**63))
+    elif pa.types.is_integer(column.type) and not pa.types.is_uint64(column.type):
+        sure = pc.greater_equal(column, 0)
     else:
         return pa.nulls(len(column), pa.int64())
     return pc.if_else(sure, column, pa.scalar(None, column.type)).cast(pa.int64())
@@ -185,13 +185,13 @@ def _ids(cells: Cells, content: Addresses, styles: Addresses) -> tuple[pa.Array,
     """The id of each row, and a mask of those that are not allowed (N,)."""
     column = cells.columns.get("id")
     if column is None:
-        return derive_ids(cells, content, styles), np.zeros(len(cells), bool)
+        return pc.fill_null(derive_ids(cells, content, styles), ""), np.zeros(len(cells), bool)
     if is_text(column.type) or pa.types.is_integer(column.type):
         ids = column.cast(pa.string())
     else:
         ids = pa.array((None if value is None else str(value) for value in column.to_pylist()), pa.string())
     if ids.null_count:
-        ids = pc.coalesce(ids, derive_ids(cells, content, styles))
+        ids = pc.coalesce(ids, derive_ids(cells, content, styles), "")
     allowed = pc.and_(pc.match_substring_regex(ids, f"^{ID_PATTERN}$"), pc.match_substring_regex(ids, "[^.]"))
     return ids, ~mask(allowed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -73,14 +74,22 @@ def fingerprints(pairs: pa.RecordBatch, recipe_texts: pa.Array) -> pa.Array:
     return hex_texts(sha256s(join("[[", pictures, "], ", recipe_texts, "]")), 64)
 
 
-def recipe_texts(recipe: Recipe, weights_sha256: str, seeds: pa.Array) -> pa.Array:
-    """What `recipe_text` gives for `recipe` with each of `seeds`; null is its own seed."""
-    whole = recipe_text(recipe, weights_sha256)
+def recipe_texts(
+    recipes: Sequence[Recipe], weights_sha256: Sequence[str], seeds: pa.Array, places: pa.Array
+) -> pa.Array:
+    """What `recipe_text` gives for pairs with the `recipes` at `places`, and with their `seeds`; null is the recipe's.
+
+    `weights_sha256` has the hash for each recipe.
+    """
+    both = list(zip(recipes, weights_sha256, strict=True))
+    whole = pa.array([recipe_text(recipe, sha256) for recipe, sha256 in both], pa.string()).take(places)
     if seeds.null_count == len(seeds):
-        return pa.repeat(whole, len(seeds))
+        return whole
+    marked = ((recipe.model_copy(update={"seed": _MARK}), sha256) for recipe, sha256 in both)
     # A quote inside of a text of the recipe has more backslashes.
-    before, after = recipe_text(recipe.model_copy(update={"seed": _MARK}), weights_sha256).split(f'\\"seed\\":{_MARK}')
-    return pc.coalesce(join(f'{before}\\"seed\\":', seeds.cast(pa.string()), after), whole)
+    parts = [recipe_text(recipe, sha256).split(f'\\"seed\\":{_MARK}') for recipe, sha256 in marked]
+    before, after = (pa.array(ends, pa.string()).take(places) for ends in zip(*parts, strict=True))
+    return pc.coalesce(join(before, '\\"seed\\":', seeds.cast(pa.string()), after), whole)
 
 
 def _lists_json(lists: pa.ListArray, values_json: Texts) -> pa.Array:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from batchnst.manifest.blocks import BLOCK_ROWS, Blocks, to_batch
 from batchnst.manifest.identity import fingerprints, recipe_texts
 from batchnst.manifest.pair import Pair, to_json
-from batchnst.recipe import Recipe
+from batchnst.recipe import Recipe, is_start_picture
 
 _TEXTS = pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -82,15 +82,22 @@ class Manifest:
         }
         return {self._recipe(text, None).network for text in settings}
 
-    def fingerprints(self, block: pa.RecordBatch, weights_sha256: Mapping[tuple[str, str], str]) -> list[str]:
+    def fingerprints(self, block: pa.RecordBatch, weights_sha256: Mapping[tuple[str, str], str]) -> pa.Array:
         """The fingerprint of each pair of a block, with the hash of the weights of its network."""
+        recipes, places = self._recipes(block)
+        hashes = [weights_sha256[recipe.network] for recipe in recipes]
+        return fingerprints(block, recipe_texts(recipes, hashes, block["seed"], places))
+
+    def starts(self, block: pa.RecordBatch) -> pa.Array:
+        """The address of the start picture of each pair of a block; null if it has none."""
+        recipes, places = self._recipes(block)
+        starts = [recipe.init if is_start_picture(recipe.init) else None for recipe in recipes]
+        return pa.array(starts, pa.string()).take(places)
+
+    def _recipes(self, block: pa.RecordBatch) -> tuple[list[Recipe], pa.Array]:
+        """The recipes of a block, without the pairs' own seeds, and which of them each pair has."""
         settings = block["settings"].dictionary_encode()
-        texts = pa.nulls(len(block), pa.string())
-        for place, text in enumerate(settings.dictionary.to_pylist()):
-            recipe = self._recipe(text, None)
-            own = pc.equal(settings.indices, place)
-            texts = pc.if_else(own, recipe_texts(recipe, weights_sha256[recipe.network], block["seed"]), texts)
-        return fingerprints(block, texts)
+        return [self._recipe(text, None) for text in settings.dictionary.to_pylist()], settings.indices
 
     def __len__(self) -> int:
         return len(self._rows)

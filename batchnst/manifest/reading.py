@@ -117,14 +117,16 @@ class _Builder:
             self._add_pending()
             if len(part):
                 self._store(self._check_many(part), part.lines)
-        elif isinstance(part[1], str):
-            self._line = self._starts[-1] + part[0]
-            self._report(part[1])
-        else:
-            self._pending.append(self._check(*part))
-            self._pending_lines.append(part[0])
-            if len(self._pending) == BLOCK_ROWS:
-                self._add_pending()
+            return
+        line, row = part
+        if isinstance(row, str):
+            self._line = self._starts[-1] + line
+            self._report(row)
+            return
+        self._pending.append(self._check(line, row))
+        self._pending_lines.append(line)
+        if len(self._pending) == BLOCK_ROWS:
+            self._add_pending()
 
     def _add_pending(self) -> None:
         """Store the rows that came one by one."""

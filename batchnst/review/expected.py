@@ -7,7 +7,6 @@ import json
 import pyarrow as pa
 
 from batchnst.ledger.out import Out
-from batchnst.manifest.pair import fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.painting.named_weights import load_networks
 from batchnst.redaction import stored
@@ -26,5 +25,7 @@ def expected_pairs(manifest: str, out: Out) -> pa.Table:
     settings = json.loads((same_manifest or runs)[-1]["settings"]) if runs else {}
     pairs = read_manifest(manifest, settings)
     hashes = {network: weights.sha256 for network, weights in load_networks(pairs.networks).items()}
-    fingerprints = [fingerprint(pair, hashes[pair.recipe.network]) for pair in pairs]
-    return pa.table({"pair_id": pairs.ids.combine_chunks(), "fingerprint": pa.array(fingerprints, pa.string())})
+    ids, fingerprints = zip(
+        *((block["id"], pairs.fingerprints(block, hashes)) for block in pairs.blocks()), strict=True
+    )
+    return pa.table({"pair_id": pa.concat_arrays(ids), "fingerprint": pa.concat_arrays(fingerprints)})
