@@ -26,7 +26,7 @@ from batchnst.storage.files import Folder, in_parallel
 GROUP = 256
 """Files that a thread reads one after the other, as one piece of work."""
 
-PORTION = 128 << 20
+PORTION = 32 << 20
 """Bytes of files whose rows are in memory together, where all of them need not be."""
 
 TRIES = 5
