@@ -86,7 +86,7 @@ REFRESH_SECONDS = 5.0
 """Seconds between two counts of the workers."""
 
 WATCH_SECONDS = 1.0
-"""Least time between two looks at what hangs or waits, in seconds: a look takes milliseconds with thousands of tasks."""
+"""Seconds between two looks at what hangs or waits, at least: with thousands of tasks a look takes milliseconds."""
 
 GATHER_SECONDS = 2e-5
 """Time for each task in which reports are gathered, in seconds, since Ray looks at all tasks each time."""

@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from batchnst.errors import LedgerError, StorageError
+from batchnst.hashes import hashes, repeated
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
 from batchnst.ledger.outcomes import COLUMNS, Intent, Outcomes, PairRows
@@ -228,11 +229,19 @@ def attempt_filter(attempt: Mapping[str, Any]) -> pc.Expression:
 
 def newest_rows(rows: pa.Table, by: str = "pair_id") -> pa.Table:
     """The newest row for each value of the column `by`; `rows` are those of `pairs`, with at least ORDERED_BY."""
-    values = rows[by].combine_chunks().dictionary_encode()
-    in_order = _order(rows, ORDERED_BY)
+    # Most values are there once. Only hashes are repeated by chance, and the values themselves are compared here.
+    several = np.flatnonzero(repeated(hashes(rows[by])))
+    if not len(several):
+        return rows
+    some = rows.select(list(dict.fromkeys([by, *ORDERED_BY]))).take(pa.array(several))
+    values = some[by].combine_chunks().dictionary_encode()
+    in_order = _order(some, ORDERED_BY)
     newest = np.zeros(len(values.dictionary), np.int64)
     newest[values.indices.to_numpy()[in_order]] = in_order  # of repeated indices, the last value stays
-    return rows.take(pa.array(newest))
+    kept = np.ones(len(rows), bool)
+    kept[several] = False
+    kept[several[newest]] = True
+    return rows.filter(pa.array(kept))
 
 
 def sort_rows(rows: pa.Table, by: Sequence[str] = ORDERED_BY) -> pa.Table:
