@@ -7,7 +7,7 @@ its own, whose time, processor time and peak memory are printed.
 from __future__ import annotations
 
 import argparse
-import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -49,20 +49,19 @@ RUN = "20261121T210400-fc513a"
 def write_manifest(path: Path, rows: int) -> str:
     """A manifest of distinct photos in 20 styles: Parquet, or a CSV that has a seed for each row."""
     seeds = path.suffix == ".csv"
-    names = ["content", "style", *(["seed"] if seeds else [])]
     with path.open("wb") as file:
         writer = None if seeds else pq.ParquetWriter(file, pa.schema({"content": pa.string(), "style": pa.string()}))
         if seeds:
             file.write(b"content,style,seed\n")
         for start in range(0, rows, 100_000):
             numbers = range(start, min(rows, start + 100_000))
-            cells = [
-                (f"photos/{i // 1000:05}/IMG-{i:08}.jpg", f"styles/painting-{i % 20}.png", str(i)) for i in numbers
-            ]
+            photos = [f"photos/{i // 1000:05}/IMG-{i:08}.jpg" for i in numbers]
+            styles = [f"styles/painting-{i % 20}.png" for i in numbers]
             if writer:
-                writer.write_table(pa.table(dict(zip(names, list(zip(*cells, strict=True))[:2], strict=True))))
+                writer.write_table(pa.table({"content": photos, "style": styles}))
             else:
-                file.write("".join(f"{','.join(cell)}\n" for cell in cells).encode())
+                lines = map(",".join, zip(photos, styles, map(str, numbers), strict=True))
+                file.write("".join(f"{line}\n" for line in lines).encode())
         if writer:
             writer.close()
     return str(path)
@@ -114,32 +113,39 @@ def write_losses(out: Out, ids: Sequence[str], steps: int) -> None:
         out.folder.write(f"ledger/losses/{start}.parquet", parquet.encode(rows, "losses", statistics=True))
 
 
-def measured(what: str, *arguments: str) -> None:
-    """Run this package's Python with `arguments`, and print what it took."""
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as told:
-        child = subprocess.Popen([sys.executable, *arguments], stdout=told, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        wall, cpu = time.monotonic() - began, usage.ru_utime + usage.ru_stime
-        print(f"{what:44} {wall:7.1f} s {cpu:7.1f} s of CPU {usage.ru_maxrss / 1e6:6.2f} GB", flush=True)
-        told.seek(0)
-        if child.returncode:
-            sys.exit(told.read().decode())
+def measured(what: str, code: str) -> None:
+    """Run `code` in a Python of its own, and print what it took."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = subprocess.run([sys.executable, "-c", _PEAK + code], capture_output=True, text=True, check=False)
+    wall, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    if child.returncode:
+        sys.exit(child.stderr)
+    peak = int(child.stderr.rpartition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    print(f"{what:44} {wall:7.1f} s {cpu:7.1f} s of CPU {peak:6.2f} GB", flush=True)
 
 
-def call(function: str, *arguments: object) -> tuple[str, ...]:
-    """Arguments for Python that call a function of this module."""
-    return "-c", f"from tests.tools import volume_plan; volume_plan.{function}(*{arguments!r})"
+_PEAK = """
+import atexit, sys
+atexit.register(lambda: print([line for line in open("/proc/self/status") if "VmHWM" in line][0], file=sys.stderr))
+"""
+"""Makes a process tell its own peak memory; what `wait` tells includes that of its parent."""
+
+
+def command(*arguments: str) -> str:
+    """Code that runs a command of batchnst."""
+    return f"import runpy\nsys.argv = {['batchnst', *arguments]!r}\nrunpy.run_module('batchnst', run_name='__main__')"
+
+
+def call(function: str, *arguments: str) -> str:
+    """Code that calls a function of this module."""
+    return f"from tests.tools import volume_plan\nvolume_plan.{function}(*{arguments!r})"
 
 
 def first_task(manifest: str, out: str) -> None:
     """A run, until it would start its first task."""
-    next(
-        event
-        for event in run(read_manifest(manifest, {}, out), Options(out=out, engine="inline"))
-        if isinstance(event, Planned)
-    )
+    events = run(read_manifest(manifest, {}, out), Options(out=out, engine="inline"))
+    next(event for event in events if isinstance(event, Planned))
 
 
 def audit_rows(address: str) -> None:
@@ -177,20 +183,19 @@ def main() -> None:
 def measure(folder: Path, rows: int, steps: int, curves: int) -> None:
     manifest = write_manifest(folder / "m.parquet", rows)
     print(f"{rows:,} rows")
-    measured("plan, Parquet", "-m", "batchnst", "plan", manifest)
+    measured("plan, Parquet", command("plan", manifest))
     if rows <= 1_000_000:
-        measured("plan, CSV with a seed each", "-m", "batchnst", "plan", write_manifest(folder / "m.csv", rows))
+        measured("plan, CSV with a seed each", command("plan", write_manifest(folder / "m.csv", rows)))
     out = Out(str(folder / "out"))
     ids = write_pairs(out, read_manifest(manifest, {}))
-    measured("resume, 99 % done, to the first task", *call("first_task", manifest, out.address))
-    measured("status", "-m", "batchnst", "status", out.address)
-    write_losses(out, ids[:curves], steps)
+    measured("resume, 99 % done, to the first task", call("first_task", manifest, out.address))
+    del ids[curves:]
+    measured("status", command("status", out.address))
+    write_losses(out, ids, steps)
     size = sum(info.size for info in out.files("losses")) / 1e9
-    print(
-        f"{min(curves, len(ids)):,} pairs with {steps} steps: {len(out.files('losses'))} files, {size:.1f} GB of losses"
-    )
-    measured("audit of pairs and losses, without pictures", *call("audit_rows", out.address))
-    curve(out.address, ids[min(curves, len(ids)) // 2])
+    print(f"{len(ids):,} pairs with {steps} steps: {len(out.files('losses'))} files, {size:.1f} GB of losses")
+    measured("audit of pairs and losses, without pictures", call("audit_rows", out.address))
+    curve(out.address, ids[len(ids) // 2])
 
 
 if __name__ == "__main__":

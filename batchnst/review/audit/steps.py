@@ -127,7 +127,7 @@ def _starts(losses: pa.Table) -> NDArray[np.int64]:
 
 
 def _are_in_order(losses: pa.Table, starts: NDArray[np.int64]) -> bool:
-    """True if the rows of each attempt, which begin at `starts`, are together and their steps ascend: as we merge them."""
+    """True if the rows of each attempt, which begin at `starts`, are together and its steps ascend."""
     falls = np.flatnonzero(np.diff(losses["step"].to_numpy()) < 0) + 1
     attempts = losses.select(ATTEMPT).take(pa.array(starts))
     return bool(np.isin(falls, starts).all()) and len(attempts.group_by(ATTEMPT).aggregate([])) == len(starts)
