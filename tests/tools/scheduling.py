@@ -31,6 +31,9 @@ from batchnst.progress import Work
 from tests.helpers import IMAGES
 from tests.processes import task_pids
 
+FILL_SECONDS = 90.0
+"""Time in which threads that stand for slots all get their tasks, in seconds."""
+
 seconds_a_pair = 0.5
 """What an H200 might take for a pair of 512 pixels; `--pair-seconds`."""
 
@@ -171,7 +174,8 @@ def measure(folder: Path, slots: int, seconds: float, *, one_process_each: bool)
             if now - looked < 2:
                 continue
             looked = now
-            if not one_process_each or len(task_pids(os.getpid(), "SleepingWorker.paint")) >= slots - 1:
+            is_full = now - first > FILL_SECONDS
+            if is_full if not one_process_each else len(task_pids(os.getpid(), "SleepingWorker.paint")) >= slots - 1:
                 all_there, cpu = now, time.process_time()
                 print(f"slots      {slots} of them busy {now - first:.0f} s later")
         elif now - all_there > seconds:
