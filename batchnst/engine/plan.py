@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
 from batchnst.ledger.outcomes import Outcomes
 from batchnst.manifest.manifest import Manifest
-from batchnst.manifest.pair import Pair, fingerprint
+from batchnst.manifest.pair import Pair
 from batchnst.painting.inputs import StyleFile, style_files
 from batchnst.pictures import isolated
 from batchnst.recipe import Recipe
@@ -146,11 +147,11 @@ class Plan:
 
     def jobs(self, part: slice | NDArray[np.int64] = slice(None)) -> list[Job]:
         """The jobs of this plan: all, or the selected `part`."""
-        pairs = self.manifest.take(self.rows[part])
-        return [
-            Job(pair, fingerprint(pair, self.weights_sha256[pair.recipe.network]), int(attempt))
-            for pair, attempt in zip(pairs, self.attempts[part], strict=True)
-        ]
+        blocks = list(self.manifest.take_blocks(self.rows[part]))
+        fingerprints = (self.manifest.fingerprints(block, self.weights_sha256).to_pylist() for block in blocks)
+        pairs = chain.from_iterable(map(self.manifest.pairs, blocks))
+        each = zip(pairs, chain.from_iterable(fingerprints), self.attempts[part].tolist(), strict=True)
+        return [Job(pair, mark, attempt) for pair, mark, attempt in each]
 
     def once_more(self, outcomes: Outcomes, pair_ids: Collection[str]) -> Plan:
         """The part of this plan whose pairs have these ids and have failed for a reason that may have passed."""
