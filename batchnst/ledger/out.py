@@ -17,12 +17,12 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from batchnst.errors import LedgerError, StorageError
-from batchnst.hashes import hashes, repeated
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
 from batchnst.ledger.outcomes import COLUMNS, Intent, Outcomes, PairRows
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
 from batchnst.storage.files import Folder, in_parallel
+from batchnst.text_hashes import hashes, repeated
 
 GROUP = 256
 """Files that a thread reads one after the other, as one piece of work."""

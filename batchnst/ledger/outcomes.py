@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.hashes import Hashes, find, hashes
 from batchnst.ledger import parquet
+from batchnst.text_hashes import Hashes, find, hashes
 
 COLUMNS = ("pair_id", "status", "error_kind", "fingerprint", "output", "run_number", "attempt", "finished_at")
 """Columns of `pairs` that tell outcomes."""

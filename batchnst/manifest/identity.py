@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.manifest.addresses import Addresses
+from batchnst.manifest.address_columns import Addresses
 from batchnst.manifest.cells import (
     Cells,
     Texts,

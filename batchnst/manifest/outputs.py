@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.hashes import Hashes, hashes, repeated
 from batchnst.manifest.cells import by_value, mask
 from batchnst.pictures.encode import FORMATS, OPAQUE
 from batchnst.recipe import Recipe
 from batchnst.storage.files import is_uri, local_path
+from batchnst.text_hashes import Hashes, hashes, repeated
 
 MAX_NAME = 255
 """Longest name of a file or folder that Linux file systems take, in bytes."""
