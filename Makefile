@@ -62,12 +62,15 @@ fuzz: .venv/.ready
 
 volume: .venv/.ready
 	$(BIN)/python -m tests.tools.volume
+	$(BIN)/python -m tests.tools.volume_plan 1000000
+	$(BIN)/python -m tests.tools.volume_plan 10000000
 
 gpu: .venv/.ready
 	$(BIN)/python -m tests.tools.gpu
 
 scheduling: .venv/.ready $(IMAGES)
 	$(BIN)/python -m tests.tools.scheduling
+	$(BIN)/python -m tests.tools.scheduling --slots 4096 --processes 16 --pair-seconds 15
 
 clean:
 	rm -rf .venv build out manifests/images *.egg-info

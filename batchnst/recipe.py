@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -52,6 +52,10 @@ SOURCES = ["bundled", "torchvision", "random"]
 def is_weights_file(weights: str) -> bool:
     """True if `weights` is the path or URI of a file, not a name."""
     return "." in weights or "/" in weights
+
+
+ADDRESSES: dict[str, Callable[[str], bool]] = {"init": is_start_picture, "weights": is_weights_file}
+"""Keys whose values may be addresses, with the functions that tell."""
 
 
 def _parse_layers(value: Any) -> Any:

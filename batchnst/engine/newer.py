@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from batchnst.chains import outer_of
-from batchnst.manifest.pair import Pair
-from batchnst.recipe import is_start_picture
+from batchnst.manifest.cells import by_value, same
+from batchnst.manifest.manifest import Manifest
 from batchnst.storage.files import is_uri
 from batchnst.storage.threads import start
 
@@ -24,14 +29,25 @@ class DoneInputs:
     def __init__(self) -> None:
         self._painted: dict[str, int] = {}  # the earliest picture of each file, in microseconds since 1970
 
-    def add(self, pair: Pair, painted: int) -> None:
-        """Add the files of a pair that was `painted` at this time, in microseconds since 1970."""
-        init = [pair.recipe.init] if is_start_picture(pair.recipe.init) else []
-        for address in (pair.content, *pair.styles, *pair.content_masks, *pair.style_masks, *init):
-            path = outer_of(address).removeprefix("file://")
+    def add(self, pairs: pa.RecordBatch, painted: NDArray[np.int64], manifest: Manifest) -> None:
+        """Add the files of `pairs` of a manifest that were `painted` at these times, in microseconds since 1970."""
+        for name in ("styles", "content_masks", "style_masks"):
+            lengths = pc.list_value_length(pairs[name]).to_numpy()
+            self._add(pairs[name].flatten(), np.repeat(painted, lengths))
+        self._add(manifest.starts(pairs), painted)
+        self._add(pairs["content"], painted)
+
+    def _add(self, addresses: pa.Array, painted: NDArray[np.int64]) -> None:
+        """Add files; null is none."""
+        files = by_value(addresses, pc.invert(pc.match_substring(addresses, "::")), same, outer_of)
+        table = pa.table({"path": pc.replace_substring_regex(files, "^file://", ""), "painted": painted})
+        if len(self._painted) == MOST:
+            table = table.filter(pc.is_in(table["path"], pa.array(self._painted, pa.string())))
+        for row in table.group_by("path").aggregate([("painted", "min")]).to_pylist():
+            path, time = row["path"], row["painted_min"]
             known = self._painted.get(path)
-            if painted < known if known is not None else len(self._painted) < MOST and not is_uri(path):
-                self._painted[path] = painted
+            if time < known if known is not None else len(self._painted) < MOST and path and not is_uri(path):
+                self._painted[path] = time
 
     def newer(self) -> list[str]:
         """The files that were written after the earliest picture painted from them."""

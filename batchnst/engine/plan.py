@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from batchnst.chains import is_cell
 from batchnst.engine.mixing import Size, mix
 from batchnst.engine.newer import DoneInputs
-from batchnst.engine.repaint import FAILED, NOTHING, Redo
-from batchnst.ledger.out import Out, Outcomes
+from batchnst.engine.repaint import NOTHING, Redo
+from batchnst.ledger.out import Out
+from batchnst.ledger.outcomes import Outcomes
 from batchnst.ledger.previous import Previous
 from batchnst.manifest.manifest import Manifest
-from batchnst.manifest.pair import Pair, fingerprint
+from batchnst.manifest.pair import Pair
 from batchnst.painting.inputs import StyleFile, style_files
 from batchnst.pictures import isolated
 from batchnst.recipe import Recipe
@@ -162,17 +164,17 @@ class Plan:
 
     def jobs(self, part: slice | NDArray[np.int64] = slice(None)) -> list[Job]:
         """The jobs of this plan: all, or the selected `part`."""
-        pairs = self.manifest.take(self.rows[part])
-        return [
-            Job(pair, fingerprint(pair, self.weights_sha256[pair.recipe.network]), int(attempt))
-            for pair, attempt in zip(pairs, self.attempts[part], strict=True)
-        ]
+        blocks = list(self.manifest.take_blocks(self.rows[part]))
+        fingerprints = (self.manifest.fingerprints(block, self.weights_sha256).to_pylist() for block in blocks)
+        pairs = chain.from_iterable(map(self.manifest.pairs, blocks))
+        each = zip(pairs, chain.from_iterable(fingerprints), self.attempts[part].tolist(), strict=True)
+        return [Job(pair, mark, attempt) for pair, mark, attempt in each]
 
     def once_more(self, outcomes: Outcomes, pair_ids: Collection[str]) -> Plan:
         """The part of this plan whose pairs have these ids and have failed for a reason that may have passed."""
-        ids = self.manifest.ids.take(pa.array(self.rows))
+        ids = self.manifest.take_ids(self.rows)
         chosen = np.flatnonzero(pc.is_in(ids, pa.array(list(pair_ids), pa.string())).to_numpy())
-        places, found = outcomes.find(ids.take(pa.array(chosen)))
+        places, found = outcomes.find(ids.take(pa.array(chosen)).to_pylist())
         passing = [
             (chosen[place], outcome.attempt + 1)
             for place, outcome in zip(places, found, strict=True)
@@ -220,23 +222,24 @@ def make_plan(
     """
     redo, redone = redo or NOTHING, Counter[str]()
     left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
-    done = failed = again = 0
+    done = failed = again = start = 0
     inputs = DoneInputs()
-    rows, outcomes_of_rows = outcomes.find(manifest.ids)
-    for row, pair, outcome in zip(rows, manifest.take(rows), outcomes_of_rows, strict=True):
-        unchanged = outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
-        is_done = unchanged and outcome.done
-        given_up = unchanged and not (outcome.ok or outcome.passing)
-        if (is_done or given_up) and (why := redo.reason(row) or (FAILED if given_up and redo.failed else "")):
-            redone[why] += 1
-            is_done = given_up = False
-        again += unchanged and outcome.passing
-        if is_done:
-            inputs.add(pair, outcome.finished)
-        done += is_done
-        failed += given_up
-        left[row] = not (is_done or given_up)
-        attempts[row] = outcome.attempt + 1
+    for block in manifest.blocks() if len(outcomes) else ():
+        places = outcomes.places(block["id"])
+        known = np.flatnonzero(places >= 0)
+        if len(known):
+            pairs = block.take(pa.array(known))
+            settled = outcomes.at(places[known], manifest.fingerprints(pairs, weights_sha256))
+            again_now, why = redo.of(start + known, settled)
+            redone.update(why)
+            is_done, given_up = settled.done & ~again_now, settled.failed & ~again_now
+            inputs.add(pairs.filter(pa.array(is_done)), settled.finished[is_done], manifest)
+            done += int(is_done.sum())
+            failed += int(given_up.sum())
+            again += int(settled.passing.sum())
+            left[start + known] = ~(is_done | given_up)
+            attempts[start + known] = settled.attempts + 1
+        start += len(block)
     chosen = np.flatnonzero(left)[:limit]
     return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again, redo, redone)
 

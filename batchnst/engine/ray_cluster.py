@@ -85,6 +85,12 @@ NEW_SECONDS = 30.0
 REFRESH_SECONDS = 5.0
 """Seconds between two counts of the workers."""
 
+WATCH_SECONDS = 1.0
+"""Seconds between two looks at what hangs or waits, at least: with thousands of tasks a look takes milliseconds."""
+
+GATHER_SECONDS = 2e-5
+"""Time for each task in which reports are gathered, in seconds, since Ray looks at all tasks each time."""
+
 MAX_REPORTS_PER_SECOND = 50
 """Reports that all workers together send to the driver; each takes it a millisecond or two."""
 
@@ -399,7 +405,7 @@ def _node_groups() -> list[dict[str, float]]:
 class _Task:
     """A task that paints `chunk`.
 
-    member: the worker that runs it. alone: no other task may run on its worker.
+    member: the worker that runs it. alone: no other task may run there. patience: its longest silence, in seconds.
     finished: the ids of the pairs that it has reported. begun: whether it paints. silent: seconds since its last
     report.
     """
@@ -408,6 +414,7 @@ class _Task:
     number: int
     member: _Member
     alone: bool = False
+    patience: float = math.inf
     finished: set[str] = field(default_factory=set)
     begun: bool = False
     silent: float = 0.0
@@ -467,7 +474,8 @@ class _Crew:
 
         Starts workers as long as the cluster can hold more; idle ones that do not suit make room for them.
         """
-        suitable = [member for member in self.members if member.suits(resources, alone=alone)]
+        free = (member for member in self.members if len(member.tasks) < WINDOW)
+        suitable = [member for member in free if member.suits(resources, alone=alone)]
         if not suitable:
             self.dismiss_idle()
         wanted = min(self.cluster.capacity(resources), self.tasks)
@@ -488,7 +496,10 @@ class _Crew:
 
     def has_started(self, starting: Any) -> Iterator[Notice]:
         """Note where a worker runs. One whose GPU cannot be used keeps it, so that no other worker gets it."""
-        (member,) = (member for member in self.members if member.starting == starting)
+        found = [member for member in self.members if member.starting == starting]
+        if not found:
+            return  # it was dismissed meanwhile
+        (member,) = found
         try:
             home: _Home = ray.get(starting)
         except LOST as error:
@@ -558,15 +569,16 @@ class _Window:
 
     def events(self) -> Iterator[Event]:
         """Run all tasks; yields the events of all workers as they come."""
-        waiting = Waiting(self.cluster.patience)
+        waiting, watched = Waiting(self.cluster.patience), -math.inf
         try:
             while self._fill():
-                starting = self.crew.starting
-                for answer in ray.wait([*self.running, *starting], num_returns=1, timeout=REFRESH_SECONDS)[0]:
-                    for event in self.crew.has_started(answer) if answer in starting else self._next(answer):
+                for answer in _gather([*self.running, *self.crew.starting]):
+                    for event in self._next(answer) if answer in self.running else self.crew.has_started(answer):
                         self.metrics.count(event)
                         yield event
-                yield from self._watch(waiting)
+                if time.monotonic() - watched >= WATCH_SECONDS:
+                    yield from self._watch(waiting)
+                    watched = time.monotonic()
         except RayError as error:
             raise EngineError(f"Ray: {_first_line(error)}") from None
         finally:
@@ -585,7 +597,7 @@ class _Window:
             else:
                 self.next_chunk = None
             self.submitted += 1
-            task = _Task(chunk, self.submitted, member, alone)
+            task = _Task(chunk, self.submitted, member, alone, longest_silence(chunk))
             member.tasks.append(task)
             self.running[self._submit(task, member)] = task
         self.crew.dismiss_idle()
@@ -649,7 +661,7 @@ class _Window:
             if not task.begun or stream not in self.running:
                 continue
             task.silent += seconds
-            if task.silent > longest_silence(task.chunk) and not ray.wait([stream], timeout=0)[0]:
+            if task.silent > task.patience and not ray.wait([stream], timeout=0)[0]:
                 yield from self._lose(task, WorkerLost(f"nothing came from it for {_duration(task.silent)}"))
         starting = [member for member in self.crew.members if member.home is None]
         hopeless = [member for member in starting if not self.cluster.can_run(member.resources)]
@@ -714,6 +726,14 @@ class _Window:
             ended = [stream.completed() for stream in self.running]
             ray.wait(ended, num_returns=len(ended), timeout=CANCEL_SECONDS)
         self.crew.close()
+
+
+def _gather(answers: list[Any]) -> list[Any]:
+    """Those of `answers` that have come, after a wait for the first of them."""
+    if not ray.wait(answers, num_returns=1, timeout=REFRESH_SECONDS)[0]:
+        return []
+    time.sleep(GATHER_SECONDS * len(answers))
+    return list(ray.wait(answers, num_returns=len(answers), timeout=0)[0])
 
 
 class _Styles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from batchnst.engine.events import Notice
 from batchnst.errors import BatchNSTError, InputError, RequestError
-from batchnst.ledger.out import ORDERED_BY, Out, Outcomes, newest_rows
+from batchnst.ledger.out import ORDERED_BY, Out, newest_rows
+from batchnst.ledger.outcomes import Outcomes, Settled
 from batchnst.manifest.manifest import Manifest
-from batchnst.manifest.pair import Pair, fingerprint
+from batchnst.manifest.pair import Pair
 from batchnst.recipe import is_start_picture
 from batchnst.redaction import stored
 from batchnst.storage.files import resolve, sha256_of
@@ -71,9 +73,13 @@ class Redo:
         """True if ids were given."""
         return bool(set(self.values) - {FAILED, MISSING, CHANGED})
 
-    def reason(self, row: int) -> str:
-        """Why the pair of this row is painted again although it is settled; "" if it is not."""
-        return "" if self.reasons is None else REASONS[self.reasons[row]]
+    def of(self, rows: NDArray[np.int64], settled: Settled) -> tuple[NDArray[np.bool_], Counter[str]]:
+        """Which of the pairs of these rows (N,) are painted again although they are `settled`, and how many why."""
+        reasons = np.zeros(len(rows), np.uint8) if self.reasons is None else self.reasons[rows]
+        named = (reasons > 0) & (settled.done | settled.failed)
+        retried = settled.failed & ~named & self.failed
+        counts = Counter(REASONS[reason] for reason in reasons[named].tolist())
+        return named | retried, counts + Counter({FAILED: int(retried.sum())})
 
 
 NOTHING = Redo()
@@ -232,14 +238,16 @@ def _done(
     manifest: Manifest, start: int, outcomes: Outcomes, weights_sha256: Mapping[tuple[str, str], str]
 ) -> dict[int, Pair]:
     """The pairs that are done among BLOCK rows from `start`, by row."""
-    places, found = outcomes.find(manifest.ids.slice(start, BLOCK))
-    done = [
-        place
-        for place, pair, outcome in zip(places, manifest.take(places + start), found, strict=True)
-        if outcome.done and outcome.fingerprint == fingerprint(pair, weights_sha256[pair.recipe.network])
-    ]
-    rows = np.array(done, np.int64) + start
-    return dict(zip(rows.tolist(), manifest.take(rows), strict=True))
+    done = dict[int, Pair]()
+    for block in manifest.take_blocks(np.arange(start, min(start + BLOCK, len(manifest)))):
+        places = outcomes.places(block["id"])
+        known = np.flatnonzero(places >= 0)
+        pairs = block.take(pa.array(known))
+        is_done = outcomes.at(places[known], manifest.fingerprints(pairs, weights_sha256)).done
+        rows = (start + known[is_done]).tolist()
+        done |= zip(rows, manifest.pairs(pairs.filter(pa.array(is_done))), strict=True)
+        start += len(block)
+    return done
 
 
 def _rows(out: Out, pair_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -28,7 +28,8 @@ from batchnst.errors import EngineError, LedgerError, RequestError, StorageError
 from batchnst.ledger import seal
 from batchnst.ledger.claim import SILENCE_SECONDS, Claim
 from batchnst.ledger.keys import read_private
-from batchnst.ledger.out import Out, Outcomes
+from batchnst.ledger.out import Out
+from batchnst.ledger.outcomes import Outcomes
 from batchnst.ledger.pictures.form import FormName
 from batchnst.ledger.pictures.shards import SHARD_SIZE
 from batchnst.ledger.schema import RunRow
@@ -329,14 +330,14 @@ def make_chunks(
     Batches of unknown size have chunks of their own: they may be quick to fail, or ask for much memory.
     """
     for block, last in blocks:
-        left = sum(batch.work for batch in block) if last else math.inf
+        left, workers = sum(batch.work for batch in block) if last else math.inf, engine.workers
         for network in dict.fromkeys(batch.recipe.network for batch in block):
             members: list[Batch] = []
             work = 0
             for batch in block:
                 if batch.recipe.network != network:
                     continue
-                max_work = min(work_in(CHUNK_SECONDS), (work + left) / (2 * engine.workers))
+                max_work = min(work_in(CHUNK_SECONDS), (work + left) / (2 * workers))
                 apart = members and not batch.size and (members[-1].size or len(members) >= UNKNOWN)
                 if members and (apart or work + batch.work > max_work):
                     yield Chunk(tuple(members))

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,18 +19,20 @@ from numpy.typing import NDArray
 from batchnst.errors import LedgerError, StorageError, Superseded
 from batchnst.ledger import compaction, parquet
 from batchnst.ledger.claim import Claim, Holder, Lease, check, holder
+from batchnst.ledger.outcomes import COLUMNS, Intent, Outcomes, PairRows
 from batchnst.ledger.pictures import shards
 from batchnst.ledger.pictures.form import FormName, Picture, encode
 from batchnst.ledger.pictures.stored import FORMS, Pictures
 from batchnst.ledger.previous import Previous, keep
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
 from batchnst.storage.files import Folder, in_parallel
-
-BLOCK = 1 << 14
-"""Outcomes converted to Python objects at a time."""
+from batchnst.text_hashes import hashes, repeated
 
 GROUP = 256
 """Files that a thread reads one after the other, as one piece of work."""
+
+PORTION = 32 << 20
+"""Bytes of files whose rows are in memory together, where all of them need not be."""
 
 TRIES = 5
 """Attempts at listing and reading files, if some of them vanish in between; and at replacing a picture."""
@@ -44,92 +46,6 @@ ORDERED_BY = ("run_number", "attempt", "finished_at")
 """Columns that say which of two rows is newer: the later run's, then the later attempt. Clocks count only within
 ledgers of batchnst 0.1.0, which had no `run_number`.
 """
-
-_OUTCOMES = ("pair_id", "status", "error_kind", "fingerprint", "output", *ORDERED_BY)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The newest row of a pair.
-
-    ok: its status. done: it is ok, and nothing else may have been written to its output since. passing: it failed for a
-    reason that may pass by itself. finished: when its attempt ended, in microseconds since 1970.
-    """
-
-    ok: bool
-    done: bool
-    passing: bool
-    fingerprint: str
-    attempt: int
-    finished: int
-
-
-class Outcomes:
-    """The newest outcome of every pair, kept in columns: a million pairs take some hundred megabytes."""
-
-    def __init__(self, rows: pa.Table | None = None, intents: Sequence[Intent] = ()) -> None:
-        """`rows` are those of `pairs`, with all attempts at each pair; None means no rows."""
-        rows = parquet.empty("pairs", _OUTCOMES) if rows is None else rows
-        newest = newest_rows(rows)
-        painted = newest_rows(rows.filter(pc.equal(rows["status"], "ok")), by="output")
-        owners = painted.filter(pc.invert(_disputed(painted, intents))) if intents else painted
-        done = _same_rows(newest, owners)
-        self._ids = newest["pair_id"].combine_chunks()
-        finished = newest["finished_at"].cast(pa.int64())
-        ok, passing = pc.equal(newest["status"], "ok"), pc.fill_null(pc.equal(newest["error_kind"], "transient"), False)
-        self._columns = [ok, done, passing, newest["fingerprint"], newest["attempt"], finished]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def find(self, pair_ids: Sequence[str] | pa.ChunkedArray) -> tuple[NDArray[np.int64], Iterator[Outcome]]:
-        """The positions in `pair_ids` of the pairs that have an outcome, and their outcomes in the same order."""
-        if isinstance(pair_ids, Sequence):
-            pair_ids = pa.array(pair_ids, pa.string())
-        rows = pc.index_in(pair_ids, self._ids)
-        positions = np.flatnonzero(pc.is_valid(rows).to_numpy(zero_copy_only=False))
-        names = ["ok", "done", "passing", "mark", "attempt", "finished"]
-        known = pa.table([column.take(rows.drop_null()) for column in self._columns], names)
-        return positions, (
-            Outcome(*values)
-            for batch in known.to_batches(max_chunksize=BLOCK)
-            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class Intent:
-    """Outputs that a task is about to replace: until its rows are there, their pictures may be old or new.
-
-    `attempts` has the attempt by output.
-    """
-
-    run_number: int
-    attempts: dict[str, int]
-
-
-def _disputed(painted: pa.Table, intents: Sequence[Intent]) -> pa.Array:
-    """Which rows of `painted`, one for each output, a later attempt was about to replace."""
-    latest: dict[str, tuple[int, int]] = {}
-    for intent in intents:
-        for output, attempt in intent.attempts.items():
-            latest[output] = max(latest.get(output, (0, 0)), (intent.run_number, attempt))
-    places = pc.index_in(painted["output"].combine_chunks(), pa.array(latest, pa.string()))
-    numbers, attempts = (pa.array(values, pa.int64()).take(places) for values in zip(*latest.values(), strict=True))
-    row_numbers = pc.fill_null(painted["run_number"].combine_chunks(), 0)
-    later = pc.and_(pc.equal(numbers, row_numbers), pc.greater(attempts, painted["attempt"].combine_chunks()))
-    return pc.fill_null(pc.or_(pc.greater(numbers, row_numbers), later), False)
-
-
-def _same_rows(rows: pa.Table, others: pa.Table) -> pa.Array:
-    """Which of `rows`, one for each pair, are among `others`, at most one for each pair too."""
-    keys = ("run_number", "attempt")
-    places = pc.index_in(rows["pair_id"].combine_chunks(), others["pair_id"].combine_chunks())
-    same = pc.is_valid(places)
-    for key in keys:
-        mine, theirs = (pc.fill_null(table[key].combine_chunks(), 0) for table in (rows, others))
-        same = pc.and_(same, pc.fill_null(pc.equal(mine, theirs.take(places)), False))
-    return same
 
 
 class Out:
@@ -263,7 +179,8 @@ class Out:
 
     def newest(self) -> Outcomes:
         """The newest outcome of every pair in the ledger."""
-        return Outcomes(self.rows("pairs", _OUTCOMES), self.intents())
+        rows = retry_vanished(lambda: [PairRows.of(part) for part in self.portions("pairs", COLUMNS)])
+        return Outcomes(rows, self.intents())
 
     def previous(self, pair_ids: Sequence[str]) -> dict[str, Previous]:
         """The newest ok attempt at each of these pairs, by id; pairs without one are left out."""
@@ -302,6 +219,17 @@ class Out:
         this version cannot read a file.
         """
         return retry_vanished(lambda: self.rows_of(self.files(table, prefix), table, columns, matching))
+
+    def portions(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The `columns` of all rows of a table, a part of it at a time; raises LedgerError as `rows` does."""
+        portion, size = list[pafs.FileInfo](), 0
+        for info in self.files(table):
+            portion.append(info)
+            size += info.size
+            if size > PORTION or len(portion) == GROUP * self.folder.streams:
+                yield self.rows_of(portion, table, columns)
+                portion, size = [], 0
+        yield self.rows_of(portion, table, columns)
 
     def rows_of(
         self,
@@ -361,11 +289,19 @@ def attempt_filter(attempt: Mapping[str, Any]) -> pc.Expression:
 
 def newest_rows(rows: pa.Table, by: str = "pair_id") -> pa.Table:
     """The newest row for each value of the column `by`; `rows` are those of `pairs`, with at least ORDERED_BY."""
-    values = rows[by].combine_chunks().dictionary_encode()
-    in_order = _order(rows, ORDERED_BY)
+    # Most values are there once. Only hashes are repeated by chance, and the values themselves are compared here.
+    several = np.flatnonzero(repeated(hashes(rows[by])))
+    if not len(several):
+        return rows
+    some = rows.select(list(dict.fromkeys([by, *ORDERED_BY]))).take(pa.array(several))
+    values = some[by].combine_chunks().dictionary_encode()
+    in_order = _order(some, ORDERED_BY)
     newest = np.zeros(len(values.dictionary), np.int64)
     newest[values.indices.to_numpy()[in_order]] = in_order  # of repeated indices, the last value stays
-    return rows.take(pa.array(newest))
+    kept = np.ones(len(rows), bool)
+    kept[several] = False
+    kept[several[newest]] = True
+    return rows.filter(pa.array(kept))
 
 
 def sort_rows(rows: pa.Table, by: Sequence[str] = ORDERED_BY) -> pa.Table:

@@ -17,6 +17,8 @@ RECIPE_KEYS = frozenset(recipe_keys())
 KNOWN_COLUMNS = frozenset(("content", "id", "output", *LIST_COLUMNS)) | RECIPE_KEYS
 """Columns with a meaning; all others are copied to the ledger's `extra`."""
 
+ID_PATTERN = r"[A-Za-z0-9._-]{1,200}"
+"""Regular expression of an id; one of full stops alone is not allowed either."""
 
 OUTPUT_TEMPLATE = "{folder}/{name}--{style}.{format}"
 """Default template of outputs: the tree of the photographs, each with the name of its style."""

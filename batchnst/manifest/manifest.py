@@ -13,12 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.manifest.blocks import BLOCK_ROWS
+from batchnst.manifest.blocks import BLOCK_ROWS, Blocks, to_batch
+from batchnst.manifest.identity import fingerprints, recipe_texts
 from batchnst.manifest.pair import Pair, to_json
-from batchnst.recipe import Recipe
-
-_PATTERNS = {key: rf'"{key}": (?P<text>"(?:[^"\\]|\\.)*")' for key in ("backbone", "weights")}
-"""Regular expressions for the values of `backbone` and `weights` in a row's settings, a JSON text."""
+from batchnst.recipe import Recipe, is_start_picture
 
 _TEXTS = pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -31,6 +29,7 @@ SCHEMA = pa.schema(
         "style_masks": _TEXTS,
         "output": pa.string(),
         "settings": pa.string(),  # the row's own recipe keys, as JSON
+        "seed": pa.int64(),  # one that is not in `settings`, which then are those of many rows
         "extra": pa.string(),
     }
 )
@@ -38,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 class Manifest:
-    """The pairs of a manifest, in columns: a million pairs take some hundred megabytes.
+    """The pairs of a manifest, in compressed columns: ten million pairs take some hundred megabytes.
 
     Pair objects are created only when they are read; a loop creates those of one block of rows at a time.
 
@@ -47,73 +46,87 @@ class Manifest:
     notes: remarks for the user on how the file was read.
     """
 
-    def __init__(
-        self, address: str, blocks: Sequence[pa.RecordBatch], settings: Mapping[str, Any], notes: Sequence[str] = ()
-    ) -> None:
-        """`blocks` have the columns of SCHEMA and BLOCK_ROWS rows each; the last one may have fewer."""
+    def __init__(self, address: str, rows: Blocks, settings: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """`rows` have the columns of SCHEMA."""
         self.address, self.settings, self.notes = address, dict(settings), tuple(notes)
-        self._blocks = blocks
-        self._recipe = lru_cache(maxsize=1024)(lambda row: Recipe.from_settings({**settings, **json.loads(row)}))
+        self._rows = rows
+        self._recipe = lru_cache(maxsize=1024)(self._read_recipe)
 
     @classmethod
     def of(cls, address: str, pairs: Sequence[Pair]) -> Manifest:
         """A manifest of `pairs`, with all keys of their recipes as settings of their rows."""
-        rows = [
-            [
-                *(pair.id, pair.content, pair.styles, pair.style_weights, pair.content_masks, pair.style_masks),
-                *(pair.output, to_json(pair.recipe.model_dump()), pair.extra),
-            ]
-            for pair in pairs
-        ]
-        table = pa.table(
-            [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)],
-            schema=SCHEMA,
-        )
-        return cls(address, table.combine_chunks().to_batches(BLOCK_ROWS), {})
+        rows = Blocks(SCHEMA)
+        for start in range(0, len(pairs), BLOCK_ROWS):
+            rows.add(to_batch([_row(pair) for pair in pairs[start : start + BLOCK_ROWS]], SCHEMA))
+        return cls(address, rows, {})
 
     def sets(self, key: str) -> bool:
         """True if a row sets the recipe key `key` itself."""
         # A quote inside of a text has a backslash, so that only a key matches.
-        return any(pc.any(pc.match_substring(block["settings"], f'"{key}": ')).as_py() for block in self._blocks)
+        return any(
+            pc.any(pc.match_substring(block["settings"], f'"{key}": ')).as_py()
+            or (key == "seed" and block["seed"].null_count < len(block))
+            for block in self._rows.read(["settings", "seed"])
+        )
 
     @property
     def ids(self) -> pa.ChunkedArray:
         """The ids of all pairs, as an Arrow column."""
-        return pa.chunked_array([block["id"] for block in self._blocks], pa.string())
+        return pa.chunked_array([block["id"] for block in self._rows.read(["id"])], pa.string())
 
     @property
     def networks(self) -> set[tuple[str, str]]:
         """All (backbone, weights) that the pairs need."""
-        # Found without making recipes: if each row has its own seed, there is a recipe per row, but few networks.
-        keys = list(_PATTERNS)
-        default = dict(zip(keys, self._recipe("{}").network, strict=True))
-        networks = set()
-        for block in self._blocks:
-            matches = [pc.extract_regex(block["settings"], pattern) for pattern in _PATTERNS.values()]
-            columns = [pc.struct_field(match, "text") for match in matches]
-            for row in pa.table(columns, keys).group_by(keys).aggregate([]).to_pylist():
-                network = default | {key: json.loads(text) for key, text in row.items() if text}
-                networks.add((network["backbone"], network["weights"]))
-        return networks
+        settings = {
+            text for block in self._rows.read(["settings"]) for text in pc.unique(block["settings"]).to_pylist()
+        }
+        return {self._recipe(text, None).network for text in settings}
+
+    def fingerprints(self, block: pa.RecordBatch, weights_sha256: Mapping[tuple[str, str], str]) -> pa.Array:
+        """The fingerprint of each pair of a block, with the hash of the weights of its network."""
+        recipes, places = self._recipes(block)
+        hashes = [weights_sha256[recipe.network] for recipe in recipes]
+        return fingerprints(block, recipe_texts(recipes, hashes, block["seed"], places))
+
+    def starts(self, block: pa.RecordBatch) -> pa.Array:
+        """The address of the start picture of each pair of a block; null if it has none."""
+        recipes, places = self._recipes(block)
+        starts = [recipe.init if is_start_picture(recipe.init) else None for recipe in recipes]
+        return pa.array(starts, pa.string()).take(places)
+
+    def _recipes(self, block: pa.RecordBatch) -> tuple[list[Recipe], pa.Array]:
+        """The recipes of a block, without the pairs' own seeds, and which of them each pair has."""
+        settings = block["settings"].dictionary_encode()
+        return [self._recipe(text, None) for text in settings.dictionary.to_pylist()], settings.indices
 
     def __len__(self) -> int:
-        return sum(block.num_rows for block in self._blocks)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Pair]:
-        return chain.from_iterable(map(self._pairs, self._blocks))
+        return chain.from_iterable(map(self.pairs, self._rows.read()))
 
     def __getitem__(self, row: int) -> Pair:
         return next(self.take(np.array([row])))
 
+    def blocks(self) -> Iterator[pa.RecordBatch]:
+        """All rows, in the columns of SCHEMA."""
+        return self._rows.read()
+
     def take(self, rows: NDArray[np.int64]) -> Iterator[Pair]:
         """The pairs with the row numbers `rows`, which must be in ascending order."""
-        for number in np.unique(rows // BLOCK_ROWS):
-            start, end = number * BLOCK_ROWS, (number + 1) * BLOCK_ROWS
-            first, last = np.searchsorted(rows, [start, end])
-            yield from self._pairs(self._blocks[number].take(pa.array(rows[first:last] - start)))
+        return chain.from_iterable(map(self.pairs, self.take_blocks(rows)))
 
-    def _pairs(self, block: pa.RecordBatch) -> Iterator[Pair]:
-        for id_, content, styles, weights, content_masks, style_masks, output, settings, extra in zip(
+    def take_blocks(self, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+        """The rows with these numbers, which must be in ascending order, in the columns of SCHEMA."""
+        return self._rows.take(rows)
+
+    def take_ids(self, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+        """The ids of the pairs with the row numbers `rows`, which must be in ascending order."""
+        return pa.chunked_array([block["id"] for block in self._rows.take(rows, ["id"])], pa.string())
+
+    def pairs(self, block: pa.RecordBatch) -> Iterator[Pair]:
+        """The pairs of a block."""
+        for id_, content, styles, weights, content_masks, style_masks, output, settings, seed, extra in zip(
             *(column.to_pylist() for column in block.columns), strict=True
         ):
             yield Pair(
@@ -124,6 +137,25 @@ class Manifest:
                 content_masks=tuple(content_masks),
                 style_masks=tuple(style_masks),
                 output=output,
-                recipe=self._recipe(settings),
+                recipe=self._recipe(settings, seed),
                 extra=extra,
             )
+
+    def _read_recipe(self, settings: str, seed: int | None) -> Recipe:
+        if seed is not None:
+            return self._recipe(settings, None).model_copy(update={"seed": seed})
+        return Recipe.from_settings({**self.settings, **json.loads(settings)})
+
+
+def _row(pair: Pair) -> tuple[Any, ...]:
+    """The values of a pair in the order of SCHEMA."""
+    pictures = (
+        pair.id,
+        pair.content,
+        pair.styles,
+        pair.style_weights,
+        pair.content_masks,
+        pair.style_masks,
+        pair.output,
+    )
+    return (*pictures, to_json(pair.recipe.model_dump()), None, pair.extra)

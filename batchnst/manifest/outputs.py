@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from batchnst.manifest.blocks import Table
+from batchnst.manifest.cells import by_value, mask
 from batchnst.pictures.encode import FORMATS, OPAQUE
 from batchnst.recipe import Recipe
 from batchnst.storage.files import is_uri, local_path
-
-_SCHEMA = pa.schema({"line": pa.int64(), "id": pa.string(), "output": pa.string(), "folded": pa.string()})
-"""Columns to find duplicates in; `folded` is the output without differences of case and Unicode form."""
+from batchnst.text_hashes import Hashes, hashes, repeated
 
 MAX_NAME = 255
 """Longest name of a file or folder that Linux file systems take, in bytes."""
@@ -81,6 +81,11 @@ def format_problem(output: str, recipe: Recipe) -> str | None:
     return None
 
 
+_SIMPLE_NAME = r"\.{0,2}[ -\-0-\[\]-~][ -.0-\[\]-~]*"
+SIMPLE_OUTPUT = rf"^(?:{_SIMPLE_NAME}/)*{_SIMPLE_NAME}\.(?i:{'|'.join(ending[1:] for ending in FORMATS)})$"
+"""Regular expression of outputs that are allowed, if they are not too long, and already normal. Others may be, too."""
+
+
 @dataclass(frozen=True)
 class Clash:
     """A row whose id or output collides with that of the row at the line `other`.
@@ -96,30 +101,69 @@ class Clash:
 
 
 class Names:
-    """The ids and outputs of many rows, in columns."""
+    """The ids and outputs of many rows, of which only hashes are kept."""
 
     def __init__(self) -> None:
-        self._table = Table(_SCHEMA)
+        self._ids, self._outputs, self._folders = list[Hashes](), list[Hashes](), list[Hashes]()
+        self._nested = list[NDArray[np.bool_]]()
 
-    def add(self, line: int, pair_id: str, output: str) -> None:
-        """Add the row at `line`; `output` is a normalised path."""
-        # Some stores ignore case or Unicode forms: outputs that differ only there could be one file.
-        self._table.add(line, pair_id, output, unicodedata.normalize("NFC", output).casefold())
+    def add(self, ids: pa.Array, outputs: pa.Array) -> None:
+        """Add rows; `outputs` are normalised paths."""
+        folded = _fold(outputs)
+        nested = mask(pc.match_substring(folded, "/"))
+        parents = _parents(folded.filter(pa.array(nested))) if nested.any() else []
+        self._ids.append(hashes(ids))
+        self._outputs.append(hashes(folded))
+        self._folders.append(np.array([*{hash(folder) for parent in parents for folder in _with_parents(parent)}], int))
+        self._nested.append(nested)
 
-    def clashes(self) -> Iterator[Clash]:
-        """Find each row whose id an earlier row has.
+    def suspects(self) -> NDArray[np.int64]:
+        """The numbers of all rows that may collide with others, from 0, in ascending order."""
+        if not self._ids:
+            return np.array([], int)
+        outputs = np.concatenate(self._outputs)
+        suspect = repeated(np.concatenate(self._ids)) | repeated(outputs)
+        folders = np.isin(outputs, np.unique(np.concatenate(self._folders)))
+        if folders.any():
+            suspect |= folders | np.concatenate(self._nested)
+        return np.flatnonzero(suspect)
 
-        Of the other rows, find each whose output an earlier row has, or is a folder of another row's output.
-        """
-        names = pa.Table.from_batches(self._table.finish(), _SCHEMA)
-        repeated = [Clash(line, "id", pair_id, first) for line, pair_id, first in _duplicates(names, "id", "id")]
-        yield from repeated
-        lines = pa.array([clash.line for clash in repeated], pa.int64())
-        others = names.filter(pc.invert(pc.is_in(names["line"], lines)))
-        for line, output, first in _duplicates(others, "folded", "output"):
-            yield Clash(line, "output", output, first)
-        for line, output, other in _folders(others):
-            yield Clash(line, "output", output, other, is_folder=True)
+
+def clashes(lines: Sequence[int], ids: pa.Array, outputs: pa.Array) -> Iterator[Clash]:
+    """Find each row whose id an earlier row has.
+
+    Of the other rows, find each whose output an earlier row has, or is a folder of another row's output. `outputs` are
+    normalised paths.
+    """
+    columns = {"line": pa.array(lines, pa.int64()), "id": ids, "output": outputs, "folded": _fold(outputs)}
+    names = pa.table(columns)
+    repeated_ids = [Clash(line, "id", pair_id, first) for line, pair_id, first in _duplicates(names, "id", "id")]
+    yield from repeated_ids
+    taken = pa.array([clash.line for clash in repeated_ids], pa.int64())
+    others = names.filter(pc.invert(pc.is_in(names["line"], taken)))
+    for line, output, first in _duplicates(others, "folded", "output"):
+        yield Clash(line, "output", output, first)
+    for line, output, other in _folders(others):
+        yield Clash(line, "output", output, other, is_folder=True)
+
+
+def _fold(outputs: pa.Array) -> pa.Array:
+    """The outputs without what some stores ignore, case and Unicode form: those that are equal could be one file."""
+    return by_value(
+        outputs,
+        pc.string_is_ascii(outputs),
+        pc.ascii_lower,
+        lambda output: unicodedata.normalize("NFC", output).casefold(),
+    )
+
+
+def _parents(outputs: pa.Array) -> list[str]:
+    """The folders of outputs, each once."""
+    return list(pc.unique(pc.replace_substring_regex(outputs, "/[^/]*$", "")).to_pylist())
+
+
+def _with_parents(folder: str) -> list[str]:
+    return [folder, *map(str, PurePosixPath(folder).parents)]
 
 
 def _folders(names: pa.Table) -> Iterator[tuple[int, str, int]]:
@@ -128,7 +172,7 @@ def _folders(names: pa.Table) -> Iterator[tuple[int, str, int]]:
     parents = pa.table({"line": nested["line"], "parent": pc.replace_substring_regex(nested["folded"], "/[^/]*$", "")})
     lines: dict[str, int] = {}
     for row in parents.group_by("parent").aggregate([("line", "min")]).to_pylist():
-        for folder in [row["parent"], *map(str, PurePosixPath(row["parent"]).parents)]:
+        for folder in _with_parents(row["parent"]):
             lines[folder] = min(row["line_min"], lines.get(folder, row["line_min"]))
     for row in names.filter(pc.is_in(names["folded"], pa.array(list(lines), pa.string()))).to_pylist():
         yield row["line"], row["output"], lines[row["folded"]]

@@ -24,6 +24,9 @@ from batchnst.redaction import public
 HASH_DIGITS = 16
 """Hexadecimal digits of the hash in a default id: 64 bits."""
 
+ID_PART = r"[^A-Za-z0-9._-]+"
+"""Characters of a name that become `-` in a default id."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -55,11 +58,16 @@ def fingerprint(pair: Pair, weights_sha256: str) -> str:
     addresses = (pair.styles, pair.content_masks, pair.style_masks)
     styles, content_masks, style_masks = (tuple(map(public, group)) for group in addresses)
     pictures = [public(pair.content), styles, pair.style_weights, content_masks, style_masks, pair.output]
-    recipe, start = pair.recipe, public(pair.recipe.init)
+    text = f"[{json.dumps(pictures)}, {recipe_text(pair.recipe, weights_sha256)}]"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe_text(recipe: Recipe, weights_sha256: str) -> str:
+    """The part of a fingerprint's text that says how to paint."""
+    start = public(recipe.init)
     if start != recipe.init:
         recipe = recipe.model_copy(update={"init": start})
-    text = json.dumps([pictures, recipe.picture_text, weights_sha256, recipe.loss_definition])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps([recipe.picture_text, weights_sha256, recipe.loss_definition])[1:-1]
 
 
 def derive_id(row: Row) -> str:
@@ -67,24 +75,24 @@ def derive_id(row: Row) -> str:
 
     Two of a billion rows have the same hash with a probability of 3 %; `read_manifest` refuses the second one.
     """
-    known = {key: _public(value) for key, value in row.items() if key in KNOWN_COLUMNS}
+    known = {key: public_value(value) for key, value in row.items() if key in KNOWN_COLUMNS}
     digest = hashlib.sha256(to_json(known).encode()).hexdigest()[:HASH_DIGITS]
     addresses = [str(row.get("content", "")), *to_texts(row.get("style"))[:1]]
-    return "--".join([*map(_id_part, addresses), digest])
+    return "--".join([*map(id_part, addresses), digest])
 
 
 @lru_cache(maxsize=1 << 14)
-def _id_part(address: str) -> str:
+def id_part(address: str) -> str:
     """The file name of an address without its ending, in letters that an id may have; other scripts by their sound."""
     path = path_of(public(address))
     stem = anyascii(PurePosixPath(unquote(path) if "://" in path else path).stem)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:40].strip("-.") or "picture"
+    return re.sub(ID_PART, "-", stem)[:40].strip("-.") or "picture"
 
 
-def _public(value: Any) -> Any:
+def public_value(value: Any) -> Any:
     """The value of a cell, with addresses in their public form."""
     if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
+        return [public_value(item) for item in value]
     return public(value) if isinstance(value, str) else value
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchnst.manifest.cells import Cells
 from batchnst.manifest.columns import Row, Unreadable, check_columns
 from batchnst.manifest.picture_columns import read_batches, remark
 
@@ -15,8 +17,8 @@ BATCH_ROWS = 1 << 14
 """Rows that are held as Python objects at a time."""
 
 
-def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iterator[tuple[int, Row | str]]:
-    """Yield the number of each row, from 1, with its values.
+def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iterator[Cells | tuple[int, Row | str]]:
+    """Yield many rows at a time, or a row with its number, from 1.
 
     `name` is the address of the file in those of its pictures; `note` is called with a remark on how it is read.
     """
@@ -28,13 +30,33 @@ def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iter
             note(text)
         for batch in read_batches(parquet, name, BATCH_ROWS):
             plain = pa.schema([(field.name, plain_type(field.type)) for field in batch.schema])
-            for row in batch.cast(plain).to_pylist(maps_as_pydicts="strict"):
-                number += 1
-                yield number, row
+            rows = batch.cast(plain)
+            if _has_maps(plain):  # a key may be there twice
+                for row in rows.to_pylist(maps_as_pydicts="strict"):
+                    number += 1
+                    yield number, row
+            else:
+                _check_texts(rows)
+                columns = dict(zip(plain.names, rows.columns, strict=True))
+                yield Cells.of(np.arange(number + 1, number + 1 + len(rows)), columns)
+                number += len(rows)
     except UnicodeDecodeError as error:
         raise Unreadable(f"has, in row {number + 1} or later, a text that is not UTF-8 (byte {_byte(error)})") from None
     except (pa.ArrowException, OSError, KeyError, OverflowError) as error:
         raise Unreadable(f"not a readable Parquet file: {_first_line(error)}") from None
+
+
+def _has_maps(schema: pa.Schema) -> bool:
+    return "map<" in str(schema.types)
+
+
+def _check_texts(rows: pa.RecordBatch) -> None:
+    """Raise UnicodeDecodeError for a text that is not UTF-8."""
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        rows.to_pylist()
+        raise
 
 
 def _byte(error: UnicodeDecodeError) -> str:

@@ -10,6 +10,7 @@ from typing import BinaryIO, TextIO
 
 from batchnst.encodings import WESTERN, find_encoding, marked_encoding
 from batchnst.errors import RequestError
+from batchnst.manifest.cells import Cells
 from batchnst.manifest.columns import Row, Unreadable
 from batchnst.manifest.parquet_rows import read_parquet
 from batchnst.manifest.spreadsheet import read_table
@@ -17,8 +18,8 @@ from batchnst.redaction import public
 from batchnst.storage.files import list_files, open_file
 from batchnst.storage.s3 import canonical
 
-Rows = Iterator[tuple[int, Row | str]]
-"""The line number of each row with its values, or with the problem of a line that cannot be read."""
+Rows = Iterator[Cells | tuple[int, Row | str]]
+"""Many rows at a time; or the line number of a row, with its values or with the problem that makes it unreadable."""
 
 
 def _read_json_lines(text: TextIO) -> Rows:
@@ -46,6 +47,9 @@ _TEXT_READERS: dict[str, tuple[Callable[[TextIO], Rows], str]] = {
     ".tsv": (read_table, ""),
 }
 """Readers of texts by file name ending, with the end of their lines; empty for any."""
+
+CHUNK = 1 << 20
+"""Bytes of a text that are read at a time."""
 
 ENDINGS = [".csv", ".jsonl", ".ndjson", ".parquet", ".tsv"]
 """File name endings of manifests."""
@@ -101,6 +105,7 @@ def read_rows(address: str, name: str, note: Callable[[str], None]) -> Rows:
         if encoding == WESTERN:
             note(f"is not UTF-8, and was read as {WESTERN}")
         with io.TextIOWrapper(file, encoding, newline=line_end) as text:
+            text._CHUNK_SIZE = CHUNK  # type: ignore[attr-defined]  # each read has a deadline, and so a thread of its own
             try:
                 yield from reader(text)
             except UnicodeError as error:

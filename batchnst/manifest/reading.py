@@ -6,26 +6,32 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
-from batchnst.manifest.blocks import Table
-from batchnst.manifest.columns import KNOWN_COLUMNS, LIST_COLUMNS, RECIPE_KEYS, Row, Unreadable
+from batchnst.manifest.blocks import BLOCK_ROWS, Blocks, to_batch
+from batchnst.manifest.cells import Cells
+from batchnst.manifest.checking import Checks, check, in_columns
+from batchnst.manifest.columns import ID_PATTERN, KNOWN_COLUMNS, LIST_COLUMNS, RECIPE_KEYS, Row, Unreadable
 from batchnst.manifest.manifest import SCHEMA, Manifest
-from batchnst.manifest.outputs import Clash, Names, format_problem, longest_output, output_problem
+from batchnst.manifest.outputs import Clash, Names, clashes, format_problem, longest_output, output_problem
 from batchnst.manifest.pair import derive_id, mask_problems, style_shares, to_json, to_texts
 from batchnst.manifest.readers import find_files, read_rows
-from batchnst.recipe import Recipe, is_start_picture, is_weights_file
+from batchnst.recipe import ADDRESSES, Recipe
 from batchnst.redaction import public, redact
 from batchnst.storage.addresses import address_problem
 from batchnst.storage.files import is_uri, parent, resolve
 from batchnst.storage.walk import is_utf8
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_ID = re.compile(ID_PATTERN)
 
 
 def read_manifest(address: str, settings: Mapping[str, Any], out: str | None = None) -> Manifest:
@@ -41,8 +47,8 @@ def read_manifest(address: str, settings: Mapping[str, Any], out: str | None = N
         builder.base = parent(public(files[0])) if files == [address] else resolve(address, ".")
         for file in files:
             builder.begin("" if file == address else PurePosixPath(file).name)
-            for line, row in read_rows(file, name_in(file, builder.base), builder.note):
-                builder.add(line, row)
+            for part in read_rows(file, name_in(file, builder.base), builder.note):
+                builder.add(part)
     except (InputError, StorageError) as error:
         raise ManifestError(address, [str(error).removeprefix(f"{redact(address)}: ")]) from None
     except Unreadable as error:
@@ -66,7 +72,7 @@ def _check_name(address: str) -> None:
 def resolve_settings(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
     """Copy recipe settings, with addresses in `init` and `weights` resolved against the folder `base`."""
     resolved = dict(settings)
-    for key, is_address in (("init", is_start_picture), ("weights", is_weights_file)):
+    for key, is_address in ADDRESSES.items():
         value = settings.get(key)
         if isinstance(value, str) and is_address(value):
             resolved[key] = resolve(value, base)
@@ -82,7 +88,8 @@ class _Builder:
     def __init__(self, settings: Mapping[str, Any], longest: int) -> None:
         """`longest` is that of an `output`, in bytes."""
         self.base, self.settings, self._longest = ".", dict(settings), longest
-        self._pairs, self._names = Table(SCHEMA), Names()
+        self._rows, self._names, self._lines = Blocks(SCHEMA), Names(), list[NDArray[np.int64]]()
+        self._pending, self._pending_lines = list[tuple[Any, ...]](), list[int]()
         self._problems: list[tuple[int, str]] = []
         self._notes: list[str] = []
         self._starts, self._files = list[int](), list[str]()
@@ -111,12 +118,53 @@ class _Builder:
         name = self._files[file]
         return f"{name}: line {line - self._starts[file]}" if name else f"line {line}"
 
-    def add(self, line: int, row: Row | str) -> None:
-        """Add the row at `line` of the current file, or the problem that makes the line unreadable."""
-        self._line, problems_before = self._starts[-1] + line, len(self._problems)
+    def add(self, part: Cells | tuple[int, Row | str]) -> None:
+        """Add rows of the current file: many, or one with its line, or the problem that makes a line unreadable."""
+        if isinstance(part, Cells):
+            self._add_pending()
+            if len(part):
+                self._store(self._check_many(part), part.lines)
+            return
+        line, row = part
         if isinstance(row, str):
+            self._line = self._starts[-1] + line
             self._report(row)
             return
+        self._pending.append(self._check(line, row))
+        self._pending_lines.append(line)
+        if len(self._pending) == BLOCK_ROWS:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        """Store the rows that came one by one."""
+        if self._pending:
+            self._store(to_batch(self._pending, SCHEMA), np.array(self._pending_lines))
+            self._pending, self._pending_lines = [], []
+
+    def _store(self, rows: pa.RecordBatch, lines: NDArray[np.int64]) -> None:
+        """Keep rows of the current file."""
+        self._line = max(self._line, self._starts[-1] + int(lines[-1]))
+        self._names.add(rows["id"], rows["output"])
+        self._lines.append(self._starts[-1] + lines)
+        self._rows.add(rows)
+
+    def _check_many(self, cells: Cells) -> pa.RecordBatch:
+        """Check rows together, and those in doubt one by one; returns them in the columns of SCHEMA."""
+        lines = cells.lines.tolist()
+        if not in_columns(cells):
+            return to_batch([self._check(line, row) for line, row in zip(lines, cells.rows(), strict=True)], SCHEMA)
+        checks = Checks(self.base, self._longest, self._recipe, self._shares)
+        rows, doubt = check(cells, checks)
+        if not doubt.any():
+            return rows
+        sure, unsure = np.flatnonzero(~doubt), np.flatnonzero(doubt)
+        alone = to_batch([self._check(lines[i], cells.row(i)) for i in unsure.tolist()], SCHEMA)
+        order = np.argsort(np.concatenate([sure, unsure]))
+        return pa.concat_batches([rows.take(pa.array(sure)), alone]).take(pa.array(order))
+
+    def _check(self, line: int, row: Row) -> tuple[Any, ...]:
+        """Report all problems of a row at `line` of the current file; returns its values of SCHEMA."""
+        self._line, problems_before = self._starts[-1] + line, len(self._problems)
         row = {key: value for key, value in row.items() if not _is_absent(value)}
         for column in ("content", "style"):
             if column not in row:
@@ -135,20 +183,21 @@ class _Builder:
         pair_id = str(row["id"]) if "id" in row else derive_id(row)
         self._check_id(pair_id)
         output = self._check_output(str(row.get("output", f"{pair_id}.{recipe.format}")), recipe)
-        self._names.add(self._line, pair_id, output)
-        if len(self._problems) == problems_before:
-            extra = {key: value for key, value in row.items() if key not in KNOWN_COLUMNS}
-            self._pairs.add(
-                pair_id,
-                resolve(str(row["content"]), self.base),
-                self._resolved(styles),
-                weights,
-                self._resolved(masks[0]),
-                self._resolved(masks[1]),
-                output,
-                settings,
-                to_json(extra) if extra else "{}",
-            )
+        if len(self._problems) > problems_before:
+            return pair_id, "", (), (), (), (), output, "{}", None, "{}"
+        extra = {key: value for key, value in row.items() if key not in KNOWN_COLUMNS}
+        return (
+            pair_id,
+            resolve(str(row["content"]), self.base),
+            self._resolved(styles),
+            weights,
+            self._resolved(masks[0]),
+            self._resolved(masks[1]),
+            output,
+            settings,
+            None,
+            to_json(extra) if extra else "{}",
+        )
 
     def _report(self, text: str, column: str = "") -> None:
         """Record a problem of the current row."""
@@ -157,18 +206,27 @@ class _Builder:
 
     def finish(self, address: str, unreadable: str | None) -> Manifest:
         """Return all pairs; raises ManifestError if there are problems, in the order of lines, `unreadable` last."""
-        for clash in self._names.clashes():
+        self._add_pending()
+        for clash in self._clashes():
             self._line = clash.line
             self._report(self._clash_text(clash), clash.column)
         problems = [text for _, text in sorted(self._problems, key=itemgetter(0))]
-        pairs = self._pairs.finish()
         if unreadable:
             problems.append(unreadable)
-        elif not problems and not pairs:
+        elif not problems and not len(self._rows):
             problems.append("has no rows; expected at least one pair of content and style")
         if problems:
             raise ManifestError(address, problems)
-        return Manifest(address, pairs, self.settings, self._notes)
+        return Manifest(address, self._rows, self.settings, self._notes)
+
+    def _clashes(self) -> Iterator[Clash]:
+        """The collisions of ids and outputs."""
+        suspects = self._names.suspects()
+        if not len(suspects):
+            return iter(())
+        rows = pa.Table.from_batches(self._rows.take(suspects, ["id", "output"]))
+        lines = np.concatenate(self._lines)[suspects]
+        return clashes(lines.tolist(), rows["id"].combine_chunks(), rows["output"].combine_chunks())
 
     def _clash_text(self, clash: Clash) -> str:
         where = self._place(clash.other)

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TextIO
 
-from batchnst.manifest.columns import KNOWN_COLUMNS, LIST_COLUMNS, Row, Unreadable, check_columns
+import numpy as np
+import pyarrow as pa
+
+from batchnst.manifest.blocks import BLOCK_ROWS
+from batchnst.manifest.cells import Cells
+from batchnst.manifest.columns import KNOWN_COLUMNS, Row, Unreadable, check_columns
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 """Separators of columns, and their names."""
@@ -17,25 +22,49 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\s,;]*', re.IGNORECASE | re.DOTALL)
 """The line by which a spreadsheet tells its separator."""
 
 
-def read_table(text: TextIO) -> Iterator[tuple[int, Row | str]]:
-    """Yield the line number of each row with its values, or with a problem; `text` keeps its line ends."""
+def read_table(text: TextIO) -> Iterator[Cells | tuple[int, Row | str]]:
+    """Yield many rows at a time, or the line number of a problem; `text` keeps its line ends."""
     skipped, separator, first = _begin(text)
     reader = csv.reader(chain([first], text), strict=True, delimiter=separator or _separator(first))
+    rows, lines = list[list[str]](), list[int]()
+    header: list[str] = []
     try:
         header = _names(next(reader, []))
         _check(header, first)
         end = reader.line_num
         for cells in reader:
             line, end = skipped + end + 1, reader.line_num
-            cells = [cell.strip() for cell in cells]
-            while len(cells) > len(header) and not cells[-1]:
-                cells.pop()
-            if len(cells) > len(header):
-                yield line, f"has {len(cells)} cells; expected {len(header)}, one for each column of the header"
-            elif any(cells):
-                yield line, _row(header, cells)
-    except csv.Error as error:
+            cells = list(map(str.strip, cells))
+            if len(cells) != len(header):
+                while len(cells) > len(header) and not cells[-1]:
+                    cells.pop()
+                if len(cells) > len(header):
+                    yield line, f"has {len(cells)} cells; expected {len(header)}, one for each column of the header"
+                    continue
+                cells += [""] * (len(header) - len(cells))
+            rows.append(cells)
+            lines.append(line)
+            if len(rows) == BLOCK_ROWS:
+                yield _cells(header, rows, lines)
+                rows, lines = [], []
+    except (csv.Error, UnicodeError) as error:
+        if rows:
+            yield _cells(header, rows, lines)
+        if isinstance(error, UnicodeError):
+            raise
         raise Unreadable(f"line {skipped + reader.line_num}: not valid CSV: {error}") from None
+    if rows:
+        yield _cells(header, rows, lines)
+
+
+def _cells(header: list[str], rows: list[list[str]], lines: list[int]) -> Cells:
+    """Rows in columns, without those whose cells are all empty."""
+    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+    cells = Cells.of(np.array(lines), dict(zip(header, columns, strict=True)), split=True)
+    content = cells.columns.get("content")
+    if content is not None and not content.null_count:
+        return cells
+    return cells.filter(np.array([any(row) for row in rows]))
 
 
 def _begin(text: TextIO) -> tuple[int, str | None, str]:
@@ -74,11 +103,3 @@ def _check(header: list[str], first: str) -> None:
             raise
         names = ", ".join(SEPARATORS.values())
         raise Unreadable(f"{error}; its columns are not separated by one of: {names}") from None
-
-
-def _row(header: list[str], cells: list[str]) -> Row:
-    row: Row = dict(zip(header, cells, strict=False))
-    for column in LIST_COLUMNS:
-        if "|" in row.get(column, ""):
-            row[column] = [part.strip() for part in row[column].split("|")]
-    return row

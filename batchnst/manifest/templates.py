@@ -6,11 +6,13 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+import pyarrow as pa
+
 from batchnst.chains import path_of
 from batchnst.errors import RequestError
 from batchnst.manifest.columns import OUTPUT_FIELDS
 from batchnst.manifest.left_out import Picture
-from batchnst.manifest.outputs import LONGEST_OUTPUT, Clash, Names, output_problem
+from batchnst.manifest.outputs import LONGEST_OUTPUT, Clash, clashes, output_problem
 from batchnst.pictures.encode import FORMATS
 from batchnst.recipe import did_you_mean
 
@@ -65,16 +67,16 @@ def _known() -> str:
 
 def check_outputs(rows: Sequence[Mapping[str, str]]) -> None:
     """Raise RequestError, with a line for each, if outputs of `rows` are not allowed, or two would be one file."""
-    names, problems = Names(), list[str]()
-    for number, row in enumerate(rows):
+    problems = list[str]()
+    for row in rows:
         if problem := output_problem(row["output"], LONGEST_OUTPUT):
             problems.append(f"{_pair(row)}: --output: {problem}")
-        names.add(number, row["id"], row["output"])
-    clashes = list(names.clashes())
-    problems += [_clash_text(clash, rows) for clash in clashes]
+    ids, outputs = (pa.array((row[name] for row in rows), pa.string()) for name in ("id", "output"))
+    found = list(clashes(range(len(rows)), ids, outputs))
+    problems += [_clash_text(clash, rows) for clash in found]
     if problems:
         more = [f"… and {len(problems) - MOST_CLASHES} more"] if len(problems) > MOST_CLASHES else []
-        advice = ["add {ending}, {style_folder} or {id} to --output"] if clashes else []
+        advice = ["add {ending}, {style_folder} or {id} to --output"] if found else []
         raise RequestError("\n".join([*problems[:MOST_CLASHES], *more, *advice]))
 
 

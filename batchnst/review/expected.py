@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from batchnst.ledger.out import Out
-from batchnst.manifest.pair import fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.painting.named_weights import load_networks
 from batchnst.redaction import stored
@@ -36,4 +35,5 @@ def _fingerprints(manifest: str, out: Out) -> Iterator[tuple[str, str]]:
     settings = json.loads((same_manifest or runs)[-1]["settings"]) if runs else {}
     pairs = read_manifest(manifest, settings)
     hashes = {network: weights.sha256 for network, weights in load_networks(pairs.networks).items()}
-    return ((pair.id, fingerprint(pair, hashes[pair.recipe.network])) for pair in pairs)
+    for block in pairs.blocks():
+        yield from zip(block["id"].to_pylist(), pairs.fingerprints(block, hashes).to_pylist(), strict=True)

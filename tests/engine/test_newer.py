@@ -6,14 +6,24 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from batchnst.engine import newer
 from batchnst.engine.newer import DoneInputs, describe_newer
+from batchnst.manifest.manifest import Manifest
+from batchnst.manifest.pair import Pair
 from batchnst.recipe import Recipe
 from tests.helpers import batchnst, pair, scene
 
 NOW = time.time_ns() // 1000
+
+
+def add(inputs: DoneInputs, painted: int, *pairs: Pair) -> None:
+    """Add pairs that were all painted at this time."""
+    manifest = Manifest.of("m.csv", pairs)
+    for block in manifest.blocks():
+        inputs.add(block, np.full(len(block), painted), manifest)
 
 
 def test_the_earliest_picture_of_an_input_counts(tmp_path: Path) -> None:
@@ -22,9 +32,9 @@ def test_the_earliest_picture_of_an_input_counts(tmp_path: Path) -> None:
     inputs, recipe = DoneInputs(), Recipe(init=str(tmp_path / "init.png"))
     os.utime(tmp_path / "old.png", (1, 1))
     os.utime(tmp_path / "init.png", (1, 1))
-    inputs.add(pair("a", tmp_path / "new.png", f"file://{tmp_path}/style.png", recipe), NOW + 10**9)
-    inputs.add(pair("b", tmp_path / "old.png", f"{tmp_path}/style.png"), NOW - 10**9)
-    inputs.add(pair("c", tmp_path / "gone.png", "https://host/style.png"), 0)
+    add(inputs, NOW + 10**9, pair("a", tmp_path / "new.png", f"file://{tmp_path}/style.png", recipe))
+    add(inputs, NOW - 10**9, pair("b", tmp_path / "old.png", f"{tmp_path}/style.png"))
+    add(inputs, 0, pair("c", tmp_path / "gone.png", "https://host/style.png"))
     assert inputs.newer() == [str(tmp_path / "style.png")]
 
 
@@ -34,7 +44,7 @@ def test_the_look_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(newer, "SECONDS", 0.1)
     for i in range(9):
         (tmp_path / f"{i}.png").touch()
-        inputs.add(pair(str(i), tmp_path / f"{i}.png", "https://host/style.png"), 0)
+        add(inputs, 0, pair(str(i), tmp_path / f"{i}.png", "https://host/style.png"))
     assert [Path(path).name for path in inputs.newer()] == ["0.png", "1.png", "2.png"]
     monkeypatch.setattr(os, "stat", lambda path: time.sleep(9))  # a disk that hangs
     began = time.monotonic()

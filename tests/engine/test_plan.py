@@ -12,7 +12,7 @@ from PIL import Image
 from batchnst.engine.plan import Job, Plan, make_batches, make_plan
 from batchnst.engine.repaint import RETRY_FAILED
 from batchnst.engine.run import UNKNOWN, Engine, make_chunks
-from batchnst.ledger.out import Outcomes
+from batchnst.ledger.outcomes import Outcomes, PairRows
 from batchnst.ledger.schema import to_table
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.pair import Pair, fingerprint
@@ -49,7 +49,7 @@ def outcomes(pair: Pair, status: str = "ok", attempt: int = 1, error_kind: str |
         fingerprint=fingerprint(pair, "w"),
         output=pair.output,
     )
-    return Outcomes(to_table([newest], "pairs"))
+    return Outcomes([PairRows.of(to_table([newest], "pairs"))])
 
 
 def plan(manifest: Manifest, known: Outcomes, **options: Any) -> Plan:

@@ -8,16 +8,19 @@ from datetime import timedelta
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from batchnst import read_ledger
 from batchnst.errors import LedgerError, StorageError, Superseded
+from batchnst.ledger import out as out_module
 from batchnst.ledger.claim import Lease
-from batchnst.ledger.out import INTENTS, Out
+from batchnst.ledger.out import INTENTS, Out, newest_rows
+from batchnst.ledger.outcomes import Outcomes, PairRows
 from batchnst.ledger.previous import Previous
-from batchnst.ledger.schema import SCHEMAS, PairRow
+from batchnst.ledger.schema import SCHEMAS, PairRow, to_table
 from tests.helpers import NOON, loss, row, take_over
 
 
@@ -166,3 +169,26 @@ def test_a_picture_is_kept_before_it_is_replaced(out: Out, monkeypatch: pytest.M
     with pytest.raises(Superseded):
         out.commit(Lease("r1", 1), {"a.png": b"3"}, [row("a", run_number=1, attempt=3)], [], out.previous(["a"]))
     assert out.folder.read("images/a.png") == b"2"
+
+
+def test_a_pair_whose_output_has_changed_is_done(out: Out) -> None:
+    for number, output in ((1, "a.png"), (2, "b.png")):
+        out.commit(Lease("r1", 1), {}, [row("a", run_number=number, attempt=number, output=output)], [])
+    assert [(outcome.done, outcome.attempt) for outcome in out.newest().find(["a"])[1]] == [(True, 2)]
+
+
+def test_the_newest_rows_of_many_pairs_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        row(f"p{pair}", run_number=int(number), attempt=int(attempt), output=f"{output}.png", fingerprint=str(i))
+        for i, (pair, number, attempt, output) in enumerate(rng.integers(1, 7, (60, 4)).tolist())
+    ]
+    table = to_table(rows, "pairs")
+    last = {each.pair_id: each for each in sorted(rows, key=lambda each: (each.run_number or 0, each.attempt))}
+    order = [(each.pair_id, each.run_number) for each in last.values()]
+    assert {(r["pair_id"], r["run_number"]) for r in newest_rows(table).to_pylist()} == set(order)
+    _, found = Outcomes([PairRows.of(table)]).find(list(last))
+    assert [outcome.attempt for outcome in found] == [each.attempt for each in last.values()]
+    # Values with the same hash by chance are still told apart.
+    monkeypatch.setattr(out_module, "hashes", lambda texts: np.zeros(len(texts), np.int64))
+    assert {(r["pair_id"], r["run_number"]) for r in newest_rows(table).to_pylist()} == set(order)

@@ -36,7 +36,6 @@ from unittest.mock import patch
 import greenlet
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import torch
 
@@ -44,7 +43,7 @@ from batchnst.engine import rows, worker
 from batchnst.engine.plan import Job, make_plan, with_previous
 from batchnst.errors import BatchNSTError, StorageError
 from batchnst.ledger import claim as claims
-from batchnst.ledger import out, parquet, state
+from batchnst.ledger import out, outcomes, parquet, state
 from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.compaction import current_files
 from batchnst.ledger.out import Out
@@ -344,9 +343,9 @@ class World:
         intents = folder.intents()
         key = tuple(info.path for info in folder.files("pairs")), repr(intents)
         if key not in self.known:
-            newest = out.newest_rows(folder.rows("pairs", [*out._OUTCOMES, "run_id", "output_sha256"])).to_pylist()
-            positions, outcomes = folder.newest().find([row["pair_id"] for row in newest])
-            self.known[key] = [newest[i] for i, outcome in zip(positions, outcomes, strict=True) if outcome.done]
+            newest = out.newest_rows(folder.rows("pairs", [*outcomes.COLUMNS, "run_id", "output_sha256"])).to_pylist()
+            positions, found = folder.newest().find([row["pair_id"] for row in newest])
+            self.known[key] = [newest[i] for i, outcome in zip(positions, found, strict=True) if outcome.done]
         return self.known[key]
 
     def check_takeover(self, data: bytes) -> None:
@@ -768,7 +767,7 @@ def newest_by_the_clock() -> Iterator[None]:
 @contextmanager
 def any_ok_row_is_done() -> Iterator[None]:
     """A pair is done by its own rows, whoever has written its output since."""
-    with patch.object(out, "_same_rows", lambda rows, others: pc.equal(rows["status"], "ok")):
+    with patch.object(outcomes.PairRows, "are_among", lambda rows, owners: rows.ok):
         yield
 
 

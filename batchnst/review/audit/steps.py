@@ -80,8 +80,11 @@ def summarize(losses: pa.Table) -> pa.Table:
     infinite. `initial`: the first total. `rose`: true if the last total of the finest scale is higher than its first.
     `total`, `content`, `style`, `tv`: the losses of the finest scale's step with the lowest total.
     """
-    losses = losses.sort_by([(name, "ascending") for name in [*ATTEMPT, "step"]])
+    losses = losses.combine_chunks()
     starts = _starts(losses)
+    if not _are_in_order(losses, starts):
+        losses = losses.sort_by([(name, "ascending") for name in [*ATTEMPT, "step"]])
+        starts = _starts(losses)
     sizes = np.diff(np.append(starts, len(losses)))
     step, scale = (losses[name].to_numpy() for name in ("step", "scale"))
     terms = {name: losses[name].to_numpy() for name in TERMS}
@@ -114,13 +117,20 @@ def merge(summaries: Sequence[pa.Table]) -> pa.Table:
 
 
 def _starts(losses: pa.Table) -> NDArray[np.int64]:
-    """Position of the first row of each attempt in rows sorted by attempt."""
+    """Position of the first row of each attempt in rows in which those of an attempt are together."""
     begins = np.zeros(len(losses), bool)
     begins[:1] = True
     for name in ATTEMPT:
-        codes = losses[name].combine_chunks().dictionary_encode().indices.to_numpy()
-        begins[1:] |= codes[1:] != codes[:-1]
+        column = losses[name]
+        begins[1:] |= pc.not_equal(column.slice(1), column.slice(0, max(0, len(column) - 1))).to_numpy()
     return np.flatnonzero(begins)
+
+
+def _are_in_order(losses: pa.Table, starts: NDArray[np.int64]) -> bool:
+    """True if the rows of each attempt, which begin at `starts`, are together and its steps ascend."""
+    falls = np.flatnonzero(np.diff(losses["step"].to_numpy()) < 0) + 1
+    attempts = losses.select(ATTEMPT).take(pa.array(starts))
+    return bool(np.isin(falls, starts).all()) and len(attempts.group_by(ATTEMPT).aggregate([])) == len(starts)
 
 
 def _reduce(function: np.ufunc, values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
