@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.chains import outer_of
-from batchnst.manifest.cells import by_value, same
 from batchnst.manifest.manifest import Manifest
+from batchnst.manifest.row_columns import by_value, same
 from batchnst.storage.files import is_uri
 from batchnst.storage.threads import start
 

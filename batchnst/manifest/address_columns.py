@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.manifest.cells import Texts, all_of, by_value, join, mask, same
 from batchnst.manifest.pair import ID_PART, id_part
+from batchnst.manifest.row_columns import Texts, all_of, by_value, join, mask, same
 from batchnst.redaction import public
 from batchnst.storage.addresses import address_problem
 from batchnst.storage.files import is_uri, resolve

@@ -15,7 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.manifest.address_columns import Addresses
-from batchnst.manifest.cells import (
+from batchnst.manifest.columns import ID_PATTERN, KNOWN_COLUMNS, RECIPE_KEYS
+from batchnst.manifest.identity import derive_ids
+from batchnst.manifest.manifest import SCHEMA
+from batchnst.manifest.outputs import SIMPLE_OUTPUT, format_problem, output_problem
+from batchnst.manifest.pair import mask_problems, to_texts
+from batchnst.manifest.row_columns import (
     Cells,
     by_value,
     is_text,
@@ -27,11 +32,6 @@ from batchnst.manifest.cells import (
     quoted,
     same,
 )
-from batchnst.manifest.columns import ID_PATTERN, KNOWN_COLUMNS, RECIPE_KEYS
-from batchnst.manifest.identity import derive_ids
-from batchnst.manifest.manifest import SCHEMA
-from batchnst.manifest.outputs import SIMPLE_OUTPUT, format_problem, output_problem
-from batchnst.manifest.pair import mask_problems, to_texts
 from batchnst.pictures.encode import FORMATS
 from batchnst.recipe import ADDRESSES, Recipe
 from batchnst.storage.files import resolve

@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.manifest.address_columns import Addresses
-from batchnst.manifest.cells import (
+from batchnst.manifest.columns import KNOWN_COLUMNS, LIST_COLUMNS
+from batchnst.manifest.pair import HASH_DIGITS, public_value, recipe_text, to_json
+from batchnst.manifest.row_columns import (
     Cells,
     Texts,
     is_text,
@@ -22,8 +24,6 @@ from batchnst.manifest.cells import (
     json_texts,
     quoted,
 )
-from batchnst.manifest.columns import KNOWN_COLUMNS, LIST_COLUMNS
-from batchnst.manifest.pair import HASH_DIGITS, public_value, recipe_text, to_json
 from batchnst.recipe import Recipe
 
 _MARK = 2**62 + 57

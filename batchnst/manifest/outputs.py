@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.manifest.cells import by_value, mask
+from batchnst.manifest.row_columns import by_value, mask
 from batchnst.pictures.encode import FORMATS, OPAQUE
 from batchnst.recipe import Recipe
 from batchnst.storage.files import is_uri, local_path

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnst.manifest.cells import Cells
 from batchnst.manifest.columns import Row, Unreadable, check_columns
 from batchnst.manifest.picture_columns import read_batches, remark
+from batchnst.manifest.row_columns import Cells
 
 BATCH_ROWS = 1 << 14
 """Rows that are held as Python objects at a time."""

@@ -10,9 +10,9 @@ from typing import BinaryIO, TextIO
 
 from batchnst.encodings import WESTERN, find_encoding, marked_encoding
 from batchnst.errors import RequestError
-from batchnst.manifest.cells import Cells
 from batchnst.manifest.columns import Row, Unreadable
 from batchnst.manifest.parquet_rows import read_parquet
+from batchnst.manifest.row_columns import Cells
 from batchnst.manifest.spreadsheet import read_table
 from batchnst.redaction import public
 from batchnst.storage.files import list_files, open_file

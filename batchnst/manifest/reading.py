@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from batchnst.errors import InputError, ManifestError, RecipeError, StorageError
 from batchnst.manifest.blocks import BLOCK_ROWS, Blocks, to_batch
-from batchnst.manifest.cells import Cells
 from batchnst.manifest.checking import Checks, check, in_columns
 from batchnst.manifest.columns import ID_PATTERN, KNOWN_COLUMNS, LIST_COLUMNS, RECIPE_KEYS, Row, Unreadable
 from batchnst.manifest.manifest import SCHEMA, Manifest
 from batchnst.manifest.outputs import Clash, Names, clashes, format_problem, longest_output, output_problem
 from batchnst.manifest.pair import derive_id, mask_problems, style_shares, to_json, to_texts
 from batchnst.manifest.readers import find_files, read_rows
+from batchnst.manifest.row_columns import Cells
 from batchnst.recipe import ADDRESSES, Recipe
 from batchnst.redaction import public, redact
 from batchnst.storage.addresses import address_problem

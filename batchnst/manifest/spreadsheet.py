@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchnst.manifest.blocks import BLOCK_ROWS
-from batchnst.manifest.cells import Cells
 from batchnst.manifest.columns import KNOWN_COLUMNS, Row, Unreadable, check_columns
+from batchnst.manifest.row_columns import Cells
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 """Separators of columns, and their names."""

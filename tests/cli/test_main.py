@@ -305,7 +305,7 @@ COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "audit", "r
 
 def test_help_names_the_commands_in_the_contracts_order() -> None:
     text = batchnst("--help").stdout
-    order = [text.index(f" {name} ") for name in COMMANDS]
+    order = [text.index(f"│ {name} ") for name in COMMANDS]
     assert order == sorted(order)
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from batchnst.errors import ManifestError
 from batchnst.manifest.blocks import Blocks, to_batch
-from batchnst.manifest.cells import Cells
 from batchnst.manifest.checking import Checks, check, in_columns
 from batchnst.manifest.manifest import SCHEMA, Manifest
 from batchnst.manifest.outputs import LONGEST_OUTPUT
 from batchnst.manifest.pair import fingerprint
 from batchnst.manifest.reading import _Builder
+from batchnst.manifest.row_columns import Cells
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 

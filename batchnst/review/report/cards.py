@@ -49,23 +49,9 @@ _DETAILS = [
 """Columns that are shown only in the dialog of a pair."""
 
 LISTED = [
-    *(
-        "id",
-        "reason",
-        "ok",
-        "rescued",
-        "attempt",
-        "error",
-        "content",
-        "styles",
-        "output",
-        "full",
-        "loss",
-        "made",
-        "width",
-    ),
-    *("height", "noise", "seconds", "ended", "spark", "contentPicture", "stylePictures", "result", "before"),
-    "snapshots",
+    *("id", "reason", "ok", "rescued", "attempt", "error", "content", "styles", "output", "full", "place", "loss"),
+    *("made", "width", "height", "noise", "seconds", "ended", "spark", "contentPicture", "stylePictures"),
+    *("result", "before", "snapshots"),
 ]
 """Columns of the pairs of a part."""
 
@@ -78,13 +64,15 @@ class Card:
     """A pair to show.
 
     `reason` is that of its failure. `snapshots` are steps and paths in OUT. `result` is the picture of the newest
-    attempt. `before` is the last attempt before it whose picture is kept, with that picture; None if there is none.
+    attempt, and `place` its name for people. `before` is the last attempt before it whose picture is kept, with that
+    picture; None if there is none.
     """
 
     attempts: list[Row]  # newest last
     reason: str | None
     snapshots: list[tuple[int, str]]
     result: Source
+    place: str
     before: tuple[Row, Source] | None
 
     @property
@@ -115,8 +103,14 @@ def read(out: Out, pair_ids: Sequence[str], places: Places) -> list[Card]:
         failed = rows[-1]["status"] == "failed"
         reason = figures.reason_text(rows[-1]) if failed else None
         shown = [] if failed else snapshots.get(pair_id, [])
-        cards.append(Card(rows, reason, shown, places.newest(rows[-1]), replaced(rows, places)))
+        cards.append(new_card(rows, reason, shown, places))
     return cards
+
+
+def new_card(attempts: list[Row], reason: str | None, snapshots: list[tuple[int, str]], places: Places) -> Card:
+    """The card of a pair with these `attempts`, newest last, whose pictures are in `places`."""
+    newest = attempts[-1]
+    return Card(attempts, reason, snapshots, places.newest(newest), places.name(newest), replaced(attempts, places))
 
 
 def replaced(attempts: Sequence[Row], places: Places) -> tuple[Row, Source] | None:
@@ -214,6 +208,7 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "styles": [tables.addresses[style] for style in row["styles"]],
         "output": row["output"],
         "full": _full(card.result),
+        "place": card.place,
         "loss": _finite(row["total_loss"]),
         "made": f"{row['run_id']}-{row['attempt']}",
         "width": row["width"],

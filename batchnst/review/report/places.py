@@ -24,6 +24,10 @@ class Places:
         """The picture of a pair's newest attempt, whether it is there or not."""
         return Source(f"images/{row['output']}", True, row["output_sha256"], attempt=self._attempt(row))
 
+    def name(self, row: Mapping[str, Any]) -> str:
+        """The path in OUT of the picture of a pair's newest attempt, or of the file that holds it, and its output."""
+        return self.stored.name(row)
+
     def earlier(self, row: Mapping[str, Any]) -> Source | None:
         """The picture of an earlier attempt; None if OUT does not keep it."""
         path, attempt = previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"]), self._attempt(row)

@@ -165,7 +165,7 @@ class Night:
 def _card(attempts: list[Row], places: Places) -> Card:
     newest = attempts[-1]
     reason = figures.reason_text(newest) if newest["status"] == "failed" else None
-    return Card(attempts, reason, [], places.newest(newest), cards.replaced(attempts, places))
+    return cards.new_card(attempts, reason, [], places)
 
 
 def _all_full(chosen: Sequence[Card], pairs: Row) -> Row:
