@@ -84,13 +84,17 @@ def test_a_signal_while_a_manifest_is_read_is_an_interrupt(
 
 
 def test_a_signal_while_modules_are_imported_is_an_interrupt(start: Callable[..., subprocess.Popen[str]]) -> None:
-    script = "from batchnst.__main__ import main; print(flush=True); main()"
+    script = (
+        "from contextlib import contextmanager\nfrom batchnst import __main__ as front\nending = front.signals.ending\n"
+        "@contextmanager\ndef told():\n    with ending():\n        print(flush=True)\n        yield\n"
+        "front.signals.ending = told\nfront.main()"
+    )
     interrupted = 0
     for delay in (0.0, 0.0, 0.02, 0.1, 0.3):
         process = start("-c", script)
         assert process.stdout
         process.stdout.readline()
-        time.sleep(delay + 0.01)
+        time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         shown, errors = process.communicate(timeout=30)
         if "Usage" in shown + errors:  # the process had done its work already

@@ -307,19 +307,22 @@ def check_ended(processes: list[int]) -> None:
     wait_for(lambda: not any(map(is_running, processes)))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        signal.SIGTERM,
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-    ],
-)
-def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
-    manifest: Path, tmp_path: Path, how: signal.Signals
+def test_a_terminated_run_on_a_cluster_keeps_what_is_done_and_says_how_to_go_on(
+    manifest: Path, cluster: str, tmp_path: Path
 ) -> None:
+    check_interrupt(command(manifest, tmp_path / "out", "--address", cluster), tmp_path, signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_also_ends_its_own_ray(manifest: Path, tmp_path: Path, how: signal.Signals) -> None:
+    check_ended(check_interrupt(command(manifest, tmp_path / "out"), tmp_path, how))
+
+
+def check_interrupt(run: list[str], tmp_path: Path, how: signal.Signals) -> list[int]:
+    """Interrupt a run after its first pair, and check what is left; returns the processes that it had started."""
     out = tmp_path / "out"
-    driver = start(command(manifest, out, "--steps", "80"), tmp_path / "log")
+    driver = start([*run, "--steps", "80"], tmp_path / "log")
     wait_for(lambda: finished_rows(out) >= 1)
     processes = descendants(driver.pid)
     send = os.killpg if how == signal.SIGHUP else os.kill  # a closed terminal tells the processes of Ray too
@@ -329,7 +332,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     assert "what was finished is kept. Go on with: batchnst run" in last
     assert str(out) in last
     assert 1 <= finished_rows(out) < PAIRS
-    check_ended(processes)
+    return processes
 
 
 @pytest.mark.slow
