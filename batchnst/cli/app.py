@@ -1,0 +1,109 @@
+"""The command `batchnst` without its commands: how they print, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from batchnst.cli import signals
+from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
+from batchnst.redaction import redact, redact_json
+
+COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "serve", "audit", "report", "seal", "replay"]
+COMMANDS += ["export", "layers", "weights", "bench", "ledger"]
+"""The commands in the order of the help."""
+
+
+class _Ordered(TyperGroup):
+    """Lists commands and groups of commands in the order of COMMANDS."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+
+app = typer.Typer(
+    cls=_Ordered,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Neural style transfer for whole photo collections: batched, distributed by Ray, audited in Parquet.",
+)
+
+FAILED, WRONG = 1, 2
+"""Exit codes: some pairs failed or the run stopped; the request is wrong. 0 means all done, INTERRUPTED a signal."""
+
+MAX_PROBLEMS = 100
+"""Largest number of problems of a manifest that are printed."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchnst {version('batchnst')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def print_result(text: str) -> None:
+    """Print a result on stdout, without secrets."""
+    print(redact(text))
+
+
+def print_json(value: Any) -> None:
+    """Print a result on stdout as JSON, without secrets."""
+    print(redact_json(json.dumps(value)))
+
+
+def print_error(message: str) -> None:
+    """Print a message on stderr, without secrets."""
+    for line in redact(message).splitlines():
+        print(f"batchnst: {line}", file=sys.stderr)
+
+
+def _end_if_interrupted() -> None:
+    """After a signal, end as it asks: an error that follows it comes from work that was cut off."""
+    if signals.interrupted():
+        signals.tell()
+        raise typer.Exit(signals.INTERRUPTED) from None
+
+
+def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn expected errors of `command` into messages and exit codes; others keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ManifestError as error:
+            lines = str(error).splitlines()
+            print_error("\n".join(lines[:MAX_PROBLEMS]))
+            if len(lines) > MAX_PROBLEMS:
+                print_error(f"… and {len(lines) - MAX_PROBLEMS} more")
+            raise typer.Exit(WRONG) from None
+        except BatchNSTError as error:
+            _end_if_interrupted()
+            print_error(str(error))
+            raise typer.Exit(WRONG if isinstance(error, RequestError | InputError) else FAILED) from None
+        except (OSError, MemoryError) as error:
+            _end_if_interrupted()
+            print_error(f"this machine refused: {error or 'memory'}")
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            signals.tell()
+            raise typer.Exit(signals.INTERRUPTED) from None
+
+    return wrapper
