@@ -103,6 +103,7 @@ def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
     assert moments[-1].total < 0.5 * moments[0].total
 
 
+@pytest.mark.slow
 def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "STEPS", 10)
     monkeypatch.setattr(race, "REPEATS", 1)

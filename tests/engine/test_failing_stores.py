@@ -141,7 +141,8 @@ def test_a_dead_style_host_fails_its_pairs_only(images: Path, tmp_path: Path) ->
     assert f"1 of {MAX_UNREAD + 6} pairs done" in result.stdout
 
 
-@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), 500])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["hang", 500])
 def test_a_store_that_fails_for_many_files_stops_the_run_in_a_line_and_soon(
     images: Path, web: Web, tmp_path: Path, fault: int | str
 ) -> None:

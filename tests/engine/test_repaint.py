@@ -65,7 +65,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Night]:
     return {"disk": Night(str(tmp_path_factory.mktemp("redo"))), "store": Night("memory://redo")}
 
 
-@pytest.fixture(params=["disk", "store"])
+@pytest.fixture(params=["disk", pytest.param("store", marks=pytest.mark.slow)])
 def night(painted: dict[str, Night], request: pytest.FixtureRequest) -> Night:
     return painted[request.param]
 

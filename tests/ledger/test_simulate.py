@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tools.simulate import BREAKS, FORMS, attempt
+from tests.tools.simulate import BREAKS, FORMS, attempt, one_check_a_batch
 
 
 def test_no_schedule_violates_an_invariant() -> None:
@@ -23,7 +23,13 @@ def test_a_run_that_is_ending_is_not_taken_for_silent() -> None:
     assert attempt(103657)[3] == ""
 
 
-@pytest.mark.parametrize("broken", BREAKS, ids=[function.__name__ for function in BREAKS.values()])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(number, id=fault.__name__, marks=[pytest.mark.slow] if fault is one_check_a_batch else [])
+        for number, fault in BREAKS.items()
+    ],
+)
 def test_a_fault_put_back_is_found(broken: int) -> None:
     forms = FORMS[1:] if broken == 6 else FORMS[:1]
     assert any(attempt(seed, broken, forms)[3] for seed in range(120))

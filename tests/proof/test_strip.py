@@ -39,6 +39,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_proof_is_painted_at_half_size_then_whole_and_a_larger_one_only_where_it_is_new(
     manifest: Path, tmp_path: Path
 ) -> None:

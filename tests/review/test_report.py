@@ -479,6 +479,7 @@ def test_the_full_picture_is_where_the_link_says(page: Page, night: Night) -> No
         assert (night.page.parent / "images" / output).exists()
 
 
+@pytest.mark.slow
 def test_snapshots_slide(page: Page, night: Night) -> None:
     i = next(i for i, snapshots in enumerate(night.data["pairs"]["snapshots"]) if snapshots)
     assert [step for step, _ in night.data["pairs"]["snapshots"][i]] == [0, 40, 80, 120, 160]
@@ -497,6 +498,7 @@ def test_snapshots_slide(page: Page, night: Night) -> None:
     assert image.get_attribute("src") == written
 
 
+@pytest.mark.slow
 def test_dark_is_dark_also_in_charts(page: Page) -> None:
     page.wait_for_selector("#distribution .main-svg")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -509,6 +511,7 @@ def test_dark_is_dark_also_in_charts(page: Page) -> None:
     assert brightness[0] > 600 and brightness[1] < 150
 
 
+@pytest.mark.slow
 def test_a_phone_scrolls_down_alone(page: Page, night: Night) -> None:
     page.wait_for_selector("#distribution .main-svg")
     page.set_viewport_size({"width": 390, "height": 844})
@@ -553,6 +556,7 @@ def test_only_what_is_near_is_in_the_document_and_the_last_pair_can_be_reached(p
     assert page.locator("#list .item").last.get_attribute("aria-posinset") == str(PAIRS + 2)
 
 
+@pytest.mark.slow
 def test_print_has_all_cards_and_no_controls(page: Page) -> None:
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")

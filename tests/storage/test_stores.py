@@ -568,6 +568,7 @@ def test_whole_runs_through_faults_lose_and_tear_nothing(
     check_all(where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", [pytest.param(moto, marks=pytest.mark.slow), s3rver], indirect=True)
 @pytest.mark.parametrize("form", [pytest.param("parquet", marks=pytest.mark.slow), "tar"])
 def test_pictures_in_files_together_in_a_store(proxy: Proxy, where: str, form: FormName) -> None:

@@ -195,7 +195,7 @@ def test_the_cpus_that_taskset_leaves_count() -> None:
     assert subprocess.run([sys.executable, "-c", script], stdout=-1, text=True, check=True).stdout == "1 1\n"
 
 
-@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", pytest.param("RLIMIT_DATA", marks=pytest.mark.slow)])
 def test_the_memory_that_ulimit_leaves_counts_and_its_end_is_out_of_memory(kind: str) -> None:
     script = (
         f"import resource; resource.setrlimit(resource.{kind}, (6_000_000_000,) * 2)\n"

@@ -90,7 +90,7 @@ def test_lbfgs_follows_torchs_step_by_step(monkeypatch: pytest.MonkeyPatch, cuto
     assert step >= 10, "the comparison ended before it meant anything"
 
 
-@pytest.mark.parametrize("cutoff", [math.inf, LBFGS.cutoff])
+@pytest.mark.parametrize("cutoff", [pytest.param(math.inf, marks=pytest.mark.slow), LBFGS.cutoff])
 def test_lbfgs_follows_torchs_on_a_real_pair(
     monkeypatch: pytest.MonkeyPatch, images: Path, vgg: Backbone, cutoff: float
 ) -> None:
