@@ -53,9 +53,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Where a picture is in a Parquet file: `place` is its number in a list, None if the cell is no list.
+    """The place of a picture in a Parquet file: a `column`, a `row`, and a `place` in its list, None if it has none.
 
-    `row` and `place` count from 0. `name` is the name that the cell gives it, empty if it gives none.
+    `row` and `place` count from 0. `name` is the picture's name in the cell, empty if it has none.
     """
 
     column: str

@@ -91,7 +91,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of some pairs (N,).
+    """The outcomes of some pairs (N,).
 
     done: it is ok and unchanged, and nothing else may have been written to its output since. failed: it failed for a
     reason that will not pass, and is unchanged. passing: the same for one that may pass by itself. attempts: the number

@@ -48,7 +48,7 @@ ReadRecipe = Callable[[str], tuple[Recipe, tuple[str, ...]]]
 
 @dataclass(frozen=True)
 class Checks:
-    """What rows are checked against.
+    """Settings and functions with which rows are checked.
 
     base: folder of relative addresses. longest: that of an output, in bytes. recipe: reads a row's settings.
     shares: makes weights of a number of styles sum to 1; raises ValueError.

@@ -77,7 +77,7 @@ def fingerprints(pairs: pa.RecordBatch, recipe_texts: pa.Array) -> pa.Array:
 def recipe_texts(
     recipes: Sequence[Recipe], weights_sha256: Sequence[str], seeds: pa.Array, places: pa.Array
 ) -> pa.Array:
-    """What `recipe_text` gives for pairs with the `recipes` at `places`, and with their `seeds`; null is the recipe's.
+    """The `recipe_text` of each pair: its recipe is that of `recipes` at its place, with its seed unless that is null.
 
     `weights_sha256` has the hash for each recipe.
     """

@@ -37,7 +37,7 @@ SHOWN = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to export. `shard_size` is the size of files with many pictures, in bytes.
+    """A request to export pictures. `shard_size` is the size of files with many pictures, in bytes.
 
     status: only pairs whose newest row has it. where: only pairs whose newest row satisfies this SQL condition.
     """

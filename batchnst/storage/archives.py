@@ -45,7 +45,7 @@ _ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, ValueError, OverflowError),
     *(RuntimeError, NotImplementedError, LookupError, MemoryError),
 )
-"""What `zipfile` and `tarfile` raise for damaged and hostile archives."""
+"""Exceptions that `zipfile` and `tarfile` raise for damaged and hostile archives."""
 
 
 class Member(NamedTuple):
@@ -238,7 +238,7 @@ def _tar_member(file: BinaryIO, info: tarfile.TarInfo) -> Member:
 
 
 def _damage(file: BinaryIO, end: int) -> str:
-    """What is wrong behind the last header that was read, which ends at the byte `end`; empty if nothing is."""
+    """The problem behind the last header that was read, which ends at the byte `end`; empty if there is none."""
     file.seek(end)
     block = file.read(BLOCK)
     if not block:

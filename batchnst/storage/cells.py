@@ -75,14 +75,14 @@ def leaves(parquet: pq.ParquetFile | pq.FileMetaData, column: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a Parquet file says of itself at its end; `starts` are the first rows of its row groups, and their end."""
+    """The footer of a Parquet file; `starts` are the first rows of its row groups, and their end."""
 
     metadata: pq.FileMetaData
     starts: list[int]
 
     @property
     def weight(self) -> int:
-        """What it takes in memory, in members of an archive."""
+        """Its size in memory, in members of an archive."""
         return 4 * (len(self.starts) - 1) * len(self.metadata.schema)
 
     def group_of(self, row: int) -> int:

@@ -23,7 +23,7 @@ SLACK = 1 << 10
 """Bytes that the header of a member takes, about: they are fetched with it."""
 
 Contents = Members | Footer
-"""What an archive or Parquet file says of its contents."""
+"""A list of the contents of an archive or Parquet file."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _FEATURES = {
     "height": {"dtype": "int64", "_type": "Value"},
     "sha256": {"dtype": "string", "_type": "Value"},
 }
-"""What Hugging Face's datasets are told about the columns, so that they show pictures."""
+"""Types of the columns for Hugging Face's datasets, so that they show pictures."""
 
 SCHEMA = pa.schema(
     [

@@ -56,7 +56,7 @@ def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes
 
 
 def details(out: Out, pair_id: str) -> Row | None:
-    """What the dialog of a pair shows, for a live page, with its whole recipe; None if there is no such pair."""
+    """The content of a pair's dialog on a live page, with its whole recipe; None if there is no such pair."""
     chosen = cards.read(out, [pair_id], Places(out, [pair_id]))
     return cards.details(chosen[0], {}, curves.read(out, {chosen[0].key}, silent)) if chosen else None
 

@@ -247,7 +247,7 @@ def _full(source: Source) -> str | None:
 
 
 def _changes(before: Row, after: Row) -> list[tuple[str, Any, Any]]:
-    """What an attempt was asked for otherwise than one before: key, value before, value after."""
+    """The settings in which two attempts at a pair differ: key, value before, value after."""
     asked = []
     for row in (before, after):
         names = " + ".join(os.path.basename(path_of(style)) for style in row["styles"])

@@ -35,5 +35,5 @@ class Places:
         return Source(path, True, row["output_sha256"], attempt=attempt) if is_kept else None
 
     def _attempt(self, row: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-        """What finds the picture of a row in a file with others; empty if it is not in one."""
+        """The columns of a row that find its picture in a file with others; empty if it is not in one."""
         return tuple((name, row[name]) for name in (*ATTEMPT, "output")) if self.stored.holds(row) else ()

@@ -1,4 +1,4 @@
-"""What a pair was asked for, as a row of a manifest: the page puts a change into it and asks for the pair again.
+"""The request of a pair as a row of a manifest: the page puts a change into it and asks for the pair again.
 
 Values are JSON texts, which the page passes on as they are: JavaScript would round long integers, such as seeds.
 """

@@ -1,4 +1,4 @@
-"""What a live page shows of OUT: read again and again, each ledger file once, also if a compaction merges them."""
+"""The content of a live page: OUT is read again and again, each ledger file once, also if a compaction merges them."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _as_json(status: Status) -> Row:
 
 
 def _workers(rows: pa.Table, began: float) -> Iterator[Row]:
-    """What each worker of a run has done; `busy` is its share of the time from the run's start to its last pair."""
+    """Counts of each worker of a run; `busy` is its share of the time from the run's start to its last pair."""
     if not len(rows):
         return
     spans, ok = Spans.of(rows), rows["status"].to_numpy() == "ok"
