@@ -26,6 +26,7 @@ from batchnst.pictures import decode, messages, opening, png, raw
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.pictures.metadata import Metadata
 from batchnst.recipe import fit
+from batchnst.storage.seekable import Seekable
 
 PROCESSOR_SECONDS = 600
 """Processor time of one request, of all its threads together, in seconds."""
@@ -148,18 +149,12 @@ def _probe(request: Request) -> Answer:
     return {"size": opening.upright_size(file)}, []
 
 
-class _Distant(io.RawIOBase):
+class _Distant(Seekable):
     """A file of `size` bytes, or None, that begins with `head`, and of which `read` reads any part."""
 
     def __init__(self, head: bytes, size: int | None, read: Callable[[int, int], bytes]) -> None:
         self._head, self._read_part, self._position = head, read, 0
         self._size, self._has_size = size or sys.maxsize, size is not None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position
@@ -168,11 +163,10 @@ class _Distant(io.RawIOBase):
         self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        data = self._part(self._position, len(buffer))
-        buffer[: len(data)] = data
+    def _take(self, count: int) -> bytes:
+        data = self._part(self._position, count)
         self._position += len(data)
-        return len(data)
+        return data
 
     def readall(self) -> bytes:
         """The rest of the file for a format that reads whole files: of a long one the ends, and zeros between."""

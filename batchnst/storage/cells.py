@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from batchnst.chains import Cell
 from batchnst.storage.guarded import Guarded
+from batchnst.storage.seekable import Seekable
 
 BUFFER = 1 << 23
 """Bytes of a row group that are fetched at once, at most."""
@@ -103,16 +104,10 @@ def read_footer(file: BinaryIO) -> Footer:
     return Footer(metadata, list(accumulate(groups, initial=0)))
 
 
-class _NotRead(io.RawIOBase):
+class _NotRead(Seekable):
     """A very long file that refuses to be read; `asked` is True after an attempt."""
 
     asked = False
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return 1 << 62

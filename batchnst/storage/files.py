@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 import pyarrow.fs as pafs
@@ -32,6 +32,7 @@ from batchnst.storage.archives import Members
 from batchnst.storage.inside import Outer, members, open_inside
 from batchnst.storage.retries import Deadline, Patience, is_transient
 from batchnst.storage.s3 import canonical
+from batchnst.storage.seekable import Seekable
 from batchnst.storage.stores import DISK, FILE_URIS, PIECE, Disk, Store
 
 _REFUSED_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
@@ -190,17 +191,11 @@ def _patience(store: str) -> Patience:
     return Patience()
 
 
-class _Input(io.RawIOBase):
+class _Input(Seekable):
     """A file whose reads have a deadline."""
 
     def __init__(self, file: BinaryIO, deadline: Deadline) -> None:
         self._file, self._deadline = file, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._file.tell()
@@ -208,10 +203,8 @@ class _Input(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._file.seek(offset, whence)
 
-    def readinto(self, buffer: Any) -> int:
-        data = self._deadline.run(lambda: self._file.read(len(buffer)), len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    def _take(self, count: int) -> bytes:
+        return self._deadline.run(lambda: self._file.read(count), count)
 
     def readall(self) -> bytes:
         here = self.tell()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from batchnst.storage.seekable import Seekable
 
 
-class Guarded(io.RawIOBase):
+class Guarded(Seekable):
     """A file of which at most `most` bytes are read at once, for a library that believes what the file says.
 
     error: the first error of the file itself. Some libraries replace it by one that says the file is damaged.
@@ -15,14 +17,6 @@ class Guarded(io.RawIOBase):
     def __init__(self, file: BinaryIO, most: int) -> None:
         self._file, self._most = file, most
         self.error: OSError | None = None
-
-    def readable(self) -> bool:
-        """True: it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """True: it can be read from any position."""
-        return True
 
     def tell(self) -> int:
         """The position of the next byte."""
@@ -46,26 +40,15 @@ class Guarded(io.RawIOBase):
             self.error = self.error or error
             raise
 
-    def readinto(self, buffer: Any) -> int:
-        """Read bytes into `buffer`; returns their number."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    def _take(self, count: int) -> bytes:
+        return self.read(count)
 
 
-class Window(io.RawIOBase):
+class Window(Seekable):
     """The `size` bytes of `file` from `start`: what is stored there as it is."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def readable(self) -> bool:
-        """True: it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """True: it can be read from any position."""
-        return True
 
     def tell(self) -> int:
         """The position of the next byte."""
@@ -77,11 +60,8 @@ class Window(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        """Read bytes into `buffer`; returns their number."""
-        data = self._read(min(len(buffer), self._size - self._position))
-        buffer[: len(data)] = data
-        return len(data)
+    def _take(self, count: int) -> bytes:
+        return self._read(min(count, self._size - self._position))
 
     def readall(self) -> bytes:
         """Read all that is left."""

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from batchnst.storage.retries import is_transient, retry
 from batchnst.storage.s3 import canonical
+from batchnst.storage.seekable import Seekable
 
 PIECE = 1 << 20
 """Bytes that are read at once from a file of unknown size."""
@@ -397,7 +398,7 @@ def open_reader(filesystem: pafs.FileSystem, path: str, buffer: int = 1 << 20, *
     return io.BufferedReader(_Remote(filesystem, path, in_parts), buffer)
 
 
-class _Remote(io.RawIOBase):
+class _Remote(Seekable):
     """A file in a store; a read that returns too few bytes is retried."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, in_parts: bool) -> None:
@@ -411,12 +412,6 @@ class _Remote(io.RawIOBase):
         if in_parts and self._size is None:
             raise OSError(errno.EOPNOTSUPP, NO_PARTS)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def tell(self) -> int:
         return self._position
 
@@ -427,10 +422,8 @@ class _Remote(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        data = self._fetch(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    def _take(self, count: int) -> bytes:
+        return self._fetch(count)
 
     def readall(self) -> bytes:
         if self._size is not None:
@@ -494,7 +487,7 @@ class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
         return pa.PythonFile(_Streamed(lambda: self.fs.open(path, "rb", block_size=0), file), mode="r")
 
 
-class _Streamed(io.RawIOBase):
+class _Streamed(Seekable):
     """A file that arrives from its beginning only; what has arrived is kept, so that it can be read again.
 
     After an error `open_file` opens it anew.
@@ -503,12 +496,6 @@ class _Streamed(io.RawIOBase):
     def __init__(self, open_file: Callable[[], BinaryIO], file: BinaryIO | None) -> None:
         self._open, self._file = open_file, file
         self._arrived, self._position = bytearray(), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position
