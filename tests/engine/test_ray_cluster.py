@@ -146,8 +146,10 @@ def check_complete(out: Path) -> Counter[str]:
     return Counter(row["pair_id"] for row in rows)
 
 
-def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, cluster: str, tmp_path: Path) -> None:
-    out, run = tmp_path / "out", command(manifest, tmp_path / "out", "--address", cluster)
+def test_runs_that_are_killed_and_terminated_lose_nothing_and_repeat_nothing(
+    manifest: Path, cluster: str, tmp_path: Path
+) -> None:
+    out, run = tmp_path / "out", command(manifest, tmp_path / "out", "--address", cluster, "--steps", "40")
     driver = start(run, tmp_path / "log")
     try:
         wait_for(lambda: finished_rows(out) >= 2)
@@ -156,6 +158,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(manifest: Path, clust
         driver.wait()
     before = finished_rows(out)
     assert before < PAIRS, "the run was over before it could be killed"
+    check_interrupt(run, tmp_path, signal.SIGTERM, before + 1)
     again = finish(run)
     assert again.returncode == 0, again.stderr
     assert f"of {PAIRS} pairs are done already" in again.stderr
@@ -307,23 +310,17 @@ def check_ended(processes: list[int]) -> None:
     wait_for(lambda: not any(map(is_running, processes)))
 
 
-def test_a_terminated_run_on_a_cluster_keeps_what_is_done_and_says_how_to_go_on(
-    manifest: Path, cluster: str, tmp_path: Path
-) -> None:
-    check_interrupt(command(manifest, tmp_path / "out", "--address", cluster), tmp_path, signal.SIGTERM)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_also_ends_its_own_ray(manifest: Path, tmp_path: Path, how: signal.Signals) -> None:
-    check_ended(check_interrupt(command(manifest, tmp_path / "out"), tmp_path, how))
+    check_ended(check_interrupt(command(manifest, tmp_path / "out", "--steps", "80"), tmp_path, how))
 
 
-def check_interrupt(run: list[str], tmp_path: Path, how: signal.Signals) -> list[int]:
-    """Interrupt a run after its first pair, and check what is left; returns the processes that it had started."""
+def check_interrupt(run: list[str], tmp_path: Path, how: signal.Signals, pairs: int = 1) -> list[int]:
+    """Interrupt a run once `pairs` are done, and check what is left; returns the processes that it had started."""
     out = tmp_path / "out"
-    driver = start([*run, "--steps", "80"], tmp_path / "log")
-    wait_for(lambda: finished_rows(out) >= 1)
+    driver = start(run, tmp_path / "log")
+    wait_for(lambda: finished_rows(out) >= pairs)
     processes = descendants(driver.pid)
     send = os.killpg if how == signal.SIGHUP else os.kill  # a closed terminal tells the processes of Ray too
     send(driver.pid, how)
@@ -331,7 +328,7 @@ def check_interrupt(run: list[str], tmp_path: Path, how: signal.Signals) -> list
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert "what was finished is kept. Go on with: batchnst run" in last
     assert str(out) in last
-    assert 1 <= finished_rows(out) < PAIRS
+    assert pairs <= finished_rows(out) < PAIRS
     return processes
 
 

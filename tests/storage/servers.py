@@ -74,6 +74,8 @@ SAID = {
 """What is answered in the store's name."""
 
 PASSING = [fault for fault in Fault if fault is not Fault.DENY]
+QUICK = [Fault.SLOW_DOWN, Fault.CUT_ANSWER, Fault.LOSE]
+"""One of each kind of passing fault: an answer that says so, half an answer, and none to a request that was met."""
 
 Faults = Callable[[str, str], Fault | None]
 """What happens to a request, by its method and its path with the query."""

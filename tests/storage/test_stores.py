@@ -38,6 +38,7 @@ from tests.storage.servers import (
     BUCKET,
     ENVIRONMENT,
     PASSING,
+    QUICK,
     Fault,
     Generations,
     Proxy,
@@ -139,8 +140,9 @@ def ignores_conditions(folder: files.Folder) -> bool:
 @pytest.mark.parametrize(
     ("server", "fault"),
     [
-        *((moto, fault) for fault in PASSING),
+        *((moto, fault) for fault in QUICK),
         (s3rver, Fault.DROP),
+        *(pytest.param(moto, fault, marks=pytest.mark.slow) for fault in PASSING if fault not in QUICK),
         *(pytest.param(s3rver, fault, marks=pytest.mark.slow) for fault in PASSING if fault is not Fault.DROP),
     ],
     indirect=["server"],

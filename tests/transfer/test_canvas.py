@@ -253,7 +253,7 @@ def smooth(sizes: list[tuple[int, int]], seed: int) -> list[Tensor]:
         pytest.param({"init": "style", "preserve_color": "histogram"}, marks=pytest.mark.slow),
         {"preserve_color": "luminance", "optimizer": "adam"},
         {"pooling": "avg"},  # with masks
-        {"optimizer": "sgd", "learning_rate": 0.02},
+        pytest.param({"optimizer": "sgd", "learning_rate": 0.02}, marks=pytest.mark.slow),
     ],
 )
 def test_whole_paintings_are_each_pictures_own(settings: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def test_every_layer(weights: Weights, layer: str) -> None:
     check_layer(weights, layer, "max")
 
 
-@pytest.mark.parametrize("layer", ["relu2_1", "relu4_1", "pool5"])
+@pytest.mark.parametrize("layer", ["relu2_1", "relu4_1", pytest.param("pool5", marks=pytest.mark.slow)])
 def test_layers_under_average_pooling(weights: Weights, layer: str) -> None:
     check_layer(weights, layer, "avg")
 
