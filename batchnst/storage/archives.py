@@ -97,7 +97,8 @@ class Members:
 
     def find(self, path: str) -> Member:
         """The member at `path`; raises OSError if there is none, or if it cannot be read."""
-        member = self.by_path.get(path.replace("\\", "/").removeprefix("./"))
+        path = path.removeprefix("./")
+        member = self.by_path.get(path) or self.by_path.get(path.replace("\\", "/"))
         if member is None:
             raise OSError(f"the archive has no such file{f', but {self.damage}' if self.damage else ''}")
         if member.problem:

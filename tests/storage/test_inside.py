@@ -199,6 +199,11 @@ def test_a_name_that_is_there_twice_is_no_name(tmp_path: Path) -> None:
     assert files.read(f"zip://y::{tmp_path}/p.zip") == b"2"
 
 
+def test_a_backslash_in_the_name_of_a_tars_member_is_a_letter(tmp_path: Path) -> None:
+    make_tar(tmp_path / "p.tar", {"cats\\a.png": b"data"})
+    assert files.read(f"tar://cats\\a.png::{tmp_path}/p.tar") == b"data"
+
+
 def test_a_tar_that_is_damaged_in_its_midst_is_read_up_to_there(folder: Path) -> None:
     data = bytearray((folder / "gnu.tar").read_bytes())
     place = bytes(data).index(NAMES[3].encode())
