@@ -204,6 +204,38 @@ def test_pages_of_other_names_get_nothing(server: Server) -> None:
         assert server.get("/pairs", Host=host)[0] == 200, host
 
 
+HOSTS = ("[::1", "[x]:y", "a@b:c", "127.0.0.1:99999", "\xff", "::1%eth0")
+PATHS = (
+    *("/details?id=%00", "/details?id=%ff%fe", "/details?id=" + "x" * 7000, "/pairs?since=%D9%A3&epoch=%ff"),
+    *("/pairs?since=-1", "/preview/images/%00.png", "/preview/images/a.png%0d%0aX:y", "/images/%ff.png"),
+    *("/images/" + "x/" * 2000, "/images/a.png?x=%ff", "/images/..%5c..%5cx.png", "//localhost/images/a.png"),
+    *("/images//a.png", "/preview/previous/%2e%2e/state", "http://[/"),
+)
+HEADERS = (
+    *("Range: bytes=9-1", "Range: bytes=\xff", "Cookie: batchnst=\xff\xfe; =; ;;", "If-Modified-Since: never"),
+    *("Accept-Encoding: \xff", "If-None-Match: \xff", "Content-Length: -1", "Content-Length: 9"),
+)
+REQUESTS = [
+    *(f"GET /pairs HTTP/1.1\r\nHost: {host}\r\n" for host in HOSTS),
+    *(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n" for path in PATHS),
+    *(f"GET /images/a.png HTTP/1.1\r\nHost: localhost\r\n{header}\r\n" for header in HEADERS),
+    "GET /events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: \xff\r\nConnection: close\r\n",
+    *("GET\r\n", "\x16\x03\x01\r\n"),
+]
+
+
+def test_no_request_is_an_error_of_ours(folder: Path) -> None:
+    with serving(folder / "out") as server:
+        for request in REQUESTS:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+                connection.sendall(f"{request}\r\n".encode("latin-1"))
+                answer = connection.recv(99).decode("latin-1")
+            assert re.match(r"HTTP/1\.[01] [234]", answer), (request[:80], answer)
+        server.process.send_signal(signal.SIGINT)
+        _, said = server.process.communicate(timeout=20)
+        assert len(said.splitlines()) == 1, said
+
+
 def test_the_page_runs_no_foreign_script_and_may_not_be_framed(server: Server) -> None:
     _, body, headers = server.get("/")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', body.decode())

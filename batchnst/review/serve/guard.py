@@ -37,7 +37,7 @@ class Guard:
         """Answer `request` by `handler` if it may be answered."""
         answer = self._refusal(request)
         if answer is None and self.token and "token" in request.query:
-            answer = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": request.path})
+            answer = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": "/"})
             answer.set_cookie(COOKIE, self.token, httponly=True, samesite="Strict", path="/")
         answer = answer or await handler(request)
         if not answer.prepared:
@@ -56,14 +56,14 @@ class Guard:
 
     def _has_token(self, request: web.Request) -> bool:
         given = request.query.get("token") or request.cookies.get(COOKIE) or ""
-        return hmac.compare_digest(given.encode(), (self.token or "").encode())
+        return hmac.compare_digest(given.encode(errors="replace"), (self.token or "").encode())
 
     def _is_ours(self, header: str) -> bool:
         """True if a request's Host is a name of this server, or an IP address, which no other site can have."""
-        name = (urlsplit(f"//{header}").hostname or "").lower()
-        if name in self._names:
-            return True
         try:
+            name = (urlsplit(f"//{header}").hostname or "").lower()
+            if name in self._names:
+                return True
             address = ip_address(name)
         except ValueError:
             return False

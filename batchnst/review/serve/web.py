@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from batchnst.errors import BatchNSTError, RequestError
 from batchnst.ledger.out import Out
@@ -47,6 +49,7 @@ def serve(out: Out, host: str, port: int, announce: Callable[[str], None]) -> No
 async def _serve(out: Out, host: str, port: int, announce: Callable[[str], None]) -> None:
     guard = Guard(host)
     site = Site(out)
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     app = web.Application(middlewares=[guard.check])
     app.add_routes(site.routes())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
@@ -61,6 +64,11 @@ async def _serve(out: Out, host: str, port: int, announce: Callable[[str], None]
         await site.watch()
     finally:
         await runner.cleanup()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """False for the log of a request that is no HTTP: its sender is told, and nobody else needs to know."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _address(host: str, port: int, token: str | None) -> str:
