@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from batchnst.cli import signals
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.redaction import redact, redact_json
+from batchnst.storage.walk import is_utf8, shown
 
 COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "serve", "audit", "report", "seal", "replay"]
 COMMANDS += ["export", "layers", "weights", "bench", "ledger"]
@@ -81,12 +82,21 @@ def _end_if_interrupted() -> None:
         raise typer.Exit(signals.INTERRUPTED) from None
 
 
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Raise RequestError for a text of the command line that is not UTF-8: no ledger, page or address can hold it."""
+    for value in values.values():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and not is_utf8(text):
+                raise RequestError(f"{shown(text)}: is not UTF-8; rename it, or write it in UTF-8")
+
+
 def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turn expected errors of `command` into messages and exit codes; others keep their traceback."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+            _check_texts(kwargs)
             command(*args, **kwargs)
         except ManifestError as error:
             lines = str(error).splitlines()

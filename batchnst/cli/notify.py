@@ -111,7 +111,7 @@ class Notifier:
     def _fields(self, event: str, status: str, message: str) -> dict[str, Any]:
         display = self._display
         plan = display.planned.plan if display.planned else None
-        counts = display.summary() if plan else f"{display.out}: no pair was painted"
+        counts = f"{display.out}: no pair was painted" if plan is None else display.summary()
         # Names of files may look like links or mentions, which chat services would act upon.
         text = redact(f"batchnst, {status}: {counts}" + (f"; {message}" if message else ""))
         return {
@@ -120,10 +120,10 @@ class Notifier:
             "status": status,
             "out": display.out,
             "run_id": self._run_id,
-            "pairs": plan and plan.pairs,
-            "done": plan and plan.done + display.done,
-            "failed": plan and display.failed,
-            "left": plan and plan.left - display.done - display.failed_now,
+            "pairs": None if plan is None else plan.pairs,
+            "done": None if plan is None else plan.done + display.done,
+            "failed": None if plan is None else display.failed,
+            "left": None if plan is None else plan.left - display.done - display.failed_now,
             "seconds": round(time.monotonic() - self._began, 1),
             "message": message,
         }

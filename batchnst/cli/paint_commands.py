@@ -110,7 +110,7 @@ def run(
     from batchnst.cli.notify import check_hook
     from batchnst.engine.run import Options
 
-    if notify:
+    if notify is not None:
         check_hook(notify)
         os.environ.pop(NOTIFY, None)  # workers have no need of it
     pairs = _read_manifest(manifest, settings, out)

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +43,7 @@ def longest_output(out: str | None) -> int:
     if out is None:
         return LONGEST_OUTPUT
     if is_uri(out) and not out.startswith("file://"):
-        return MAX_KEY - len(os.fsencode(f"{urlsplit(out).path.strip('/')}/images/"))
+        return MAX_KEY - len(os.fsencode(f"{out.partition('://')[2].partition('/')[2].strip('/')}/images/"))
     return MAX_PATH - len(os.fsencode(f"{local_path(out)}/images/"))
 
 

@@ -80,14 +80,17 @@ def command(night: Path, url: str) -> list[str]:
 def test_the_end_of_a_run_is_told_with_its_counts_and_the_address_is_nowhere(night: Path) -> None:
     with hook() as server:
         result = batchnst(*command(night, server.url))
+        again = batchnst(*command(night, server.url))
     assert result.exit_code == 0, result.output
-    (body,) = server.bodies
+    assert again.exit_code == 0, again.output
+    body, second = server.bodies
     out = str(night / "out")
     expected = {"event": "end", "status": "done", "out": out, "pairs": 2, "done": 2, "failed": 0, "left": 0}
     assert {key: body[key] for key in expected} == expected
     assert body["text"].startswith(f"batchnst, done: {out}: 2 of 2 pairs done (2 now, in 0:00:")
     assert body["run_id"] in {path.stem for path in (night / "out" / "ledger" / "runs").iterdir()}
     assert 0 < body["seconds"] < 60
+    assert {key: second[key] for key in expected} == expected
     stored = b"".join(path.read_bytes() for path in (night / "out").rglob("*") if path.is_file())
     assert SECRET.encode() not in stored
     assert SECRET not in result.output
