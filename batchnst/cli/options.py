@@ -16,7 +16,7 @@ from batchnst.recipe import PRESETS, SOURCES, Recipe, read_recipe
 
 RECIPE_OPTIONS = {
     "size": "Longest side of the painted picture, in pixels; or original.",
-    "steps": "Optimisation steps at the finest scale.",
+    "steps": "Optimisation steps at the scale nearest to 256 pixels; others get fewer.",
     "optimizer": "Optimiser: lbfgs, adam or sgd.",
     "init": "Start of the optimisation: content, noise, style, or a picture file.",
     "seed": "Seed of the noise that `--init noise` starts from.",

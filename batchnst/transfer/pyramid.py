@@ -10,8 +10,14 @@ from torch import Tensor
 
 from batchnst.recipe import Recipe, fit
 
-COARSE_STEPS = 1 / 4
-"""Steps at each coarser scale, as a share of those at the finest: enough to lay out the large shapes."""
+LAYOUT_SIZE = 256
+"""A picture gets all its steps at the scale nearest to this one, in pixels: there the layers see whole strokes.
+
+More steps at finer scales would lower the loss of these scales, and take the large strokes back.
+"""
+
+LEAST_SHARE = 1 / 4
+"""Steps at each coarser scale, and at least at each finer one, as a share of those at the scale of the layout."""
 
 
 LARGEST_RATIO = 32
@@ -31,14 +37,20 @@ class Scale:
 def scales(recipe: Recipe, width: int, height: int) -> list[Scale]:
     """Return the scales of a picture of `width` × `height` pixels, coarse to fine, each half the size of the next.
 
-    No scale is smaller than `recipe.min_size`, or too small for the recipe's layers.
+    No scale is smaller than `recipe.min_size`, or too small for the recipe's layers. That nearest to LAYOUT_SIZE gets
+    `recipe.steps` steps, each finer one half of those of the one before.
     """
     longest, shortest = max(width, height), min(width, height)
     sizes = [longest]
     while sizes[0] // 2 >= recipe.min_size and shortest * (sizes[0] // 2) >= recipe.smallest_side * longest:
         sizes.insert(0, sizes[0] // 2)
-    coarse = math.ceil(recipe.steps * COARSE_STEPS)
-    return [Scale(size, recipe.steps if size == longest else coarse) for size in sizes]
+    layout = min(sizes, key=lambda size: abs(math.log2(size / LAYOUT_SIZE)))
+    return [Scale(size, math.ceil(recipe.steps * _share(size, layout))) for size in sizes]
+
+
+def _share(size: int, layout: int) -> float:
+    """The steps at a scale, as a share of those at the scale of the layout."""
+    return max(LEAST_SHARE, layout / size) if size >= layout else LEAST_SHARE
 
 
 def work(recipe: Recipe, width: int, height: int) -> int:

@@ -234,10 +234,13 @@ def test_bf16_ends_within_two_percent_of_fp32(images: Path, weights: Weights, op
 
 def test_scales_halve_down_to_min_size_and_stop_where_layers_go_blind() -> None:
     recipe = Recipe(size=512, steps=80, min_size=128)
-    assert scales(recipe, 512, 384) == [Scale(128, 20), Scale(256, 20), Scale(512, 80)]
-    assert scales(recipe, 512, 60) == [Scale(256, 20), Scale(512, 80)]
+    assert scales(recipe, 512, 384) == [Scale(128, 20), Scale(256, 80), Scale(512, 40)]
+    assert scales(recipe, 512, 60) == [Scale(256, 80), Scale(512, 40)]
+    assert scales(recipe, 2048, 1536)[2:] == [Scale(512, 40), Scale(1024, 20), Scale(2048, 20)]
+    assert scales(recipe, 300, 200) == [Scale(150, 20), Scale(300, 80)]
+    assert scales(recipe, 380, 200) == [Scale(190, 80), Scale(380, 40)]
     assert scales(recipe.model_copy(update={"min_size": 512}), 512, 384) == [Scale(512, 80)]
-    assert work(recipe, 512, 384) == 20 * 128 * 96 + 20 * 256 * 192 + 80 * 512 * 384
+    assert work(recipe, 512, 384) == 20 * 128 * 96 + 80 * 256 * 192 + 40 * 512 * 384
 
 
 @pytest.mark.parametrize(("length", "target"), [(8192, 128), (6016, 128), (20000, 64), (130, 128)])
