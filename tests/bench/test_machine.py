@@ -108,9 +108,10 @@ def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.
     monkeypatch.setattr(race, "STEPS", 10)
     monkeypatch.setattr(race, "REPEATS", 1)
     recipe = RECIPE.model_copy(update={"steps": 20})
-    *pair, recipe = machine.load_pair([str(images / "astronaut.png"), str(images / "swirls.png")], recipe)
+    paths = [str(images / "astronaut.png"), str(images / "swirls.png")]
+    content, style, recipe = machine.load_pair(paths, recipe)
     looks: list[float] = []
-    outcome = race.race(*pair, recipe, lambda text, done, total: looks.append(done))
+    outcome = race.race(content, style, recipe, lambda text, done, total: looks.append(done))
     assert looks == [0, 10] == [moment.step for moment in outcome.textbook]
     assert outcome.seconds_to_equal is not None and outcome.ratio is not None
     assert outcome.ratio == pytest.approx(outcome.textbook[-1].seconds / outcome.seconds_to_equal)
@@ -118,7 +119,7 @@ def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.
     before = [moment for moment in outcome.recipe if moment.total > goal]
     assert before and len(before) < len(outcome.recipe)
     assert outcome.loss_ratio == outcome.recipe[-1].total / goal < 1
-    out_of_reach = race.race(*pair, RECIPE.model_copy(update={"steps": 1}), lambda *_: None)
+    out_of_reach = race.race(content, style, RECIPE.model_copy(update={"steps": 1}), lambda *_: None)
     assert out_of_reach.ratio is None
     assert "not with this recipe" in race.describe(out_of_reach)[-1]
 

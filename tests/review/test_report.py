@@ -349,8 +349,16 @@ def open_first(page: Page, sort: str = "loss-down") -> str:
     return cards(page)[0]
 
 
+def show_charts(page: Page) -> None:
+    """Scroll through the charts: each is drawn when it comes near the window."""
+    for chart in ("#throughput", "#distribution"):
+        page.locator(chart).scroll_into_view_if_needed()
+        page.wait_for_selector(f"{chart} .main-svg")
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+
+
 def test_the_page_shows_everything_and_asks_for_nothing(page: Page, night: Night, heard: Heard) -> None:
-    page.wait_for_selector("#distribution .main-svg")
+    show_charts(page)
     expect(page.locator("h1")).to_have_text(re.compile(r"pictures? painted, \d failed, 2 left"))
     assert page.locator("#throughput .bars path").count() > 10
     assert page.locator("#strip img").count() == 12
@@ -447,7 +455,7 @@ def test_figures_in_an_opened_pair(page: Page, night: Night) -> None:
 
 
 def test_what_would_like_to_run_is_text(page: Page, night: Night) -> None:
-    page.wait_for_selector("#distribution .main-svg")
+    show_charts(page)
     for i in (night.index(SCRIPT), night.index(HANDLER)):
         page.evaluate("i => { location.hash = hashWith({ pair: pairs.id[i] }) }", i)
         expect(page.locator("#dialog-title")).to_contain_text(
@@ -498,9 +506,19 @@ def test_snapshots_slide(page: Page, night: Night) -> None:
     assert image.get_attribute("src") == written
 
 
+def test_charts_are_drawn_when_they_come_near_or_are_printed(page: Page) -> None:
+    drawn = "[...document.querySelectorAll('.js-plotly-plot')].map((node) => node.id)"
+    until(page, "code !== null")
+    assert page.evaluate(drawn) == []
+    assert page.evaluate("'Plotly' in window") is False
+    page.pdf()
+    assert page.evaluate(drawn) == ["throughput", "distribution"]
+    assert page.locator("#throughput .bars path").count() > 10
+
+
 @pytest.mark.slow
 def test_dark_is_dark_also_in_charts(page: Page) -> None:
-    page.wait_for_selector("#distribution .main-svg")
+    show_charts(page)
     background = "getComputedStyle(document.body).backgroundColor"
     bar = "document.querySelector('#throughput .bars path').style.fill"
     light = page.evaluate(background), page.evaluate(bar)
@@ -513,7 +531,7 @@ def test_dark_is_dark_also_in_charts(page: Page) -> None:
 
 @pytest.mark.slow
 def test_a_phone_scrolls_down_alone(page: Page, night: Night) -> None:
-    page.wait_for_selector("#distribution .main-svg")
+    show_charts(page)
     page.set_viewport_size({"width": 390, "height": 844})
     until(page, "columns === 1")
     fits = "[document.documentElement, dialog].every((node) => node.scrollWidth <= innerWidth)"
