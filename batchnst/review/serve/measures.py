@@ -19,8 +19,8 @@ from batchnst.review.report import cards
 from batchnst.review.report.cards import Row
 from batchnst.review.report.curves import Key, key_of
 from batchnst.review.report.loudness import loudness
+from batchnst.review.serve.curve_files import CurveFiles, matching_pairs
 from batchnst.review.serve.gallery import Gallery
-from batchnst.review.serve.losses import Losses, matching_pairs
 from batchnst.review.serve.night import Night
 
 MOST_ASKED = 64
@@ -34,7 +34,7 @@ class Measures:
 
     def __init__(self, night: Night, gallery: Gallery) -> None:
         self._night, self._gallery = night, gallery
-        self._losses = Losses(night.out, night.is_file)
+        self._curves = CurveFiles(night.out, night.is_file)
         self._lock = threading.Lock()
         self._sparks: dict[Key, str] = {}
         self._loud: dict[Key, float | None] = {}
@@ -44,7 +44,7 @@ class Measures:
 
         def read(rows: Sequence[Row]) -> dict[Key, str]:
             try:
-                return self._losses.sparks({key_of(row): row["file"] for row in rows})
+                return self._curves.sparks({key_of(row): row["file"] for row in rows})
             except LedgerError:  # `audit` reports damaged files; the page shows the rest
                 return {}
 
@@ -85,4 +85,4 @@ class Measures:
             found = [out.rows("pairs", matching=matching)]
         attempts = sort_rows(without_secrets(pa.concat_tables(found, promote_options="default"))).to_pylist()
         newest = key_of(attempts[-1])
-        return cards.details(attempts, {}, self._losses.curve(newest, files.get(newest, "")))
+        return cards.details(attempts, {}, self._curves.curve(newest, files.get(newest, "")))

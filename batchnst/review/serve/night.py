@@ -261,4 +261,4 @@ def _pictures(sources: Sequence[Source]) -> Row:
     urls = [
         f"preview/{quote(source.address)}?v={(source.sha256 or '')[:16]}" if source.in_out else "" for source in sources
     ]
-    return {"url": urls, "problem": ["" if source.in_out else "in the report" for source in sources]}
+    return {"url": urls, "problem": ["" if source.in_out else "only in the report" for source in sources]}

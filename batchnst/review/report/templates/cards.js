@@ -31,13 +31,14 @@ function result(i) {
 
 function caption(i) {
   const time = duration(pairs.seconds[i]);
-  const loud = state.sort === "loud" && pairs.loud[i] !== null ? ` · flat areas ${figure(pairs.loud[i])}` : "";
-  const text = pairs.ok[i] ? `loss ${figure(pairs.loss[i])} · ${time}${loud}` : time;
+  const byLoudness = state.sort === "loud" && pairs.loud[i] !== null;
+  const more = byLoudness ? `flat areas ${figure(pairs.loud[i])}` : time;
+  const text = pairs.ok[i] ? `loss ${figure(pairs.loss[i])} · ${more}` : time;
   return element(
     "span",
     { className: "caption", id: `card-${i}` },
     element("span", { className: "name", title: `${title(i)}\n${pairs.id[i]}` }, title(i)),
-    element("span", { className: "line" }, text, ...tags(i)),
+    element("span", { className: "line" }, ...tags(i), text),
     element("span", { className: "line verdict" }),
   );
 }

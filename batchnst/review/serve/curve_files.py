@@ -19,7 +19,7 @@ from batchnst.review.report.curves import Curve, Key
 T = TypeVar("T")
 
 
-class Losses:
+class CurveFiles:
     """The losses of OUT by attempt; safe to use from several threads.
 
     A task writes the rows and the losses of its attempts into files of one name. Other files are those that a
@@ -53,10 +53,9 @@ class Losses:
             by_name[name].append(key)
         for name, keys in by_name.items():
             rows = self._out.rows_in("losses", name, columns, matching_pairs(keys))
-            if rows is None:
-                elsewhere += keys
-            else:
-                yield from use(rows, keys)
+            found = {} if rows is None else dict(use(rows, keys))
+            elsewhere += [key for key in keys if key not in found]
+            yield from found.items()
         yield from retry_vanished(lambda: list(self._in_merged(elsewhere, columns, use))) if elsewhere else ()
 
     def _in_merged(
