@@ -1,6 +1,6 @@
 // Charts. Each is drawn by Plotly once it comes near the window: evaluating Plotly takes a second of processor time.
 
-const NEAR = "40px 0px"; // of the window, and of a dialog
+const NEAR = "40px 0px";
 const waitingCharts = new Map(); // nodes of charts, and the functions that make their traces and layout
 const drawn = new Map();
 let code = null; // Plotly's, once it is unpacked
@@ -8,7 +8,7 @@ let unpacking = null;
 
 const near = new IntersectionObserver(
   (entries) => entries.filter(({ isIntersecting }) => isIntersecting).forEach(({ target }) => drawWaiting(target)),
-  { rootMargin: NEAR, scrollMargin: NEAR },
+  { rootMargin: NEAR },
 );
 
 // Draw the traces and layout that `make` returns in `node`, when it comes near the window or the page is printed, and

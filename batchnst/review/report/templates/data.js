@@ -117,7 +117,9 @@ function blockText(id) {
 // The decompressed text of a block.
 async function unpack(id) {
   if (blockText(id) === null) await loaded;
-  const packed = Uint8Array.from(atob(blockText(id)), (letter) => letter.charCodeAt(0));
+  const letters = atob(blockText(id));
+  const packed = new Uint8Array(letters.length);
+  for (let k = 0; k < letters.length; k++) packed[k] = letters.charCodeAt(k); // several times as fast as Uint8Array.from
   texts.delete(id);
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
