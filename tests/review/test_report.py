@@ -550,6 +550,7 @@ def test_a_phone_scrolls_down_alone(page: Page, night: Night) -> None:
     assert len(set(page.evaluate(heights))) == 1
     assert page.evaluate(heights)[0] > 300
     open_first(page)
+    page.locator("#dialog .chart > div").first.scroll_into_view_if_needed()
     expect(page.locator("#dialog .main-svg").first).to_be_visible()
     until(page, fits)
     page.evaluate("i => { location.hash = hashWith({ pair: pairs.id[i] }) }", night.index(HANDLER))
