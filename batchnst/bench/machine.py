@@ -27,12 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop, conv_flop_count
 from batchnst.bench.speed import NoisePainting, remember_speed, seconds_per_call
 from batchnst.engine.events import Finished
 from batchnst.engine.run import Options, Planned, run
-from batchnst.errors import EngineError
+from batchnst.errors import EngineError, RequestError
 from batchnst.manifest.reading import read_manifest
-from batchnst.painting.inputs import decode_options, load_picture
+from batchnst.painting.inputs import check_size, decode_options, load_picture
 from batchnst.painting.tensors import to_tensor
+from batchnst.pictures.decode import Pixels
 from batchnst.progress import Work
-from batchnst.recipe import Recipe
+from batchnst.recipe import ORIGINAL, Recipe
 from batchnst.transfer.device import (
     best_device,
     device_name,
@@ -263,12 +264,34 @@ def measure_run(recipe: Recipe, pairs: int = 2) -> Figures:
     return {"pairs": pairs, "seconds": seconds, "pairs_an_hour": 3600 * pairs / seconds, "busy": busy / seconds}
 
 
-def load_pair(paths: Sequence[str], recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Content and style at the recipe's size, (1, 3, h, w) each, RGB, 0..255; generated if `paths` is empty."""
-    pair = [load_picture(path, decode_options(recipe)).pixels for path in paths]
-    content, style = pair or (np.asarray(picture) for picture in generate_pictures(recipe.pixels))
+def load_pair(paths: Sequence[str], recipe: Recipe) -> tuple[Tensor, Tensor, Recipe]:
+    """Content and style, (1, 3, h, w) each, RGB, 0..255, and the recipe with their size as a number.
+
+    The pictures at `paths`, a content and a style, or none: then they are generated. The style gets the longest side of
+    the content. Raises RequestError if there are none and the recipe's size is theirs, InputError if one is unusable.
+    """
+    if paths:
+        content = _load(paths[0], recipe)
+        recipe = recipe.for_picture(content.shape[1], content.shape[0])
+        style = _load(paths[1], recipe)
+    else:
+        check_size_is_known(recipe)
+        content, style = (np.asarray(picture) for picture in generate_pictures(recipe.pixels))
     cpu = torch.device("cpu")
-    return to_tensor(content, cpu), to_tensor(style, cpu)
+    return to_tensor(content, cpu), to_tensor(style, cpu), recipe
+
+
+def _load(path: str, recipe: Recipe) -> Pixels:
+    """The picture (h, w, 3) at `path`, at the recipe's size; raises InputError."""
+    pixels = load_picture(path, decode_options(recipe)).pixels
+    check_size(pixels, path, recipe)
+    return pixels
+
+
+def check_size_is_known(recipe: Recipe) -> None:
+    """Raise RequestError if there must be a picture to know the recipe's size."""
+    if recipe.size == ORIGINAL:
+        raise RequestError(f"size = {ORIGINAL}: there is no picture to take it from; expected --size PIXELS")
 
 
 def generate_pictures(size: int) -> tuple[Image.Image, Image.Image]:

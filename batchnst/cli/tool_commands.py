@@ -170,7 +170,7 @@ def bench(
     if best_device().type == "cpu":
         settings = {"size": CPU_BENCH_SIZE} | settings
     recipe = Recipe.from_settings(settings)
-    content, style = machine.load_pair(pictures or [], recipe)
+    content, style, recipe = machine.load_pair(pictures or [], recipe)
     results = asdict(machine.measure(recipe, print))
     if against:
         with Bar() as bar:
@@ -184,10 +184,12 @@ def bench(
 
 def _print_trace(recipe: Recipe, device: str | None, *, alone: bool) -> None:
     """Print the work of a step as JSON; `alone`: --trace was given, and nothing to race."""
+    from batchnst.bench.machine import check_size_is_known
     from batchnst.bench.trace import trace
 
     if not alone:
         raise RequestError("--trace counts, and takes no pictures and no --against; --device needs --trace")
+    check_size_is_known(recipe)
     print_json(trace(recipe, device))
 
 

@@ -105,7 +105,7 @@ class _Poster:
     def _field(self, view: View, top: int) -> None:
         """Draw the layer's receptive field inside the outline of a picture."""
         bottom, side = top + BLOCK, 64
-        field = max(2, min(side, round(side * view.field.size / self.sheet.recipe.pixels)))
+        field = max(2, min(side, round(side * view.field.size / self.sheet.side)))
         left, upper = MARGIN + (side - field) // 2, bottom - (side + field) // 2
         self.pen.rectangle((MARGIN, bottom - side, MARGIN + side - 1, bottom - 1), None, MUTED, 2)
         self.pen.rectangle((left, upper, left + field - 1, upper + field - 1), ACCENT)

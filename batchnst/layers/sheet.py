@@ -15,7 +15,7 @@ from batchnst.ledger.out import Out
 from batchnst.manifest.collecting import list_pictures
 from batchnst.painting.single import stylize
 from batchnst.progress import Progress
-from batchnst.recipe import Recipe
+from batchnst.recipe import ORIGINAL, Recipe
 from batchnst.redaction import stored
 from batchnst.storage.files import resolve
 from batchnst.transfer.stylize import Step
@@ -99,10 +99,15 @@ class Sheet:
         return f"What the layers of {self.recipe.backbone} see"
 
     @property
+    def side(self) -> int:
+        """Longest side of the content as the network sees it, in pixels."""
+        return max(self.content.image.size)
+
+    @property
     def origin(self) -> str:
         """Line about the network and the pictures that the sheet was made from."""
         count = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
-        return f"{self.recipe.backbone}, {stored(self.recipe.weights)} weights; {count} of {self.recipe.pixels} pixels"
+        return f"{self.recipe.backbone}, {stored(self.recipe.weights)} weights; {count} {_size_text(self.recipe)}"
 
 
 def make(request: Request, recipe: Recipe, progress: Progress) -> Sheet:
@@ -139,10 +144,17 @@ def _load_named(address: str, recipe: Recipe) -> NamedImage:
     return NamedImage(name_of(address), Image.fromarray(load(address, recipe)))
 
 
-def single_layer_recipe(recipe: Recipe, layer: str, term: str) -> Recipe:
+def _size_text(recipe: Recipe) -> str:
+    """The size at which the network sees the pictures."""
+    if recipe.size == ORIGINAL:
+        return "in full size"
+    return f"of {'' if recipe.enlarge else 'at most '}{recipe.pixels} pixels"
+
+
+def single_layer_recipe(recipe: Recipe, layer: str, term: str, longest: int) -> Recipe:
     """Return the recipe that paints from noise by `layer` alone (Gatys et al. 2015, figure 1).
 
-    `term` is the term of the loss that it uses, "content" or "style".
+    `term` is the term of the loss that it uses, "content" or "style"; `longest` the longest side of the picture.
     """
     changes = {
         "content_layers": {layer: 1.0},
@@ -151,7 +163,8 @@ def single_layer_recipe(recipe: Recipe, layer: str, term: str) -> Recipe:
         "style_weight": float(term == "style"),
         "tv_weight": 0.0,
         "init": "noise",
-        "size": min(recipe.pixels, PAINTED),
+        "size": min(longest, PAINTED),
+        "enlarge": True,
         "style_scale": 1.0,
         "preserve_color": "none",
     }
@@ -167,7 +180,8 @@ class _Painter:
 
     def paint(self, layer: str, term: str) -> Image.Image:
         """Paint the image of `term`, "content" or "style", from noise by `layer` alone."""
-        image, recipe = self.images[term], single_layer_recipe(self.recipe, layer, term)
+        image = self.images[term]
+        recipe = single_layer_recipe(self.recipe, layer, term, max(image.size))
 
         def on_step(step: Step) -> None:
             self.progress(f"{layer}: {term}, step {step.index + 1}", self.done + step.share, self.total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -247,6 +248,22 @@ class Out:
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
         tables = in_parallel(lambda group: _concat(map(read, group)), groups, self.folder.streams)
         return _concat([parquet.empty(table, columns), *tables])
+
+    def rows_in(
+        self,
+        table: str,
+        name: str,
+        columns: Sequence[str] | None = None,
+        matching: pc.Expression | None = None,
+    ) -> pa.Table | None:
+        """`rows_of` the one file of a table with this name, without a listing; None if it is not there any more."""
+        path = self.folder.path(f"ledger/{table}/{name}")
+        try:
+            with self.folder.open(path, parquet.SMALL) as source:
+                size = source.seek(0, os.SEEK_END)
+            return self.rows_of([pafs.FileInfo(path, pafs.FileType.File, size=size)], table, columns, matching)
+        except FileNotFoundError:
+            return None
 
     def files(self, table: str, prefix: str = "") -> list[pafs.FileInfo]:
         """The files of a table, which hold each row once even during a compaction."""

@@ -64,7 +64,7 @@ def read(
         check_version(info.path, file.schema_arrow)
         if matching is None:
             return file.read(columns=columns, use_threads=False)
-        return pq.read_table(data, columns=columns, filters=matching, use_threads=False)
+        return pq.read_table(data, columns=columns and list(columns), filters=matching, use_threads=False)
 
 
 def conform(path: str, rows: pa.Table, table: str) -> pa.Table:

@@ -121,9 +121,11 @@ def folder_of(page: str) -> str:
 def _cell(pair: Pair, column: Column) -> Cell:
     try:
         recipe = column.recipe(pair.recipe)
-        longest = USUAL if recipe.size == ORIGINAL else recipe.pixels
+        is_original = recipe.size == ORIGINAL
+        longest = USUAL if is_original else recipe.pixels
         size = max(SMALLEST_HALF, recipe.smallest_side, longest // 2)
-        half = _painted(pair, recipe.changed({"size": size})) if size < longest else None
+        smaller = recipe.changed({"size": size, "enlarge": recipe.enlarge and not is_original})
+        half = _painted(pair, smaller) if size < longest else None
         return Cell(pair, column, _painted(pair, recipe), half)
     except RecipeError as error:
         raise RecipeError(f"--grid {column.name}: {pair.id}: {error.problems[0]}") from None

@@ -18,7 +18,7 @@ from batchnst.recipe import Recipe
 from batchnst.transfer.pyramid import work
 from batchnst.transfer.weights import Weights
 from tests import oracles
-from tests.helpers import CPU, batchnst
+from tests.helpers import CPU, batchnst, scene
 
 RECIPE = Recipe(size=64, precision="fp32")
 
@@ -108,9 +108,10 @@ def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.
     monkeypatch.setattr(race, "STEPS", 10)
     monkeypatch.setattr(race, "REPEATS", 1)
     recipe = RECIPE.model_copy(update={"steps": 20})
-    pair = machine.load_pair([str(images / "astronaut.png"), str(images / "swirls.png")], recipe)
+    paths = [str(images / "astronaut.png"), str(images / "swirls.png")]
+    content, style, recipe = machine.load_pair(paths, recipe)
     looks: list[float] = []
-    outcome = race.race(*pair, recipe, lambda text, done, total: looks.append(done))
+    outcome = race.race(content, style, recipe, lambda text, done, total: looks.append(done))
     assert looks == [0, 10] == [moment.step for moment in outcome.textbook]
     assert outcome.seconds_to_equal is not None and outcome.ratio is not None
     assert outcome.ratio == pytest.approx(outcome.textbook[-1].seconds / outcome.seconds_to_equal)
@@ -118,7 +119,7 @@ def test_a_race_is_won_when_the_loss_is_equal(images: Path, monkeypatch: pytest.
     before = [moment for moment in outcome.recipe if moment.total > goal]
     assert before and len(before) < len(outcome.recipe)
     assert outcome.loss_ratio == outcome.recipe[-1].total / goal < 1
-    out_of_reach = race.race(*pair, RECIPE.model_copy(update={"steps": 1}), lambda *_: None)
+    out_of_reach = race.race(content, style, RECIPE.model_copy(update={"steps": 1}), lambda *_: None)
     assert out_of_reach.ratio is None
     assert "not with this recipe" in race.describe(out_of_reach)[-1]
 
@@ -146,3 +147,32 @@ def test_one_picture_is_no_pair(images: Path) -> None:
     result = batchnst("bench", images / "coffee.png")
     assert result.exit_code == 2
     assert "expected a content and a style" in result.stderr
+
+
+@pytest.mark.parametrize(("settings", "size"), [({"size": "original"}, 48), ({"size": 200, "enlarge": False}, 48)])
+def test_a_pair_is_raced_at_its_own_size_if_the_recipe_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], size: int
+) -> None:
+    monkeypatch.setattr(race, "STEPS", 1)
+    monkeypatch.setattr(race, "REPEATS", 1)
+    paths = [str(tmp_path / name) for name in ("content.png", "style.png")]
+    scene(48, 36).save(paths[0])
+    scene(90, 60).rotate(9).save(paths[1])
+    wanted = Recipe.from_settings({"backbone": "alexnet", "weights": "random", "steps": 1, "min_size": 16} | settings)
+    content, style, recipe = machine.load_pair(paths, wanted)
+    assert (content.shape[2:], style.shape[2:], recipe.size) == ((36, 48), (32, 48), size)
+    assert len(race.race(content, style, recipe, lambda *_: None).recipe) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--trace"]])
+def test_without_a_picture_its_own_size_is_unknown(options: list[str]) -> None:
+    result = batchnst("bench", "--size", "original", *options)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "there is no picture to take it from; expected --size PIXELS" in result.stderr
+
+
+def test_a_picture_that_is_too_small_to_race_is_named(tmp_path: Path) -> None:
+    scene(24, 12).save(tmp_path / "small.png")
+    result = batchnst("bench", tmp_path / "small.png", tmp_path / "small.png", "--size", "original")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "small.png: 24×12 pixels at this size" in result.stderr

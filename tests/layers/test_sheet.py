@@ -12,13 +12,14 @@ from PIL import Image
 from batchnst import Recipe, read_ledger
 from batchnst.errors import InputError, LedgerError
 from batchnst.layers import excitement as module
+from batchnst.layers import formats
 from batchnst.layers.contributions import contributions
 from batchnst.layers.excitement import excitement
 from batchnst.layers.sheet import Request, make, single_layer_recipe
 from batchnst.ledger.out import Out
 from batchnst.painting.single import stylize
 from batchnst.pictures.decode import Pixels
-from tests.helpers import batchnst
+from tests.helpers import batchnst, scene
 
 QUICK = ["--size", "48", "--steps", "2", "--layers", "relu1_1,relu2_1", "--channels", "2", "--top", "4"]
 
@@ -103,13 +104,35 @@ def test_a_picture_that_is_in_a_folder_too_counts_once(images: Path, tmp_path: P
     assert len(sheet.views[0].channels[0].patches) == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "text", "sizes"),
+    [
+        ({"size": "original"}, "2 pictures in full size", ((60, 40), (24, 30))),
+        ({"size": 48, "enlarge": False}, "2 pictures of at most 48 pixels", ((48, 32), (24, 30))),
+    ],
+)
+def test_pictures_are_seen_at_their_own_size_if_the_recipe_says_so(
+    tmp_path: Path, settings: dict[str, object], text: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    scene(60, 40).save(tmp_path / "a.png")
+    scene(24, 30).save(tmp_path / "b.png")
+    recipe = of_layers("relu1_1", steps=1, backbone="vgg16", weights="random", **settings)
+    sheet = make(Request([f"{tmp_path}/*.png"], f"{tmp_path}/b.png", channels=1, top=2), recipe, quiet)
+    assert (sheet.content.image.size, sheet.style.image.size) == sizes
+    assert (sheet.views[0].content.size, sheet.views[0].texture.size) == sizes
+    assert text in sheet.origin
+    for ending in ("html", "png"):
+        assert formats.render(sheet, f"x.{ending}")
+
+
 # What a layer holds alone ------------------------------------------------------------------------------------------
 
 
 def falls_to(images: Path, layer: str, term: str, **settings: object) -> float:
     """What is left of the loss of noise."""
     given = images / {"content": "coffee.png", "style": "swirls.png"}[term]
-    painting = stylize(given, given, single_layer_recipe(of_layers("relu1_1", **settings), layer, term))
+    recipe = of_layers("relu1_1", **settings)
+    painting = stylize(given, given, single_layer_recipe(recipe, layer, term, recipe.pixels))
     return float(painting.final.total.item() / painting.losses.total[0].item())
 
 

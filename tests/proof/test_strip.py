@@ -158,6 +158,15 @@ def test_half_is_half_unless_it_would_be_too_small() -> None:
         assert (cell.full.recipe.size, cell.half and cell.half.recipe.size) == (size, half)
 
 
+@pytest.mark.parametrize("settings", [{"size": "original"}, {"enlarge": False}])
+def test_half_is_never_larger_than_the_photograph_where_the_whole_is_not(settings: dict[str, object]) -> None:
+    pairs = [pair("a", recipe=Recipe.from_settings(settings))]
+    (cell,) = Strip(Manifest.of("m.csv", pairs), pairs, read_grid(["style_weight=5"], {}), "p.html").cells
+    assert cell.half
+    assert cell.half.recipe.working_size(60, 40) == cell.full.recipe.working_size(60, 40) == (60, 40)
+    assert cell.half.recipe.working_size(4000, 3000)[0] == 256
+
+
 def test_a_row_that_does_not_go_with_a_column_is_named() -> None:
     pairs = [pair("a", recipe=Recipe.from_settings({"style_layers": "relu1_1"}))]
     manifest = Manifest.of("m.csv", pairs)

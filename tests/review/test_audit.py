@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from batchnst.ledger.schema import SCHEMAS
-from batchnst.review.audit import pairs
+from batchnst.review import usual
 from batchnst.review.audit.findings import KINDS
 from batchnst.review.audit.steps import summarize
 from tests.helpers import batchnst, loss
@@ -275,7 +275,7 @@ def test_few_pairs_say_nothing_of_what_is_usual(folder: Path, monkeypatch: pytes
         ),
     )
     assert [kind for kind, *_ in found(folder)] == ["outlier"]
-    monkeypatch.setattr(pairs, "MIN_GROUP", PAIRS + 1)
+    monkeypatch.setattr(usual, "MIN_GROUP", PAIRS + 1)
     assert found(folder) == []
 
 

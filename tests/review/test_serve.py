@@ -6,17 +6,19 @@ import hashlib
 import http.client
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
@@ -24,12 +26,18 @@ from playwright.sync_api import Browser, Page, expect
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow, RunRow
-from batchnst.review.report import cards
-from batchnst.review.serve.gallery import Gallery
+from batchnst.pictures import isolated
+from batchnst.review.audit.pairs import unusual_losses
+from batchnst.review.report import cards, curves
+from batchnst.review.report.curves import key_of
+from batchnst.review.report.loudness import loudness
+from batchnst.review.serve.gallery import Gallery, _size
 from batchnst.review.serve.guard import Guard
+from batchnst.review.serve.measures import Measures
 from batchnst.review.serve.night import Night
-from tests.browser import open_browser
-from tests.helpers import NOON, as_bytes, row, scene
+from batchnst.storage.files import Folder
+from tests.browser import open_browser, until
+from tests.helpers import NOON, as_bytes, loss, row, scene
 
 HOSTILE = '"><img src=x onerror=window.pwned=1>'
 SCRIPT = "</script><script>window.pwned=1</script>"
@@ -302,12 +310,12 @@ def ids(answer: dict[str, Any]) -> list[str]:
 def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    night, read = Night(Out(str(tmp_path / "out"))), list[int]()
+    night, read = Night(Out(str(tmp_path / "out"))), list[str]()
     real = Out.rows_of
 
-    def rows_of(self: Out, files: list[Any], *rest: Any) -> Any:
-        read.append(len(files))
-        return real(self, files, *rest)
+    def rows_of(self: Out, files: list[Any], table: str, *rest: Any) -> Any:
+        read.extend(info.path for info in files if table == "pairs")
+        return real(self, files, table, *rest)
 
     monkeypatch.setattr(Out, "rows_of", rows_of)
 
@@ -323,12 +331,12 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     paint(tmp_path / "out", "a")
     paint(tmp_path / "out", "b", 1)
     assert look() == ["a", "b"]
-    assert (look(), max(read)) == ([], 1), "only the table of runs"
+    assert (look(), read) == ([], [])
     with Out(str(tmp_path / "out")).claim("compaction") as claim:
         Out(str(tmp_path / "out")).compact(claim)
-    assert look() == []
+    assert (look(), len(read)) == ([], 1)
     paint(tmp_path / "out", "a", 2, attempt=2)
-    assert look() == ["a"]
+    assert (look(), len(read)) == (["a"], 1)
     part = night.part("another epoch", 99)
     assert ids(part) == ["b", "a"], "a server that was started again sends all"
     assert sorted(part["part"]["pairs"]) == sorted(cards.LISTED)
@@ -357,13 +365,109 @@ def test_previews_are_kept_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.Mon
     night = Night(Out(str(tmp_path / "out")))
     night.look()
     names = [f"images/{name}.png" for name in "abc"]
-    _, *sizes = [len(Gallery(night).preview(name) or b"") for name in names]
-    monkeypatch.setattr("batchnst.review.serve.gallery.CACHE_BYTES", sum(sizes))
+    made = [small for name in names if (small := Gallery(night).small(name))]
+    monkeypatch.setattr("batchnst.review.serve.gallery.CACHE_BYTES", sum(map(_size, made[1:])))
     gallery = Gallery(night)
     assert all(map(gallery.preview, names))
     for path in (tmp_path / "out" / "images").iterdir():
         path.unlink()
     assert [bool(gallery.preview(name)) for name in names] == [False, True, True]
+
+
+# What is measured when it is asked for ------------------------------------------------------------------------------
+
+
+PAIRS = 10
+LOUD, ODD = "p3", "p7"
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUT with pairs of one style: the flat areas of one are loud, and the loss of another is unusual."""
+    folder = tmp_path_factory.mktemp("painted")
+    photo = Image.new("RGB", (60, 40), "gray")
+    photo.paste(scene(60, 12), (0, 28))
+    photo.save(folder / "photo.png")
+    striped = np.asarray(photo).copy()
+    striped[:28:4] = 0
+    for k in range(PAIRS):
+        name = f"p{k}"
+        data = as_bytes(Image.fromarray(striped) if name == LOUD else photo)
+        sha256 = hashlib.sha256((folder / "photo.png").read_bytes()).hexdigest()
+        inputs = {"content": str(folder / "photo.png"), "content_sha256": sha256}
+        commit(folder / "out", name, data, 2.0**k if name == ODD else 1 + k / 50, **inputs)
+    return folder
+
+
+def commit(out: Path, name: str, data: bytes, total: float, **changes: Any) -> None:
+    """Commit a pair whose losses fall to `total`."""
+    made = row(name, output=f"{name}.png", output_sha256=hashlib.sha256(data).hexdigest(), width=60, height=40)
+    folder = Out(str(out))
+    with folder.claim("r0") as claim:
+        identity: dict[str, Any] = {"run_id": claim.run_id, "attempt": 1 + claim.run_number}
+        made = replace(made, **identity, run_number=claim.run_number, total_loss=total, **changes)
+        losses = [replace(loss(step, name), **identity, total=total * (9 - step)) for step in range(9)]
+        folder.commit(claim.lease(), {f"{name}.png": data}, [made], losses)
+
+
+def measures(out: Path) -> Measures:
+    night = Night(Out(str(out)))
+    night.look()
+    return Measures(night, Gallery(night))
+
+
+def test_a_curve_is_read_from_the_file_that_has_it_without_a_listing(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(painted / "out", tmp_path / "out")
+    folder = Out(str(out))
+    keys = {key_of(made): made["pair_id"] for made in folder.rows("pairs").to_pylist()}
+    expected = {keys[key]: curve for key, curve in curves.read(folder, set(keys), lambda *_: None).items()}
+    assert len(expected) == PAIRS
+
+    def sparks(measures: Measures) -> dict[str, str]:
+        return {name: found["value"] for name, found in measures.sparks([*expected, "none"]).items()}
+
+    before = measures(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "files", lambda self, name, *rest, **more: pytest.fail(f"{name} is listed"))
+        details = before.details("p1")
+        assert details and details["curve"] == json.loads(json.dumps(asdict(expected["p1"])), object_hook=dict) | {
+            "scales": expected["p1"].scales
+        }
+        assert before.details("none") is None
+        assert sparks(before) == {name: curve.spark for name, curve in expected.items()}
+    with folder.claim("compaction") as claim:
+        folder.compact(claim)
+    for after in (before, measures(out)):  # the first has not looked since
+        assert after.details("p2") == measures(out).details("p2")
+        after._sparks.clear()
+        assert sparks(after) == {name: curve.spark for name, curve in expected.items()}
+
+
+def test_loudness_is_that_of_the_report_for_the_photograph_that_was_painted(painted: Path) -> None:
+    files = painted / "photo.png", painted / "out" / "images" / f"{LOUD}.png"
+    photo, painting = (isolated.preview(path.read_bytes(), path.name, 640).gray for path in files)
+    found = measures(painted / "out").loud([LOUD, "p4"])
+    assert found[LOUD]["value"] == round(loudness(photo, painting), 1) > 10 > found["p4"]["value"]
+    (painted / "photo.png").rename(painted / "aside.png")
+    scene(60, 40).save(painted / "photo.png")
+    assert measures(painted / "out").loud([LOUD])[LOUD]["value"] is None, "another photograph"
+    (painted / "aside.png").rename(painted / "photo.png")
+
+
+def test_what_is_usual_follows_the_pairs_as_they_are_painted(tmp_path: Path) -> None:
+    out, night = tmp_path / "out", Night(Out(str(tmp_path / "out")))
+    for k in range(8):
+        paint(out, f"p{k}", k)
+    night.look()
+    first = night.part(night.epoch, 0)
+    assert (first["part"]["pairs"]["group"], len(first["part"]["usual"])) == ([0] * 8, 1)
+    paint(out, "p0", 30, attempt=2, styles=["other"])
+    night.look()
+    later = night.part(night.epoch, first["next"])
+    assert ids(later) == ["p0"]
+    assert later["part"]["usual"] == {"0": None, "1": None}, "too few are left, and a page learns so"
 
 
 # The page ----------------------------------------------------------------------------------------------------------
@@ -417,6 +521,25 @@ def test_the_page_shows_pairs_as_they_are_committed(browser: Browser, tmp_path: 
         paint(out, "a", 3, output=f"{HOSTILE}#%3F.png", attempt=2)
         expect(page.locator(".tag", has_text="attempt 2")).to_have_count(1)
         expect(page.locator(".card")).to_have_count(3)
+
+
+def test_unusual_losses_and_loud_flat_areas_come_first(browser: Browser, painted: Path) -> None:
+    rows = Out(str(painted / "out")).rows("pairs")
+    scores = {rows["pair_id"][i].as_py(): z for i, z, _ in unusual_losses(rows)}
+    order = "[...document.querySelectorAll('#list .card')].map((card) => pairs.id[card.dataset.pair])"
+    with serving(painted / "out") as server, watching(browser, server.url) as page:
+        expect(page.locator("#shown")).to_have_text(f"{PAIRS} pairs")
+        until(page, "[...document.querySelectorAll('.spark path')].every((path) => path.getAttribute('d').length > 99)")
+        expect(page.locator(".tag.unusual")).to_have_text(["unusual loss"])
+        found = page.evaluate("Object.fromEntries(pairs.id.map((id, i) => [id, unusual(i)]))")
+        assert found == pytest.approx(scores)
+        page.select_option("select[name=sort]", "unusual")
+        until(page, f"{order}[0] === '{ODD}'")
+        page.select_option("select[name=sort]", "loud")
+        until(page, f"{order}[0] === '{LOUD}'")
+        expect(page.locator("#list .caption").first).to_contain_text("flat areas")
+        page.select_option("select[name=status]", "outlier")
+        until(page, f"{order}.join() === '{ODD}'")
 
 
 @pytest.mark.slow

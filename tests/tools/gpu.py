@@ -105,7 +105,7 @@ def painted(contents: Sequence[Tensor], styles: list[Tensor], recipe: Recipe, fi
 
 def pictures(size: int, count: int, device: torch.device) -> list[Tensor]:
     """Different smooth pictures, (1, 3, 3/4 size, size) each."""
-    content, _ = machine.load_pair([], Recipe(size=size))
+    content, _, _ = machine.load_pair([], Recipe(size=size))
     return [content.roll(37 * i, -1).flip(-1 - i % 2).to(device) for i in range(count)]
 
 
@@ -216,7 +216,7 @@ def measure_speed(report: Report, device: torch.device, sizes: Sizes) -> None:
 def measure_race(report: Report, device: torch.device, sizes: Sizes) -> None:
     """The textbook loop at equal loss."""
     recipe = Recipe(size=sizes.raced)
-    outcome = race.race(*machine.load_pair([], recipe), recipe, lambda *_: None)
+    outcome = race.race(*machine.load_pair([], recipe), lambda *_: None)
     report.figure("race against the textbook loop", asdict(outcome), race.describe(outcome)[-1])
 
 

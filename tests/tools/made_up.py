@@ -78,11 +78,10 @@ def make(folder: Path, pairs: int) -> Out:
     night = Night(folder, pairs)
     paint_inputs(night)
     out = Out(str(folder / "out"))
-    rows = list(attempts(night))
+    rows = paint_outputs(night, out, list(attempts(night)))
     for run_id in sorted({row.run_id for row in rows}):
         own = [row for row in rows if row.run_id == run_id]
         write_run(night, out, own, [row for row in rows if row.run_id < run_id])
-    paint_outputs(night, out, rows)
     return out
 
 
@@ -276,8 +275,9 @@ def write_losses(out: Out, name: str, rows: list[PairRow]) -> None:
     out.folder.write(f"ledger/losses/{name}", sink.getvalue().to_pybytes())
 
 
-def paint_outputs(night: Night, out: Out, rows: list[PairRow]) -> None:
-    """A content with its style laid over it: not art, but as hard to compress."""
+def paint_outputs(night: Night, out: Out, rows: list[PairRow]) -> list[PairRow]:
+    """A content with its style laid over it: not art, but as hard to compress. Returns the rows with their hashes."""
+    hashes = {str(path): sha(path.read_bytes()) for path in (*night.contents, *night.styles)}
     contents, styles = dict[str, Image.Image](), dict[str, Image.Image]()
     for row in (row for row in rows if row.status == "ok"):
         content = contents.get(row.content) or contents.setdefault(row.content, small(row.content))
@@ -288,6 +288,18 @@ def paint_outputs(night: Night, out: Out, rows: list[PairRow]) -> None:
             for step in range(0, STEPS, 40):
                 snapshot = Image.blend(content, picture, (step + 10) / STEPS)
                 save(snapshot, Path(out.folder.path(f"snapshots/{row.pair_id}/step-{step:05}.jpg")))
+    return [hashed(row, out, hashes) for row in rows]
+
+
+def hashed(row: PairRow, out: Out, hashes: dict[str, str]) -> PairRow:
+    if row.status != "ok":
+        return row
+    return replace(
+        row,
+        content_sha256=hashes[row.content],
+        style_sha256=[hashes[style] for style in row.styles],
+        output_sha256=sha(Path(out.folder.path(f"images/{row.output}")).read_bytes()),
+    )
 
 
 def small(path: str) -> Image.Image:
@@ -301,8 +313,8 @@ def save(picture: Image.Image, path: Path) -> None:
     picture.save(path, quality=85)
 
 
-def sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def sha(data: str | bytes) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def main() -> None:

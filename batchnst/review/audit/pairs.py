@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from batchnst.chains import path_of
 from batchnst.ledger.out import ORDERED_BY, sort_rows
-from batchnst.recipe import NOT_IN_FINGERPRINT
 from batchnst.review.audit.findings import Finding
+from batchnst.review.usual import Usual, comparable_recipes, groups_of, logarithms
 
-MIN_GROUP, MAX_Z, MIN_DEVIATION = 8, 5.0, 0.05
-"""Outliers: fewest pairs of a group to check, largest robust z-score that is usual, lower bound of the MAD of ln(loss).
+MAX_Z = 5.0
+"""Largest robust z-score of a loss that is usual.
 
 With ten thousand pairs whose losses are log-normal, one is reported by chance in about 170 nights.
 """
@@ -94,21 +94,16 @@ def outliers(ok: pa.Table) -> Iterator[Finding]:
 def unusual_losses(ok: pa.Table) -> Iterator[tuple[int, float, float]]:
     """Row, robust z-score of the logarithm of its loss, and median loss, among rows of one style, size and recipe.
 
-    z = 0.6745 (x − median) / MAD (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers). Groups of fewer than
-    MIN_GROUP rows are left out.
+    Groups of fewer than MIN_GROUP rows are left out.
     """
-    loss = np.log(np.maximum(pc.fill_null(ok["total_loss"], np.nan).to_numpy(), 1e-30))
-    long_side = pc.max_element_wise(ok["width"], ok["height"]).to_pylist()
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for i, (styles, size, recipe) in enumerate(zip(ok["styles"].to_pylist(), long_side, _recipes(ok), strict=True)):
-        if np.isfinite(loss[i]):
-            groups[tuple(styles), size, recipe].append(i)
+    values, groups = logarithms(ok), defaultdict[Hashable, list[int]](list)
+    for i, group in enumerate(groups_of(ok)):
+        if np.isfinite(values[i]):
+            groups[group].append(i)
     for rows in groups.values():
-        if len(rows) >= MIN_GROUP:
-            median = np.median(loss[rows])
-            deviation = max(float(np.median(np.abs(loss[rows] - median))), MIN_DEVIATION)
-            for i, z in zip(rows, 0.6745 * (loss[rows] - median) / deviation, strict=True):
-                yield i, float(z), float(np.exp(median))
+        if usual := Usual.of(values[rows]):
+            for i in rows:
+                yield i, float(usual.factor * (values[i] - usual.median)), float(np.exp(usual.median))
 
 
 def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
@@ -116,7 +111,7 @@ def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
 
     Weights and recipes that the manifest asks for, by the fingerprints in `expected`, are not reported.
     """
-    names, recipes = ok["pair_id"].to_pylist(), _recipes(ok)
+    names, recipes = ok["pair_id"].to_pylist(), comparable_recipes(ok)
     unexpected: list[int] = np.flatnonzero(~_as_expected(ok, expected)).tolist()
     by_network: dict[str, list[int]] = defaultdict(list)
     settings, hashes = ok["recipe"].to_pylist(), ok["weights_sha256"].to_pylist()
@@ -148,15 +143,6 @@ def _difference(text: str, usual_text: str) -> str:
     actual, usual = json.loads(text), json.loads(usual_text)
     keys = [key for key in {**usual, **actual} if actual.get(key) != usual.get(key)]
     return ", ".join(f"{key} {actual.get(key)}, not {usual.get(key)}" for key in keys)
-
-
-def _recipes(ok: pa.Table) -> list[str]:
-    """The recipe of each row as JSON, without the seed and the keys that do not change the picture."""
-    return list(map(cache(_comparable), ok["recipe"].to_pylist()))
-
-
-def _comparable(recipe: str) -> str:
-    return json.dumps({k: v for k, v in json.loads(recipe).items() if k not in {"seed", *NOT_IN_FINGERPRINT}})
 
 
 @lru_cache(maxsize=1024)

@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from plotly.offline import get_plotlyjs
 
 from batchnst.backbones import BACKBONES
@@ -27,13 +25,13 @@ from batchnst.ledger.schema import row_without_secrets, without_secrets
 from batchnst.pages import joined, script_source, templates
 from batchnst.progress import Progress, silent
 from batchnst.recipe import LOSSES, recipe_keys
-from batchnst.review.audit.pairs import unusual_losses
 from batchnst.review.report import cards, curves, figures
 from batchnst.review.report.cards import Card, Row
 from batchnst.review.report.loudness import loudness
 from batchnst.review.report.places import Places
 from batchnst.review.report.previews import Album, Preview
 from batchnst.review.report.redo import as_texts
+from batchnst.review.usual import Groups
 from batchnst.storage.files import is_uri, parent
 
 PICTURE_BLOCK, PAIR_BLOCK = 400_000, 32
@@ -44,7 +42,9 @@ SCRIPTS = [
     *("data.js", "cards.js", "list.js", "filters.js", "marking.js", "redo.js"),
     *("charts.js", "pair.js", "compare.js", "start.js"),
 ]
-"""Files of the page's script, in the order in which they are joined: first those that other pages have too."""
+LIVE_SCRIPTS = ["live.js", "measures.js"]
+"""Files of the page's script, in the order in which they are joined: first those that other pages have too, last those
+of a live page alone."""
 
 
 def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes:
@@ -53,12 +53,6 @@ def build(out: Out, to: str | None = None, progress: Progress = silent) -> bytes
     Raises LedgerError if no attempt at a pair has finished yet.
     """
     return retry_vanished(lambda: _build(out, to, progress))
-
-
-def details(out: Out, pair_id: str) -> Row | None:
-    """The content of a pair's dialog on a live page, with its whole recipe; None if there is no such pair."""
-    chosen = cards.read(out, [pair_id], Places(out, [pair_id]))
-    return cards.details(chosen[0], {}, curves.read(out, {chosen[0].key}, silent)) if chosen else None
 
 
 def _build(out: Out, to: str | None, progress: Progress) -> bytes:
@@ -77,7 +71,9 @@ def _build(out: Out, to: str | None, progress: Progress) -> bytes:
     part = cards.part(chosen, album.number, curves_by_key, reasons)
     previews = album.previews(len(chosen), progress)
     part["pictures"] = cards.columns([_picture(preview) for preview in previews])
-    part["pairs"]["unusual"] = _unusual(current, part["pairs"]["id"])
+    groups = Groups()
+    groups.put(current)
+    part["pairs"]["group"], part["usual"] = cards.unusual(groups, part["pairs"]["id"], groups.usual)
     part["pairs"]["loud"] = _loud(part["pairs"], previews)
     blocks = list(_picture_blocks(previews))
     charts = {"throughput": figures.throughput(attempts), "losses": figures.losses_by_style(current)}
@@ -117,14 +113,6 @@ def _picture(preview: Preview) -> Row:
     }
 
 
-def _unusual(current: pa.Table, pair_ids: Sequence[str]) -> list[float | None]:
-    """How unusual the loss of each pair is, as a z-score; None where there are too few to compare with."""
-    ok = current.filter(pc.equal(current["status"], "ok"))
-    names = ok["pair_id"].to_pylist()
-    scores = {names[i]: round(z, 1) for i, z, _ in unusual_losses(ok)}
-    return [scores.get(pair_id) for pair_id in pair_ids]
-
-
 def _loud(pairs: Row, previews: Sequence[Preview]) -> list[float | None]:
     """How loud each painting is where its photograph is flat; None if one of the two cannot be seen."""
     values = []
@@ -146,7 +134,7 @@ def _defaults() -> Row:
 
 def _pair_blocks(chosen: Sequence[Card], base: Row, by_key: Mapping[curves.Key, curves.Curve]) -> list[str]:
     """Blocks of the details of the pairs."""
-    texts = [cards.details(card, base, by_key) for card in chosen]
+    texts = [cards.details(card.attempts, base, by_key.get(card.key)) for card in chosen]
     parts = (texts[start : start + PAIR_BLOCK] for start in range(0, len(texts), PAIR_BLOCK))
     return [_packed(json.dumps(part, default=str)) for part in parts]
 
@@ -200,7 +188,7 @@ def live_page(out: Out) -> bytes:
 
 def _render(*, live: bool = False, **values: Any) -> bytes:
     """The page as UTF-8, made from `report.html` with these values."""
-    script = joined("batchnst.review.report", [*SCRIPTS, *(["live.js"] if live else [])], SHARED)
+    script = joined("batchnst.review.report", [*SCRIPTS, *(LIVE_SCRIPTS if live else [])], SHARED)
     plotly = get_plotlyjs()
     environment = templates("batchnst.review.report")
     environment.filters.update(time=_time)

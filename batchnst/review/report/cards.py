@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from batchnst.review.report.curves import Curve
 from batchnst.review.report.places import Places
 from batchnst.review.report.previews import Source
 from batchnst.review.report.redo import request
+from batchnst.review.usual import Groups
 
 Row = dict[str, Any]
 
@@ -51,9 +52,9 @@ _DETAILS = [
 LISTED = [
     *("id", "reason", "ok", "rescued", "attempt", "error", "content", "styles", "output", "full", "place", "loss"),
     *("made", "width", "height", "noise", "seconds", "ended", "spark", "contentPicture", "stylePictures"),
-    *("result", "before", "snapshots"),
+    *("result", "before", "snapshots", "group", "loud"),
 ]
-"""Columns of the pairs of a part."""
+"""Columns of the pairs of a part. Its caller adds `group` and `loud`, see `unusual` and loudness.py."""
 
 _EARLIER = ["run_id", "attempt", "status", "error_type", "error_message", "finished_at", "host"]
 """Columns of earlier attempts that are shown in the dialog of a pair."""
@@ -83,7 +84,7 @@ class Card:
     @property
     def key(self) -> curves.Key:
         """The key of its curve."""
-        return self.row["run_id"], self.row["pair_id"], self.row["attempt"]
+        return curves.key_of(self.row)
 
 
 def choose(current: pa.Table) -> list[str]:
@@ -210,7 +211,7 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "full": _full(card.result),
         "place": card.place,
         "loss": _finite(row["total_loss"]),
-        "made": f"{row['run_id']}-{row['attempt']}",
+        "made": made(row),
         "width": row["width"],
         "height": row["height"],
         "noise": recipe.get("init") == "noise",
@@ -225,6 +226,11 @@ def _listed(card: Card, picture: Callable[[Source], int], tables: _Tables, by_ke
         "before": _before(card, picture),
         "snapshots": [(step, picture(Source(path, True, reduction=2))) for step, path in card.snapshots],
     }
+
+
+def made(row: Row) -> str:
+    """The name of an attempt among those at its pair; marks and measures belong to one."""
+    return f"{row['run_id']}-{row['attempt']}"
 
 
 def _before(card: Card, picture: Callable[[Source], int]) -> Row | None:
@@ -257,16 +263,29 @@ def _changes(before: Row, after: Row) -> list[tuple[str, Any, Any]]:
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-def details(card: Card, base: Row, by_key: Mapping[curves.Key, Curve]) -> Row:
-    """The content of a pair's dialog; its recipe is reduced to the keys that differ from the recipe `base`."""
-    recipe = json.loads(card.row["recipe"])
+def unusual(groups: Groups, pair_ids: Sequence[str], changed: Iterable[int]) -> tuple[list[int | None], Row]:
+    """By which the page tells how unusual a loss is: the group of each pair, and the statistics of `changed` groups.
+
+    The statistics are by the number of the group: median and factor as in Usual, or None for too few pairs.
+    """
+    return [groups.of.get(pair_id) for pair_id in pair_ids], {
+        str(number): (usual := groups.usual[number]) and [usual.median, usual.factor] for number in changed
+    }
+
+
+def details(attempts: Sequence[Row], base: Row, curve: Curve | None) -> Row:
+    """The content of a pair's dialog, from all its rows, newest last, and the curve of the newest.
+
+    Its recipe is reduced to the keys that differ from the recipe `base`.
+    """
+    newest, recipe = attempts[-1], json.loads(attempts[-1]["recipe"])
     return {
-        "row": {name: _finite(card.row[name]) for name in _DETAILS}
-        | dict(zip(("seconds", "batch_seconds"), times(card.row), strict=True)),
+        "row": {name: _finite(newest[name]) for name in _DETAILS}
+        | dict(zip(("seconds", "batch_seconds"), times(newest), strict=True)),
         "recipe": {key: recipe.get(key) for key in {**base, **recipe} if recipe.get(key) != base.get(key)},
-        "earlier": [{name: row[name] for name in _EARLIER} for row in card.attempts[:-1]],
-        "curve": asdict(by_key[card.key]) if card.key in by_key else None,
-        "request": request(card.row, base),
+        "earlier": [{name: row[name] for name in _EARLIER} for row in attempts[:-1]],
+        "curve": curve and asdict(curve),
+        "request": request(newest, base),
     }
 
 

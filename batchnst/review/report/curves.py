@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +25,18 @@ SPARK_POINTS = 32
 SPARK_LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 """Characters for the heights of a sparkline, lowest first; `cards.js` has the same."""
 
+SPARK_COLUMNS = (*ATTEMPT, "step", "total")
+"""Columns of `losses` that sparklines need."""
+
 Key = tuple[str, str, int]
 """run_id, pair_id, attempt."""
 
 Numbers = list[float | None]
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """The key of the curve of a row of `pairs`."""
+    return row["run_id"], row["pair_id"], row["attempt"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,25 @@ def read(out: Out, attempts: set[Key], progress: Progress) -> dict[Key, Curve]:
     most = min(MOST, max(FEWEST, POINTS // max(1, len(attempts))))
     files, curves = out.files("losses"), dict[Key, Curve]()
     for i, info in enumerate(files, 1):
-        curves.update(_in_file(out.rows_of([info], "losses"), attempts, most))
+        curves.update(in_rows(out.rows_of([info], "losses"), attempts, most))
         progress(f"curves: {i} of {len(files)} files", i, len(files))
     return curves
 
 
-def _in_file(rows: pa.Table, attempts: set[Key], most: int) -> Iterator[tuple[Key, Curve]]:
-    """The curves of `attempts` in a file, which holds all steps of its attempts in any order."""
+def in_rows(rows: pa.Table, attempts: Collection[Key], most: int = MOST) -> Iterator[tuple[Key, Curve]]:
+    """The curves of `attempts` in `rows`, which have all steps of their attempts in any order."""
     rows = rows.combine_chunks()
+    return ((key, _curve(rows, positions, most)) for key, positions in _positions(rows, attempts))
+
+
+def sparks(rows: pa.Table, attempts: Collection[Key]) -> Iterator[tuple[Key, str]]:
+    """The sparklines of `attempts` in `rows`, see Curve, of which only the columns of SPARK_COLUMNS are needed."""
+    total = rows["total"].to_numpy()
+    return ((key, _spark(total[positions])) for key, positions in _positions(rows.combine_chunks(), attempts))
+
+
+def _positions(rows: pa.Table, attempts: Collection[Key]) -> Iterator[tuple[Key, NDArray[np.int64]]]:
+    """For each of `attempts` in `rows`, the positions of its rows in order of their steps."""
     keys = rows.select(ATTEMPT)
     codes = _codes(keys)
     order = np.lexsort((rows["step"].to_numpy(), codes))
@@ -65,7 +85,7 @@ def _in_file(rows: pa.Table, attempts: set[Key], most: int) -> Iterator[tuple[Ke
         if len(positions):
             key = tuple(column[int(positions[0])].as_py() for column in keys.columns)
             if key in attempts:
-                yield key, _curve(rows, positions, most)
+                yield key, positions
 
 
 def _codes(keys: pa.Table) -> NDArray[np.int64]:

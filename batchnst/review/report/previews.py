@@ -76,7 +76,7 @@ class Album:
         """`stored` reads the pictures that are in files with others."""
         self.out, self.stored = out, stored
         self._numbers: dict[Source, int] = {}
-        self._failures = Counter[str]()  # in a row, by store
+        self._originals = Originals()
 
     def number(self, source: Source) -> int:
         """Add a picture to the page, unless it was added before; return its number."""
@@ -121,16 +121,27 @@ class Album:
             return Preview(problem="cannot be read")
 
     def _read(self, source: Source) -> bytes | None:
-        """The bytes of a picture; None if OUT has none. A store that keeps failing is not asked again."""
+        """The bytes of a picture; None if OUT has none."""
         if source.attempt:
             return self.stored.find(dict(source.attempt)).data
         if source.in_out:
             return self.out.folder.read(source.address)
-        store = store_name(source.address)
+        return self._originals.read(source.address)
+
+
+class Originals:
+    """Reads pictures outside OUT; a store that keeps failing is not asked again."""
+
+    def __init__(self) -> None:
+        self._failures = Counter[str]()  # in a row, by store
+
+    def read(self, address: str) -> bytes:
+        """The bytes of the picture at `address`; raises InputError and StorageError."""
+        store = store_name(address)
         if self._failures[store] >= MAX_FAILURES:  # waiting for it ten thousand times would take hours
             raise StorageError(f"{store}: does not answer")
         try:
-            data = files.read_at_most(source.address, DecodeOptions().max_file_bytes, "a preview is made of")
+            data = files.read_at_most(address, DecodeOptions().max_file_bytes, "a preview is made of")
         except InputError as error:
             self._failures[store] += error.transient
             raise

@@ -6,12 +6,14 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from batchnst.errors import BatchNSTError
 from batchnst.pictures import isolated
 from batchnst.pictures.encode import FORMATS
 from batchnst.review.report.cards import Row
+from batchnst.review.report.previews import Originals
 from batchnst.review.serve.night import Night
 
 SIDE = 640
@@ -26,8 +28,9 @@ class Gallery:
 
     def __init__(self, night: Night) -> None:
         self._night = night
+        self._originals = Originals()
         self._lock = threading.Lock()
-        self._previews = OrderedDict[str, bytes]()  # by SHA-256 of the picture, the last used last
+        self._previews = OrderedDict[str, isolated.Preview]()  # by SHA-256 of the picture, the last used last
         self._bytes = 0
 
     def picture(self, path: str) -> tuple[bytes, str] | None:
@@ -38,27 +41,51 @@ class Gallery:
 
     def preview(self, path: str) -> bytes | None:
         """A preview of the picture at `path` in OUT, as WebP; None as of `picture`, or if it cannot be decoded."""
+        small = self.small(path)
+        return None if small is None else small.data
+
+    def small(self, path: str) -> isolated.Preview | None:
+        """`preview` with its brightness."""
         sha256 = (self._night.picture(path) or {}).get("output_sha256") or ""
+        return self._kept(sha256) or self._make(sha256, path, lambda: self._read(path))
+
+    def photo(self, row: Row) -> isolated.Preview | None:
+        """The photograph of a row, which is measured and never served; None if it is gone or another than was painted.
+
+        A store that keeps failing is not asked again.
+        """
+        address, sha256 = row["content"], row["content_sha256"] or ""
+
+        def read() -> bytes | None:
+            data = self._originals.read(address)
+            return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+        return self._kept(sha256) or self._make(sha256, address, read)
+
+    def _kept(self, sha256: str) -> isolated.Preview | None:
         with self._lock:
             if sha256 in self._previews:
                 self._previews.move_to_end(sha256)
-                return self._previews[sha256]
-        data = self._read(path)
-        if data is None:
-            return None
+            return self._previews.get(sha256)
+
+    def _make(self, sha256: str, name: str, read: Callable[[], bytes | None]) -> isolated.Preview | None:
         try:
-            small = isolated.preview(data, path, SIDE).data
+            data = read()
+            small = None if data is None else isolated.preview(data, name, SIDE)
         except BatchNSTError:
             return None
-        self._keep(sha256, small)
+        if small:
+            self._keep(sha256, small)
         return small
 
-    def _keep(self, sha256: str, small: bytes) -> None:
+    def _keep(self, sha256: str, small: isolated.Preview) -> None:
         with self._lock:
-            self._bytes += len(small) - len(self._previews.pop(sha256, b""))
+            if before := self._previews.pop(sha256, None):
+                self._bytes -= _size(before)
             self._previews[sha256] = small
+            self._bytes += _size(small)
             while self._bytes > CACHE_BYTES:
-                self._bytes -= len(self._previews.popitem(last=False)[1])
+                self._bytes -= _size(self._previews.popitem(last=False)[1])
 
     def _read(self, path: str) -> bytes | None:
         """The picture at `path` in OUT, or in a file with others, if a row names it and it has the hash of that row.
@@ -88,6 +115,11 @@ class Gallery:
         if not places.stored.holds(row):
             places = self._night.places(fresh=True)
         return places.stored.find(row).data if places.stored.holds(row) else None
+
+
+def _size(small: isolated.Preview) -> int:
+    """The bytes that a preview takes in memory."""
+    return len(small.data) + small.gray.nbytes
 
 
 def _is_inside(path: str, root: str) -> bool:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
 from batchnst.ledger import parquet
 from batchnst.ledger.out import ORDERED_BY, Out, newest_rows, retry_vanished, sort_rows
@@ -23,10 +23,13 @@ from batchnst.ledger.schema import ATTEMPT, without_secrets
 from batchnst.pages import clock
 from batchnst.review.report import cards, figures
 from batchnst.review.report.cards import Card, Row
+from batchnst.review.report.curves import Key, key_of
 from batchnst.review.report.figures import Spans
 from batchnst.review.report.places import Places
 from batchnst.review.report.previews import Album, Source
 from batchnst.review.status import Status, status_of
+from batchnst.review.usual import Groups
+from batchnst.storage.files import in_parallel
 
 COLUMNS = (
     *("run_id", "pair_id", *ORDERED_BY, "status", "error_type", "error_message", "error_kind", "content", "styles"),
@@ -34,6 +37,9 @@ COLUMNS = (
     *("total_loss", "stopped", "batch_size", "device", "host", "pid", "started_at", "seconds", "batch_seconds"),
 )
 """Columns of `pairs` that are kept in memory."""
+
+FILE = pa.field("file", pa.string())
+"""A column that rows have until they are added: the name of their file."""
 
 MOST_PAIRS = 5_000
 """Most pairs in one part."""
@@ -52,49 +58,58 @@ class Night:
     def __init__(self, out: Out) -> None:
         self.out, self.epoch, self.seq, self.problem = out, secrets.token_hex(4), 0, ""
         self._lock = threading.Lock()
-        self._read = set[str]()  # paths of files
-        self._known = set[tuple[Any, ...]]()  # attempts
+        self._files = set[str]()  # names of files that were read
+        self._known: dict[Key, str] = {}  # name of the file that has an attempt's row now
         self._rows = _slim(parquet.empty("pairs", COLUMNS))
         self._places: dict[str, list[int]] = {}  # rows of each pair, newest last
         self._changes: dict[str, int] = {}  # number of the last change of each pair, in ascending order
         self._pictures: dict[str, Row] = {}  # ok rows by path in OUT of their pictures
+        self._groups = Groups()
+        self._regrouped: dict[int, int] = {}  # number of the last change of each group
         self._listed: tuple[float, Places | None] = (0.0, None)
         self._status: Row = {}
 
     def look(self) -> None:
         """Read what is new; raises LedgerError and StorageError, and keeps what it knew."""
-        files = retry_vanished(self._new_rows)
+        new, names = retry_vanished(self._new_rows)
         with self._lock:
-            self._add(files[0])
-            self._read = files[1]
+            self._add(new)
+            self._files = names
             rows = self._rows
         status = self._describe(rows)
         with self._lock:
             self._status = status
 
     def _new_rows(self) -> tuple[pa.Table, set[str]]:
-        """The rows of files that were not read yet, and the paths of all files."""
+        """The rows of files that were not read yet, with the names of these, and the names of all files."""
         files = self.out.files("pairs")
-        new = [info for info in files if info.path not in self._read]
-        rows = self.out.rows_of(new, "pairs", COLUMNS)
-        return _slim(without_secrets(rows)), {info.path for info in files}
+        new = [info for info in files if info.base_name not in self._files]
+        parts = in_parallel(self._rows_of, new, self.out.folder.streams)
+        return pa.concat_tables([_empty(), *parts]).combine_chunks(), {info.base_name for info in files}
+
+    def _rows_of(self, info: pafs.FileInfo) -> pa.Table:
+        rows = without_secrets(self.out.rows_of([info], "pairs", COLUMNS))
+        return _slim(rows.append_column(FILE, pa.repeat(info.base_name, len(rows))))
 
     def _add(self, rows: pa.Table) -> None:
         """Add those of `rows` that are not known: a compaction writes known ones again, into new files."""
         rows = sort_rows(rows)
         keys = list(zip(*(rows[name].to_pylist() for name in ATTEMPT), strict=True))
         fresh = [i for i, key in enumerate(keys) if key not in self._known]
+        self._known.update(zip(keys, rows[FILE.name].to_pylist(), strict=True))
         if not fresh:
             return
-        rows = rows.take(pa.array(fresh))
+        rows = rows.drop_columns([FILE.name]).take(pa.array(fresh))
         first = len(self._rows)
         self._rows = pa.concat_tables([self._rows, rows]).combine_chunks()
-        self._known.update(keys[i] for i in fresh)
         for i, row in enumerate(rows.select(["pair_id", *ORDERED_BY]).to_pylist()):
             self._place(row["pair_id"], first + i)
             self.seq += 1
             self._changes.pop(row["pair_id"], None)
             self._changes[row["pair_id"]] = self.seq
+        newest = dict.fromkeys(self._places[pair_id][-1] for pair_id in rows["pair_id"].to_pylist())
+        changed = self._groups.put(self._rows.take(pa.array(newest)))
+        self._regrouped.update(dict.fromkeys(changed, self.seq))
         ok = rows.filter(pc.equal(rows["status"], "ok"))
         for row in ok.select([*ATTEMPT, "output", "output_sha256"]).to_pylist():
             self._pictures[previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])] = row
@@ -118,11 +133,15 @@ class Night:
             later = list(takewhile(lambda item: item[1] > since, reversed(self._changes.items())))[::-1]
             ids = [pair_id for pair_id, _ in later[:MOST_PAIRS]]
             attempts = self._attempts(ids)
+            regrouped = [number for number, change in self._regrouped.items() if change > since]
+            group, usual = cards.unusual(self._groups, ids, regrouped)
         places = self.places(fresh=any(len(rows) > 1 for rows in attempts))  # a picture may just have been replaced
         chosen = [_card(rows, places) for rows in attempts]
         album = Album(self.out, places.stored)
         part = cards.part(chosen, album.number, {})
         part["pairs"] |= _all_full(chosen, part["pairs"])
+        part["pairs"] |= {"group": group, "loud": [None] * len(ids), "spark": [None] * len(ids)}  # see Measures
+        part["usual"] = usual
         part["pictures"] = _pictures(album.sources)
         following = later[len(ids) - 1][1] if ids else since
         return {"part": part, "epoch": self.epoch, "next": following, "more": len(later) > len(ids)}
@@ -132,6 +151,23 @@ class Night:
         places = [place for pair_id in pair_ids for place in self._places[pair_id]]
         rows = iter(self._rows.take(pa.array(places, pa.int64())).to_pylist())
         return [[next(rows) for _ in self._places[pair_id]] for pair_id in pair_ids]
+
+    def newest(self, pair_ids: Sequence[str]) -> list[Row]:
+        """The newest row of each of these pairs that there are, with the name of the file that has it as `file`."""
+        with self._lock:
+            known = [pair_id for pair_id in dict.fromkeys(pair_ids) if pair_id in self._places]
+            rows = [attempts[-1] for attempts in self._attempts(known)]
+            return [row | {FILE.name: self._known[key_of(row)]} for row in rows]
+
+    def files_of(self, pair_id: str) -> dict[Key, str]:
+        """The attempts at a pair, and the name of the file that has the row of each; {} if there is no such pair."""
+        with self._lock:
+            rows = self._attempts([pair_id])[0] if pair_id in self._places else []
+            return {key_of(row): self._known[key_of(row)] for row in rows}
+
+    def is_file(self, name: str) -> bool:
+        """True if a file of `pairs` has this name."""
+        return name in self._files
 
     def places(self, *, fresh: bool = False) -> Places:
         """Where the pictures are, as of the last KEPT_SECONDS, or as they are now if `fresh`."""
@@ -177,6 +213,12 @@ def _all_full(chosen: Sequence[Card], pairs: Row) -> Row:
     return {"full": [card.result.address for card in chosen], "before": before}
 
 
+def _empty() -> pa.Table:
+    """No rows, as `look` reads them."""
+    rows = parquet.empty("pairs", COLUMNS)
+    return _slim(rows.append_column(FILE, pa.array([], pa.string())))
+
+
 def _slim(rows: pa.Table) -> pa.Table:
     """The rows with each recipe in memory once."""
     place = rows.schema.get_field_index("recipe")
@@ -219,4 +261,4 @@ def _pictures(sources: Sequence[Source]) -> Row:
     urls = [
         f"preview/{quote(source.address)}?v={(source.sha256 or '')[:16]}" if source.in_out else "" for source in sources
     ]
-    return {"url": urls, "problem": ["" if source.in_out else "in the report" for source in sources]}
+    return {"url": urls, "problem": ["" if source.in_out else "only in the report" for source in sources]}

@@ -20,6 +20,7 @@ from batchnst.redaction import redact
 from batchnst.review.report import build
 from batchnst.review.serve.gallery import Gallery
 from batchnst.review.serve.guard import Guard
+from batchnst.review.serve.measures import Measures
 from batchnst.review.serve.night import Night
 from batchnst.storage.threads import start
 
@@ -81,14 +82,24 @@ async def _in_thread(action: Callable[[], T]) -> T:
     return await asyncio.wrap_future(start(action))
 
 
+async def _answered(action: Callable[[], T]) -> T:
+    """Call `action`, which reads OUT; the page is told to ask again if OUT cannot be read."""
+    try:
+        return await _in_thread(action)
+    except (BatchNSTError, OSError):
+        raise web.HTTPServiceUnavailable from None
+
+
 class Site:
     """Answers requests, from what it has read of OUT."""
 
     def __init__(self, out: Out) -> None:
         self._night = Night(out)
         self._gallery = Gallery(self._night)
+        self._measures = Measures(self._night, self._gallery)
         self._page = build.live_page(out)
         self._slots = asyncio.Semaphore(PREVIEWS_AT_ONCE)
+        self._measuring = asyncio.Semaphore(1)  # so that pictures come first
         self._news = asyncio.Condition()
         self._watched = asyncio.Event()
         self._watchers = 0
@@ -99,6 +110,8 @@ class Site:
             web.get("/", self.page),
             web.get("/pairs", self.pairs),
             web.get("/details", self.details),
+            web.get("/spark", self.sparks),
+            web.get("/loud", self.loud),
             web.get("/events", self.events, allow_head=False),
             web.get("/preview/{path:.+}", self.preview),
             web.get("/{path:(?:images|previous)/.+}", self.picture),
@@ -130,13 +143,21 @@ class Site:
     async def details(self, request: web.Request) -> web.Response:
         """All that the dialog of a pair shows."""
         pair_id = request.query.get("id", "")
-        try:
-            found = await _in_thread(lambda: build.details(self._night.out, pair_id))
-        except (BatchNSTError, OSError):
-            raise web.HTTPServiceUnavailable from None
+        found = await _answered(lambda: self._measures.details(pair_id))
         if found is None:
             raise web.HTTPNotFound
         return _json(found)
+
+    async def sparks(self, request: web.Request) -> web.Response:
+        """The sparklines of pairs."""
+        ids = request.query.getall("id", [])
+        return _json(await _answered(lambda: self._measures.sparks(ids)))
+
+    async def loud(self, request: web.Request) -> web.Response:
+        """How loud the flat areas of pairs are; one request is answered at a time."""
+        ids = request.query.getall("id", [])
+        async with self._measuring:
+            return _json(await _answered(lambda: self._measures.loud(ids)))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The state of the run, now and whenever it may have changed, as server-sent events.

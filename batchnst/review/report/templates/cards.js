@@ -6,7 +6,7 @@ const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_
 
 // The small curve of the total loss on the card of pair `i`.
 function spark(i) {
-  const points = [...pairs.spark[i]].map((letter, k, all) => {
+  const points = [...(pairs.spark[i] ?? "")].map((letter, k, all) => {
     return `${((k / (all.length - 1)) * 100).toFixed(1)} ${63 - LEVELS.indexOf(letter)}`;
   });
   const svg = document.createElementNS(SVG, "svg");
@@ -31,12 +31,14 @@ function result(i) {
 
 function caption(i) {
   const time = duration(pairs.seconds[i]);
-  const text = pairs.ok[i] ? `loss ${figure(pairs.loss[i])} · ${time}` : time;
+  const byLoudness = state.sort === "loud" && pairs.loud[i] !== null;
+  const more = byLoudness ? `flat areas ${figure(pairs.loud[i])}` : time;
+  const text = pairs.ok[i] ? `loss ${figure(pairs.loss[i])} · ${more}` : time;
   return element(
     "span",
     { className: "caption", id: `card-${i}` },
     element("span", { className: "name", title: `${title(i)}\n${pairs.id[i]}` }, title(i)),
-    element("span", { className: "line" }, text, ...tags(i)),
+    element("span", { className: "line" }, ...tags(i), text),
     element("span", { className: "line verdict" }),
   );
 }

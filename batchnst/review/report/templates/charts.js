@@ -1,32 +1,52 @@
-// Charts. They are drawn by Plotly, which is unpacked after the rest of the page has loaded.
+// Charts. Each is drawn by Plotly once it comes near the window: evaluating Plotly takes a second of processor time.
 
+const NEAR = "40px 0px";
+const waitingCharts = new Map(); // nodes of charts, and the functions that make their traces and layout
 const drawn = new Map();
-let library = null;
+let code = null; // Plotly's, once it is unpacked
+let unpacking = null;
 
-function plotly() {
-  library ??= unpack("plotly").then((code) => {
-    document.head.append(element("script", { textContent: code }));
-    return window.Plotly;
-  });
-  return library;
+const near = new IntersectionObserver(
+  (entries) => entries.filter(({ isIntersecting }) => isIntersecting).forEach(({ target }) => drawWaiting(target)),
+  { rootMargin: NEAR },
+);
+
+// Draw the traces and layout that `make` returns in `node`, when it comes near the window or the page is printed, and
+// again whenever the colours change.
+function draw(node, make) {
+  waitingCharts.set(node, make);
+  unpacking ??= unpack("plotly").then((text) => { code = text; });
+  unpacking.then(() => near.observe(node));
 }
 
-// Draw the traces and layout that `make` returns, and draw them again whenever the colours change.
-async function draw(node, make) {
-  const { react } = await plotly();
-  if (!node.isConnected) return;
+// This does not wait for anything, so that it is done in time before the page is printed.
+function drawWaiting(node) {
+  near.unobserve(node);
+  const make = waitingCharts.get(node);
+  if (!make) return;
+  if (!window.Plotly) document.head.append(element("script", { textContent: code }));
+  waitingCharts.delete(node);
   drawn.set(node, make);
+  redraw(make, node);
+}
+
+function redraw(make, node) {
   const { traces, layout } = make();
   const modeBarButtonsToRemove = ["select2d", "lasso2d", "autoScale2d"];
-  await react(node, traces, withStyle(layout), { responsive: true, displaylogo: false, modeBarButtonsToRemove });
+  window.Plotly.react(node, traces, withStyle(layout), { responsive: true, displaylogo: false, modeBarButtonsToRemove });
 }
 
 function erase(node) {
+  near.unobserve(node);
+  waitingCharts.delete(node);
   if (drawn.delete(node)) window.Plotly.purge(node);
 }
 
+addEventListener("beforeprint", () => {
+  if (code !== null) [...waitingCharts.keys()].filter((node) => !node.closest("dialog")).forEach(drawWaiting);
+});
 for (const query of ["(prefers-color-scheme: dark)", "print"]) {
-  matchMedia(query).addEventListener("change", () => drawn.forEach((make, node) => draw(node, make)));
+  matchMedia(query).addEventListener("change", () => drawn.forEach(redraw));
 }
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -3,7 +3,6 @@
 const state = { q: "", status: "", mark: "", style: "", folder: "", reason: "", sort: "", group: "", pair: "" };
 const FILTERS = ["q", "status", "mark", "style", "folder", "reason"];
 const controls = byId("controls").elements;
-const UNUSUAL = 5; // z-score from which audit calls a loss an outlier
 
 const STATUS = {
   "": ["all", () => true],
@@ -12,7 +11,7 @@ const STATUS = {
   again: ["painted again", (i) => Boolean(pairs.before[i])],
   retried: ["tried several times", (i) => pairs.attempt[i] > 1],
   rescued: ["rescued after divergence", (i) => pairs.rescued[i]],
-  outlier: ["unusual loss", (i) => Math.abs(pairs.unusual?.[i] ?? 0) > UNUSUAL],
+  outlier: ["unusual loss", (i) => isUnusual(i)],
 };
 const MARK = {
   "": ["all", () => true],
@@ -23,7 +22,7 @@ const numberOr = (name, i, other) => pairs[name]?.[i] ?? other;
 const down = (name) => (a, b) => numberOr(name, b, -Infinity) - numberOr(name, a, -Infinity) || a - b;
 const ORDER = {
   "": (a, b) => a - b,
-  unusual: (a, b) => Math.abs(numberOr("unusual", b, 0)) - Math.abs(numberOr("unusual", a, 0)) || a - b,
+  unusual: (a, b) => Math.abs(unusual(b)) - Math.abs(unusual(a)) || a - b,
   rescued: (a, b) => pairs.rescued[b] - pairs.rescued[a] || pairs.attempt[b] - pairs.attempt[a] || a - b,
   loud: down("loud"),
   "loss-down": down("loss"),
@@ -159,15 +158,20 @@ function fillControls() {
   controls.group.replaceChildren(...ways.map(([value, [name]]) => element("option", { value }, name)));
 }
 
-// Show pairs that were added after the page was opened; what has the focus keeps it.
-addEventListener("pairs", () => {
+// Apply the state again; the pair that has the focus keeps it.
+function refresh() {
   const focused = list.contains(document.activeElement) ? Number(document.activeElement.dataset.pair) : null;
+  apply();
+  if (focused !== null) list.querySelector(`[data-pair="${focused}"]`)?.focus({ preventScroll: true });
+}
+
+// Show pairs that were added after the page was opened.
+addEventListener("pairs", () => {
   searchTexts = null;
   fillControls();
   showState();
-  apply();
+  refresh();
   showCounts();
-  if (focused !== null) list.querySelector(`[data-pair="${focused}"]`)?.focus({ preventScroll: true });
 });
 
 const noFilters = () => Object.fromEntries(FILTERS.map((name) => [name, ""]));
