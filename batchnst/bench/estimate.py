@@ -40,7 +40,8 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
     `redo` are the values of `--redo`. Raises RequestError if one of them matches nothing.
     """
     weights = load_networks(manifest.networks)
-    plan, notices = _plan(manifest, Out(out) if out else None, weights, redo)
+    folder = Out(out) if out else None
+    plan, notices = _plan(manifest, folder, weights, redo)
     gpus = gpu_count()
     workers = gpus or usable_cpus()
     jobs = plan.sample(SAMPLE)
@@ -55,6 +56,8 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
         *_redo_lines(plan, notices),
         *_batch_lines(batches, pairs_per_job, hardware, speed),
     ]
+    if folder and folder.damage:
+        lines.append(f"ledger   {folder.damage.notice(str(out))}")
     if out and (newer := plan.inputs.newer()):
         lines.append(f"inputs   {describe_newer(newer, out)}")
     if too_large := sum(len(batch.jobs) for batch in readable if batch.memory_problem(hardware)):

@@ -172,6 +172,8 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
         # Planned under the claim: no other run can finish a pair after this.
         redo = yield from choose(options.redo, manifest, out, hashes_of(weights))
         plan = plan_run(manifest, out, weights, redo=redo, limit=options.limit)
+        if out.damage:
+            yield Notice(out.damage.notice(options.out))
         if newer := plan.inputs.newer():
             yield Notice(describe_newer(newer, options.out))
         if len(plan):

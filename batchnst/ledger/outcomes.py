@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,6 +28,13 @@ class Intent:
 
     run_number: int
     attempts: dict[str, int]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Intent:
+        """An intent from its file; raises ValueError and TypeError if it is none."""
+        values = json.loads(data)
+        attempts = {str(output): int(attempt) for output, attempt in values["attempts"].items()}
+        return cls(int(values["run_number"]), attempts)
 
 
 @dataclass(frozen=True)

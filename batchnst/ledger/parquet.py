@@ -79,6 +79,11 @@ def conform(path: str, rows: pa.Table, table: str) -> pa.Table:
         return rows.cast(pa.schema(fields, rows.schema.metadata))
 
 
+def with_gaps(schema: pa.Schema) -> pa.Schema:
+    """The schema with null allowed in every column: a damaged row may have it anywhere."""
+    return pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
+
+
 @contextmanager
 def readable(path: str) -> Iterator[None]:
     """Context in which the file at `path` is read.

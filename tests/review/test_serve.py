@@ -273,9 +273,9 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     night, read = Night(Out(str(tmp_path / "out"))), list[int]()
     real = Out.rows_of
 
-    def rows_of(self: Out, files: list[Any], *rest: Any) -> Any:
+    def rows_of(self: Out, files: list[Any], *rest: Any, **options: Any) -> Any:
         read.append(len(files))
-        return real(self, files, *rest)
+        return real(self, files, *rest, **options)
 
     monkeypatch.setattr(Out, "rows_of", rows_of)
 

@@ -136,9 +136,9 @@ def test_files_are_read_once_and_a_compaction_changes_nothing(out: Out, monkeypa
         read: list[int] = []
         real = Out.rows_of
 
-        def rows_of(self: Out, files: Sequence[Any], *rest: Any) -> Any:
+        def rows_of(self: Out, files: Sequence[Any], *rest: Any, **options: Any) -> Any:
             read.append(len(files))
-            return real(self, files, *rest)
+            return real(self, files, *rest, **options)
 
         monkeypatch.setattr(Out, "rows_of", rows_of)
         assert watch.look().done == 6

@@ -46,7 +46,7 @@ class Night:
     """The pairs of OUT and the state of its run, as of the last `look`; safe to use from several threads.
 
     epoch: tells this object from others, whose numbers of changes mean nothing here. seq: the number of changes so far;
-    each new attempt at a pair is one. problem: why the last look failed, "" if it did not.
+    each new attempt at a pair is one. problem: what is wrong with what is shown, "" if nothing is.
     """
 
     def __init__(self, out: Out) -> None:

@@ -102,9 +102,10 @@ class Site:
             await self._watched.wait()
             try:
                 await _in_thread(self._night.look)
-                self._night.problem = ""
+                damage = self._night.out.damage
+                self._night.problem = damage.notice(self._night.out.address) if damage else ""
             except (BatchNSTError, OSError) as error:
-                self._night.problem = redact(str(error))
+                self._night.problem = f"What is shown may be old: {redact(str(error))}"
             async with self._news:
                 self._news.notify_all()
             await asyncio.sleep(LOOK_SECONDS)
