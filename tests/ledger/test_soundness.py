@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pytest
 
-from batchnst.errors import StorageError
+from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger.out import INTENTS, Out
+from batchnst.ledger.pictures.form import FormName
 from batchnst.ledger.schema import SCHEMAS, to_table
 from batchnst.ledger.soundness import split
 from batchnst.ledger.state import STATES, read_state
+from batchnst.storage.stores import Disk
 from tests.helpers import loss, row
 
 
@@ -78,3 +81,26 @@ def test_state_and_intents_that_are_damaged_are_named(tmp_path: Path, data: byte
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match=r"01\.json: is damaged; remove it"):
         patch.setattr("time.sleep", lambda _: None)
         read_state(out.folder)
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, LedgerError), (errno.EIO, StorageError)])
+def test_a_file_that_is_refused_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: FormName, number: int, kind: type[Exception]
+) -> None:
+    out = Out(str(tmp_path))
+    with out.claim("r1", form) as claim:
+        out.commit(claim.lease(), {"a.png": b"picture"}, [row("a")], [])
+
+    real = Disk.open
+
+    def refused(self: Disk, path: str, buffer: int, **options: bool) -> BinaryIO:
+        if path.endswith((".parquet", ".tar")):
+            raise OSError(number, "as if the disk had said it")
+        return real(self, path, buffer, **options)
+
+    monkeypatch.setattr(Disk, "open", refused)
+    for read in (out.pictures, lambda: out.rows("pairs")):
+        with pytest.raises(kind, match="as if the disk had said it") as caught:
+            read()
+        assert "not a readable" not in str(caught.value)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 import pyarrow as pa
 
 from batchnst.errors import LedgerError, StorageError
+from batchnst.ledger.parquet import why_unreadable
 from batchnst.ledger.pictures.form import INDEX, Entry, Picture
 from batchnst.storage.retries import is_transient
 
@@ -100,7 +101,7 @@ def _readable(name: str) -> Iterator[None]:
     except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         if is_transient(error):
             raise StorageError(f"{name}: its storage does not answer: {error}") from None
-        raise LedgerError(f"{name}: not a readable archive of pictures: {error}") from None
+        raise LedgerError(f"{name}: {why_unreadable(error, 'archive of pictures')}") from None
 
 
 def _pieces(file: BinaryIO, name: str, begin: int, end: int) -> Iterator[bytes]:
