@@ -33,13 +33,13 @@ def status(
     """Show the progress of a run, from its ledger alone: done, failed, left, rate, time to go."""
     from batchnst.cli.display import show_while
     from batchnst.ledger.out import open_out
-    from batchnst.review.status import Watch, describe
+    from batchnst.review.status import Watch, describe, describe_previous
 
     folder = open_out(out)
     read = Watch(folder).look
     state = show_while(read, describe, lambda now: now.holder is not None) if watch else read()
     _warn_of_damage(folder)
-    print_result(describe(state))
+    print_result(describe(state) + describe_previous(folder))
 
 
 @app.command()

@@ -153,3 +153,12 @@ def test_the_command_prints_it_and_watches_as_long_as_a_run_goes_on(out: Out) ->
     result = batchnst("status", out.address, "--watch")
     assert result.exit_code == 0, result.output
     assert result.stdout == describe(look(out)) + "\n"
+
+
+def test_it_says_how_much_room_the_pictures_from_before_take(out: Out) -> None:
+    assert "previous" not in batchnst("status", out.address).stdout
+    for name in ("a/r1-1.png", "b/r1-1.png"):
+        out.folder.write(f"previous/{name}", bytes(600_000))
+    last = batchnst("status", out.address).stdout.splitlines()[-1]
+    expected = "1.2 MB in 2 files of pictures from before; to make room, remove the folder"
+    assert last == f"previous {expected} {out.address}/previous"
