@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchnst.errors import StorageError
 from batchnst.ledger.claim import Holder
 from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
 from batchnst.ledger.previous import PREVIOUS
@@ -173,7 +174,10 @@ def describe(status: Status) -> str:
 
 def describe_previous(out: Out) -> str:
     """A line about the room that pictures from before take, which were painted again; "" if there are none."""
-    files = out.folder.files(PREVIOUS)
+    try:
+        files = out.folder.files(PREVIOUS)
+    except StorageError as error:  # such as a link; the run's state is known all the same
+        return f"\nprevious {error}"
     if not files:
         return ""
     size, count = sum(info.size for info in files) / 1e6, "1 file" if len(files) == 1 else f"{len(files)} files"

@@ -162,3 +162,8 @@ def test_it_says_how_much_room_the_pictures_from_before_take(out: Out) -> None:
     last = batchnst("status", out.address).stdout.splitlines()[-1]
     expected = "1.2 MB in 2 files of pictures from before; to make room, remove the folder"
     assert last == f"previous {expected} {out.address}/previous"
+    folder = Path(out.address)
+    (folder / "previous").rename(folder.parent / "elsewhere")
+    (folder / "previous").symlink_to(folder.parent / "elsewhere")
+    status = batchnst("status", out.address)
+    assert (status.exit_code, "previous: is a link" in status.stdout.splitlines()[-1]) == (0, True)

@@ -31,6 +31,12 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 PIECE = 1 << 20
 """Bytes that are copied at a time."""
 
+_OF_DAMAGE = (
+    *(tarfile.TarError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+"""Errors of those who read a damaged archive, or a damaged row in it."""
+
 _COLUMNS = {"path": "output", "sha256": "output_sha256"}
 """Names in a row of the columns of INDEX that have another name there."""
 
@@ -98,7 +104,7 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (*_OF_DAMAGE, OSError) as error:
         if is_transient(error):
             raise StorageError(f"{name}: its storage does not answer: {error}") from None
         raise LedgerError(f"{name}: {why_unreadable(error, 'archive of pictures')}") from None
