@@ -185,7 +185,7 @@ def test_no_file_of_the_ledger_is_among_the_addresses(server: Server, folder: Pa
     tampered = Night(Out(str(folder / "out")))
     tampered.look()
     names = ["images/../../secret.png", f"images/{folder}/secret.png", "images/link.png", "images/deep/secret.png"]
-    assert [tampered.picture(name) is not None for name in names] == [True] * 4, "rows name them"
+    assert [tampered.picture(name) is not None for name in names] == [False, False, True, True]
     assert [Gallery(tampered).picture(name) for name in names] == [None] * 4
     assert [Gallery(tampered).preview(name) for name in names] == [None] * 4
 

@@ -46,7 +46,7 @@ class Night:
     """The pairs of OUT and the state of its run, as of the last `look`; safe to use from several threads.
 
     epoch: tells this object from others, whose numbers of changes mean nothing here. seq: the number of changes so far;
-    each new attempt at a pair is one. problem: what is wrong with what is shown, "" if nothing is.
+    each new attempt at a pair is one. problem: why the last look failed, "" if it did not.
     """
 
     def __init__(self, out: Out) -> None:
@@ -148,8 +148,9 @@ class Night:
 
     def state(self) -> Row:
         """The state of the run, as the page's function `showState` takes it."""
+        damage = self.out.damage.notice(self.out.address) if self.out.damage else ""
         with self._lock:
-            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem, **self._status}
+            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem or damage, **self._status}
 
     def _describe(self, rows: pa.Table) -> Row:
         """The state of the newest run; {} if there is none yet."""

@@ -102,8 +102,7 @@ class Site:
             await self._watched.wait()
             try:
                 await _in_thread(self._night.look)
-                damage = self._night.out.damage
-                self._night.problem = damage.notice(self._night.out.address) if damage else ""
+                self._night.problem = ""
             except (BatchNSTError, OSError) as error:
                 self._night.problem = f"What is shown may be old: {redact(str(error))}"
             async with self._news:
@@ -156,7 +155,7 @@ class Site:
         while True:
             state = self._night.state()
             name, text = f"{state['epoch']}-{state['seq']}", json.dumps(state)
-            if text != sent and not (name == last and not sent and not state["problem"]):
+            if text != sent and not (name == last and not sent and not self._night.problem):
                 await answer.write(f"id: {name}\ndata: {text}\n\n".encode())
             else:
                 await answer.write(b": still here\n\n")
