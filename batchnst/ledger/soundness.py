@@ -195,7 +195,7 @@ _NAME = _like(rf"{_LEADING_OUT}|^\.$|^.{{256}}", "a name")
 _STATUSES = pa.array(["ok", "failed"])
 _OBJECT = (_is_no_object, "a JSON object")
 _SIZE = _between(1, _MOST_PIXELS, f"a whole number from 1 to {_MOST_PIXELS}")
-_TIME = _between(0, 1e12, "a number of seconds")
+_TIME = _between(-1e12, 1e12, "a number of seconds")  # below 0 if a clock was put back meanwhile
 
 _OF_COLUMN: dict[str, tuple[Damaged, str]] = {
     "run_id": _NAME,
