@@ -55,7 +55,9 @@ def test_a_row_is_named_as_far_as_it_can_be() -> None:
     assert damages("losses", step=-1)[0].startswith("pair b: the row of attempt 1 of run r1: step is -1; expected a ")
 
 
-@pytest.mark.parametrize("changes", [{"total_loss": float("nan")}, {"output_sha256": "no hash"}, {"notes": []}, {"seconds": -2.0}])
+@pytest.mark.parametrize(
+    "changes", [{"total_loss": float("nan")}, {"output_sha256": "no hash"}, {"notes": []}, {"seconds": -2.0}]
+)
 def test_what_an_audit_compares_is_no_damage(changes: dict[str, Any]) -> None:
     assert damages(**changes) == []
 
