@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from batchnst.bench.speed import known_speed, measure_speed
+from batchnst.engine.back_again import describe_back_again
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
 from batchnst.engine.repaint import Redo, choose, named_rows
@@ -40,7 +41,8 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
     `redo` are the values of `--redo`. Raises RequestError if one of them matches nothing.
     """
     weights = load_networks(manifest.networks)
-    plan, notices = _plan(manifest, Out(out) if out else None, weights, redo)
+    folder = Out(out) if out else None
+    plan, notices = _plan(manifest, folder, weights, redo)
     gpus = gpu_count()
     workers = gpus or usable_cpus()
     jobs = plan.sample(SAMPLE)
@@ -55,6 +57,10 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
         *_redo_lines(plan, notices),
         *_batch_lines(batches, pairs_per_job, hardware, speed),
     ]
+    if folder and (back := describe_back_again(plan, folder)):
+        lines.append(f"back     {back}")
+    if folder and folder.damage:
+        lines.append(f"ledger   {folder.damage.notice(str(out))}")
     if out and (newer := plan.inputs.newer()):
         lines.append(f"inputs   {describe_newer(newer, out)}")
     if too_large := sum(len(batch.jobs) for batch in readable if batch.memory_problem(hardware)):

@@ -80,7 +80,14 @@ class Notifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Post the message on the end, and wait for all messages, but not long."""
+        """Post the message on the end, and wait for all messages, but not long.
+
+        The run is over: a first signal meanwhile changes neither the message nor the exit code.
+        """
+        with signals.finishing():
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         if error is None:
             self._post("end", "failed" if self._display.failed else "done", "")
         elif isinstance(error, KeyboardInterrupt) or signals.interrupted():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,15 @@ from batchnst.cli.app import FAILED, MAX_PROBLEMS, app, handle_errors, print_err
 from batchnst.cli.arguments import FormOfPictures, OutFolder, ShardSize
 from batchnst.cli.options import size_in_bytes
 from batchnst.errors import RequestError
+
+if TYPE_CHECKING:  # imports pyarrow, and `--help` does not need it
+    from batchnst.ledger.out import Out
+
+
+def _warn_of_damage(folder: Out) -> None:
+    """Print a line if the ledger of `folder` has damaged rows."""
+    if folder.damage:
+        print_error(folder.damage.notice(folder.address))
 
 
 @app.command()
@@ -24,10 +33,13 @@ def status(
     """Show the progress of a run, from its ledger alone: done, failed, left, rate, time to go."""
     from batchnst.cli.display import show_while
     from batchnst.ledger.out import open_out
-    from batchnst.review.status import Watch, describe
+    from batchnst.review.status import Watch, describe, describe_previous
 
-    read = Watch(open_out(out)).look
-    print_result(describe(show_while(read, describe, lambda now: now.holder is not None) if watch else read()))
+    folder = open_out(out)
+    read = Watch(folder).look
+    state = show_while(read, describe, lambda now: now.holder is not None) if watch else read()
+    _warn_of_damage(folder)
+    print_result(describe(state) + describe_previous(folder))
 
 
 @app.command()
@@ -160,6 +172,7 @@ def report(
         files.write(to, page)
     else:
         folder.folder.write("report.html", page)
+    _warn_of_damage(folder)
     print_result(to or f"{out}/report.html")
 
 
@@ -208,8 +221,10 @@ def replay(
     from batchnst.transfer.device import tune_process
 
     tune_process()
+    folder = open_out(out)
     with Bar() as bar:
-        compared = list(paint_again(open_out(out), pair_id, bar.update))
+        compared = list(paint_again(folder, pair_id, bar.update))
+    _warn_of_damage(folder)
     print_result("\n".join(f"{item.what:8} {item.text}" for item in compared))
     wrong = [item.what for item in compared if not item.holds]
     print_result(f"does not hold: {', '.join(wrong)}" if wrong else f"holds: the same loss, to {CLOSE:.0%}")
@@ -247,8 +262,10 @@ def export(
 
     size = size_in_bytes(shard_size, "--shard-size")
     request = Request(form=to.value, shard_size=size, status=status.value if status else None, where=where)
+    folder = open_out(out)
     with Bar() as bar:
-        result = copy(open_out(out), dest, request, bar.update)
+        result = copy(folder, dest, request, bar.update)
+    _warn_of_damage(folder)
     print_error("\n".join(result.missing[:MAX_PROBLEMS]))
     print_result(describe(result, dest))
     if result.missing:

@@ -1,7 +1,7 @@
 """End in good order on SIGINT, SIGTERM and SIGHUP, at any moment, and always soon.
 
-The first signal raises Interrupted, the second one ends the process. So does the time to tidy up when it is over:
-the main thread may hang where no exception reaches it.
+The first signal raises Interrupted, unless all is over but a last message; the second one ends the process. So does the
+time to tidy up when it is over: the main thread may hang where no exception reaches it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """The state of this process: its time to tidy up, and when that ends after a signal has come."""
+    """The state of this process: its time to tidy up, and when that ends after a signal has come.
+
+    finishing: a first signal changes nothing any more. ignored: one has come then.
+    """
 
     seconds = SECONDS
     deadline: float | None = None
-    installed = told = False
+    installed = told = finishing = ignored = False
 
 
 _state = _State()
@@ -84,6 +87,19 @@ def give_time(seconds: float) -> None:
     _state.seconds = seconds
 
 
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Let what is done in this context end, although a first signal comes; the process then ends as without it.
+
+    What is done must end by itself, and soon. A second signal ends the process at once.
+    """
+    _state.finishing = not interrupted()
+    try:
+        yield
+    finally:
+        _state.finishing = _state.ignored
+
+
 def interrupted() -> bool:
     """True after the first signal."""
     return _state.deadline is not None
@@ -116,12 +132,15 @@ def _interrupt(signum: int, frame: Any) -> None:
     for kind in KINDS:
         if signal.getsignal(kind) == _interrupt:
             signal.signal(kind, lambda *_: _leave())
+    if _state.finishing:
+        _state.ignored = True
+        return
     _begin_to_end()
     raise Interrupted
 
 
 def _begin_to_end() -> None:
-    if _state.deadline is None:
+    if _state.deadline is None and not _state.finishing:
         _state.deadline = time.monotonic() + _state.seconds
 
 

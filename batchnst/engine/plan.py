@@ -136,6 +136,7 @@ class Plan:
     that are done, and those that failed in an earlier run and are not tried again. `inputs` are files of the done ones.
     `again` is the number of pairs that failed in an earlier run for a passing reason and are tried again. `redo` is
     what `--redo` asks for, and `redone` the number of settled pairs that are painted again for it, by reason.
+    `otherwise` counts pairs that are painted again as they were before another run, by the number of that run.
     """
 
     manifest: Manifest
@@ -148,6 +149,7 @@ class Plan:
     again: int
     redo: Redo = NOTHING
     redone: Counter[str] = field(default_factory=Counter)
+    otherwise: Counter[int] = field(default_factory=Counter)
 
     @property
     def pairs(self) -> int:
@@ -220,7 +222,7 @@ def make_plan(
     A pair is settled if its outcome has the fingerprint that the manifest asks for now, and is ok, or is failed for a
     reason that will not pass; unless `redo` asks for it. At most `limit` pairs are planned.
     """
-    redo, redone = redo or NOTHING, Counter[str]()
+    redo, redone, otherwise = redo or NOTHING, Counter[str](), Counter[int]()
     left, attempts = np.ones(len(manifest), bool), np.ones(len(manifest), np.int64)
     done = failed = again = start = 0
     inputs = DoneInputs()
@@ -232,6 +234,7 @@ def make_plan(
             settled = outcomes.at(places[known], manifest.fingerprints(pairs, weights_sha256))
             again_now, why = redo.of(start + known, settled)
             redone.update(why)
+            otherwise.update(settled.otherwise[settled.otherwise > 0].tolist())
             is_done, given_up = settled.done & ~again_now, settled.failed & ~again_now
             inputs.add(pairs.filter(pa.array(is_done)), settled.finished[is_done], manifest)
             done += int(is_done.sum())
@@ -241,7 +244,8 @@ def make_plan(
             attempts[start + known] = settled.attempts + 1
         start += len(block)
     chosen = np.flatnonzero(left)[:limit]
-    return Plan(manifest, chosen, attempts[chosen], weights_sha256, done, failed, inputs, again, redo, redone)
+    counts = done, failed, inputs, again, redo, redone, otherwise
+    return Plan(manifest, chosen, attempts[chosen], weights_sha256, *counts)
 
 
 def make_batches(

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from batchnst.engine.back_again import describe_back_again
 from batchnst.engine.events import Event, Finished, Notice, Sealed
 from batchnst.engine.failing_stores import FailingStores
 from batchnst.engine.newer import describe_newer
@@ -172,6 +173,10 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
         # Planned under the claim: no other run can finish a pair after this.
         redo = yield from choose(options.redo, manifest, out, hashes_of(weights))
         plan = plan_run(manifest, out, weights, redo=redo, limit=options.limit)
+        if back := describe_back_again(plan, out):
+            yield Notice(back)
+        if out.damage:
+            yield Notice(out.damage.notice(options.out))
         if newer := plan.inputs.newer():
             yield Notice(describe_newer(newer, options.out))
         if len(plan):

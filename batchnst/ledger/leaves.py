@@ -109,7 +109,7 @@ def _read(out: Out, table: str, skip_unreadable: bool, info: pafs.FileInfo) -> p
         rows = parquet.read(out.folder, info)
         missing = [field for field in SCHEMAS[table] if field.nullable and field.name not in rows.column_names]
         rows = pa.concat_tables([rows, pa.schema(missing).empty_table()], promote_options="default")
-        known = rows.select(SCHEMAS[table].names).cast(SCHEMAS[table])
+        known = rows.select(SCHEMAS[table].names).cast(parquet.with_gaps(SCHEMAS[table]))
         for name in set(rows.column_names) - set(known.column_names):
             known = known.append_column(name, rows[name])
         encode_rows(known.slice(0, 1))  # raises for types that have no canonical form
@@ -123,7 +123,7 @@ def _read(out: Out, table: str, skip_unreadable: bool, info: pafs.FileInfo) -> p
         if not skip_unreadable:
             text = f"{info.path}: its columns are not those of schema {VERSION}: {error}"
             raise LedgerError(text, "schema") from None
-    return SCHEMAS[table].empty_table()
+    return parquet.with_gaps(SCHEMAS[table]).empty_table()
 
 
 def _pair_and_picture_leaves(out: Out, read: Any, progress: Progress) -> tuple[pa.Table, pa.Table, int]:

@@ -26,6 +26,7 @@ from batchnst.ledger.pictures.form import FormName, Picture, encode
 from batchnst.ledger.pictures.stored import FORMS, Pictures
 from batchnst.ledger.previous import Previous, keep
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
+from batchnst.ledger.soundness import Damage, split
 from batchnst.storage.files import Folder, in_parallel
 from batchnst.text_hashes import hashes, repeated
 
@@ -50,11 +51,15 @@ ledgers of batchnst 0.1.0, which had no `run_number`.
 
 
 class Out:
-    """A run's folder, local or in an object store: the ledger under `ledger/`, pictures as `ledger.pictures` says."""
+    """A run's folder, local or in an object store: the ledger under `ledger/`, pictures as `ledger.pictures` says.
+
+    damage: the first damaged row that was met; None if there was none so far.
+    """
 
     def __init__(self, address: str) -> None:
         self.folder = Folder(address)
         self.address = self.folder.address
+        self.damage: Damage | None = None
 
     def claim(self, run_id: str, form: FormName = "files", above: int = 0) -> Claim:
         """A claim on this folder by `run_id`; use it in a `with` statement.
@@ -80,11 +85,15 @@ class Out:
         self.recover(claim)
         count = left = len(compaction.current_files(self.folder, "pictures"))
         if count:  # first, because the files that it puts in place of rows may be merged only once it is through
-            rows = self.rows("pairs", [*ATTEMPT, "status", *ORDERED_BY[::2]])
-            ok = rows.filter(pc.equal(rows["status"], "ok"))
-            left = shards.compact(self.folder, claim, (ok, newest_rows(ok)), at_least, shard_size)
+            every, sound = (self._ok_attempts(damaged=damaged) for damaged in (True, False))
+            left = shards.compact(self.folder, claim, (every, newest_rows(sound)), at_least, shard_size)
         before, after = compaction.compact(self.folder, claim, at_least)
         return before + count, after + left
+
+    def _ok_attempts(self, *, damaged: bool) -> pa.Table:
+        """The keys and the order of all ok rows of `pairs`; also of damaged ones if those are asked for."""
+        rows = self.rows("pairs", [*ATTEMPT, "status", *ORDERED_BY[::2]], damaged=damaged)
+        return rows.filter(pc.equal(rows["status"], "ok"))
 
     def recover(self, claim: Claim) -> None:
         """Finish or undo an interrupted compaction; raises Superseded if `claim` is lost."""
@@ -171,8 +180,16 @@ class Out:
             return []
         known = {info.base_name for info in self.folder.files("ledger/pairs", ending=".parquet")}
         pending = (info for info in begun if f"{info.base_name.removesuffix('.json')}.parquet" not in known)
-        read = (self.folder.read(self.folder.relative(info.path)) for info in pending)
-        return [Intent(**json.loads(data)) for data in read if data]
+        return [intent for info in pending if (intent := self._intent(self.folder.relative(info.path)))]
+
+    def _intent(self, name: str) -> Intent | None:
+        """The intent in a file; None if it is gone. Raises StorageError if it is damaged."""
+        data = self.folder.read(name)
+        try:
+            return Intent.parse(data) if data else None
+        except (ValueError, TypeError, LookupError, RecursionError, AttributeError):
+            path = self.folder.path(name)
+            raise StorageError(f"{path}: is damaged; remove it, then find altered pictures by `audit`") from None
 
     def begin(self, run: RunRow) -> None:
         """Add the row of a run that starts."""
@@ -213,13 +230,19 @@ class Out:
         *,
         prefix: str = "",
         matching: pc.Expression | None = None,
+        damaged: bool = False,
     ) -> pa.Table:
         """The rows of a table; only `columns` if given.
 
-        prefix: read only files whose names begin with it. matching: only rows that satisfy it. Raises LedgerError if
-        this version cannot read a file.
+        prefix: read only files whose names begin with it. matching: only rows that satisfy it. damaged: also rows that
+        are damaged; else those whose `columns` are damaged are left out. Raises LedgerError if this version cannot read
+        a file.
         """
-        return retry_vanished(lambda: self.rows_of(self.files(table, prefix), table, columns, matching))
+
+        def read() -> pa.Table:
+            return self.rows_of(self.files(table, prefix), table, columns, matching, damaged=damaged)
+
+        return retry_vanished(read)
 
     def portions(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The `columns` of all rows of a table, a part of it at a time; raises LedgerError as `rows` does."""
@@ -238,8 +261,10 @@ class Out:
         table: str,
         columns: Sequence[str] | None = None,
         matching: pc.Expression | None = None,
+        *,
+        damaged: bool = False,
     ) -> pa.Table:
-        """The rows of a table in `files`; only `columns` if given, and only rows that satisfy `matching`."""
+        """The rows of a table in `files`; arguments as of `rows`."""
 
         def read(info: pafs.FileInfo) -> pa.Table:
             rows = parquet.read(self.folder, info, columns, matching)
@@ -247,7 +272,14 @@ class Out:
 
         groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
         tables = in_parallel(lambda group: _concat(map(read, group)), groups, self.folder.streams)
-        return _concat([parquet.empty(table, columns), *tables])
+        rows = _concat([parquet.empty(table, columns), *tables])
+        return rows if damaged else self.sound(rows, table)[0]
+
+    def sound(self, rows: pa.Table, table: str, *, complete: bool = False) -> tuple[pa.Table, list[Damage]]:
+        """The sound rows of `rows` and the damage of the others, as `soundness.split` finds them."""
+        rows, damages = split(rows, table, complete=complete)
+        self.damage = self.damage or next(iter(damages), None)
+        return rows, damages
 
     def rows_in(
         self,

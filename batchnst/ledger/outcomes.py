@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,6 +28,13 @@ class Intent:
 
     run_number: int
     attempts: dict[str, int]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Intent:
+        """An intent from its file; raises ValueError and TypeError if it is none."""
+        values = json.loads(data)
+        attempts = {str(output): int(attempt) for output, attempt in values["attempts"].items()}
+        return cls(int(values["run_number"]), attempts)
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,14 @@ class Outcomes:
         """`parts` together are the rows of `pairs`, with all attempts at each pair."""
         parts = parts or [PairRows.of(parquet.empty("pairs", COLUMNS))]
         rows = PairRows(*map(np.concatenate, zip(*(part.arrays for part in parts), strict=True)))
-        newest = rows.take(rows.newest(rows.pairs))
+        places = rows.newest(rows.pairs)
+        newest = rows.take(places)
         painted = rows.take(np.flatnonzero(rows.ok))
         owners = painted.take(painted.newest(painted.outputs))
+        is_earlier = rows.ok.copy()
+        is_earlier[places] = False
+        earlier = rows.take(np.flatnonzero(is_earlier))
+        self._earlier = _both(earlier.pairs, earlier.fingerprints)
         self._rows = newest
         self._done = newest.ok & newest.are_among(owners.take(np.flatnonzero(~owners.disputed(intents))))
 
@@ -69,15 +82,17 @@ class Outcomes:
 
     def at(self, places: NDArray[np.int64], fingerprints: pa.Array) -> Settled:
         """The outcomes at `places` of pairs that now have these `fingerprints`."""
-        rows = self._rows
-        unchanged = rows.fingerprints[places] == hashes(fingerprints)
+        rows, asked = self._rows, hashes(fingerprints)
+        unchanged = rows.fingerprints[places] == asked
         passing = rows.passing[places]
+        back = ~unchanged & rows.ok[places] & np.isin(_both(rows.pairs[places], asked), self._earlier)
         return Settled(
             unchanged & self._done[places],
             unchanged & ~rows.ok[places] & ~passing,
             unchanged & passing,
             rows.attempts[places],
             rows.finished[places],
+            np.where(back, rows.numbers[places], 0),
         )
 
     def find(self, pair_ids: Sequence[str]) -> tuple[NDArray[np.int64], Iterator[Outcome]]:
@@ -95,7 +110,8 @@ class Settled:
 
     done: it is ok and unchanged, and nothing else may have been written to its output since. failed: it failed for a
     reason that will not pass, and is unchanged. passing: the same for one that may pass by itself. attempts: the number
-    of its last attempt. finished: when that ended, in microseconds since 1970.
+    of its last attempt. finished: when that ended, in microseconds since 1970. otherwise: number of the run that has
+    painted it otherwise, after an earlier one had painted it as it is asked for now; 0 if none has.
     """
 
     done: NDArray[np.bool_]
@@ -103,6 +119,12 @@ class Settled:
     passing: NDArray[np.bool_]
     attempts: NDArray[np.int64]
     finished: NDArray[np.int64]
+    otherwise: NDArray[np.int64]
+
+
+def _both(pairs: Hashes, fingerprints: Hashes) -> Hashes:
+    """A hash of each pair together with its fingerprint."""
+    return pairs ^ (fingerprints >> 1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from batchnst.errors import LedgerError, StorageError
 from batchnst.ledger.schema import SCHEMAS, VERSION, VERSION_KEY
 from batchnst.storage.files import Folder
-from batchnst.storage.retries import is_transient
+from batchnst.storage.retries import is_of_store, is_transient
 
 SMALL = 1 << 20
 """Files smaller than this, in bytes, are fetched in one request instead of one for each column."""
@@ -79,11 +79,16 @@ def conform(path: str, rows: pa.Table, table: str) -> pa.Table:
         return rows.cast(pa.schema(fields, rows.schema.metadata))
 
 
+def with_gaps(schema: pa.Schema) -> pa.Schema:
+    """The schema with null allowed in every column: a damaged row may have it anywhere."""
+    return pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
+
+
 @contextmanager
 def readable(path: str) -> Iterator[None]:
     """Context in which the file at `path` is read.
 
-    Raises LedgerError if the file is damaged or not Parquet, StorageError if its storage does not answer, and
+    Raises LedgerError if the file is damaged, not Parquet or refused, StorageError if its storage does not answer, and
     FileNotFoundError if it is gone.
     """
     try:
@@ -93,7 +98,14 @@ def readable(path: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names and numbers in its metadata
         if is_transient(error):
             raise StorageError(f"{path}: its storage does not answer: {error}") from None
-        raise LedgerError(f"{path}: not a readable Parquet file: {error}") from None
+        raise LedgerError(f"{path}: {why_unreadable(error, 'Parquet file')}") from None
+
+
+def why_unreadable(error: Exception, what: str) -> str:
+    """Why a file that should be a `what` cannot be read: its store or disk refuses it, or it is damaged."""
+    if is_of_store(error):
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"not a readable {what}: {error}"
 
 
 def check_version(path: str, schema: pa.Schema) -> None:

@@ -118,7 +118,7 @@ def _entry(folder: Folder, number: int) -> State | None:
     data = folder.read(_name(number))
     try:
         return _parse(data) if data else None
-    except ValueError:
+    except (ValueError, TypeError, LookupError, RecursionError):  # not complete, or damaged
         return None
 
 

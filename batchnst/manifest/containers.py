@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -21,7 +22,7 @@ from batchnst.manifest.left_out import LeftOut, Picture
 from batchnst.manifest.readers import PARQUET_BUFFER, ending, is_counted
 from batchnst.storage import walk
 from batchnst.storage.files import list_archive, open_file, parent, resolve
-from batchnst.storage.retries import is_transient
+from batchnst.storage.guarded import Guarded
 
 SCHEMES = {".zip": "zip", ".tar": "tar", ".parquet": "parquet"}
 """Schemes of the addresses inside a file, by its ending."""
@@ -102,15 +103,16 @@ def _paths(scheme: str, address: str, left_out: LeftOut, hidden: bool) -> list[s
 def _cells(address: str, column: str, folder: PurePosixPath, left_out: LeftOut) -> Iterator[Picture]:
     """The pictures in a column of a Parquet file, in the order of its rows; the usual column if `column` is empty."""
     with _as_request_error(), open_file(address, PARQUET_BUFFER) as file:
+        guarded = Guarded(file, sys.maxsize)
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(guarded)
             chosen = _column(address, parquet, column)
             found = list(picture_columns.read_column(parquet, chosen, address))
         except Unreadable as error:
             raise RequestError(f"{address}: {error}") from None
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            if is_transient(error):
-                raise
+            if guarded.error:
+                raise guarded.error from None
             raise RequestError(f"{address}: not a readable Parquet file: {str(error).partition(chr(10))[0]}") from None
     base = parent(address)
     for row, (text, path) in enumerate(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from batchnst.manifest.columns import Row, Unreadable, check_columns
 from batchnst.manifest.picture_columns import read_batches, remark
 from batchnst.manifest.row_columns import Cells
+from batchnst.storage.guarded import Guarded
 
 BATCH_ROWS = 1 << 14
 """Rows that are held as Python objects at a time."""
@@ -21,10 +23,11 @@ def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iter
     """Yield many rows at a time, or a row with its number, from 1.
 
     `name` is the address of the file in those of its pictures; `note` is called with a remark on how it is read.
+    Raises Unreadable if the file is damaged; an error of its store is raised as it is.
     """
-    number = 0
+    number, guarded = 0, Guarded(file, sys.maxsize)
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(guarded)
         check_columns(parquet.schema_arrow.names)
         if text := remark(parquet):
             note(text)
@@ -43,6 +46,8 @@ def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iter
     except UnicodeDecodeError as error:
         raise Unreadable(f"has, in row {number + 1} or later, a text that is not UTF-8 (byte {_byte(error)})") from None
     except (pa.ArrowException, OSError, KeyError, OverflowError) as error:
+        if guarded.error:
+            raise guarded.error from None
         raise Unreadable(f"not a readable Parquet file: {_first_line(error)}") from None
 
 

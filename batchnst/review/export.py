@@ -64,15 +64,18 @@ def export(out: Out, to: str, request: Request, progress: Progress = silent) -> 
 
     Raises RequestError if the request is wrong, StorageError if one of the folders fails.
     """
-    rows = out.rows("pairs")
-    newest = newest_rows(rows)
+    rows = out.rows("pairs", damaged=True)
+    sound, damages = out.sound(rows, "pairs", complete=True)
+    newest = newest_rows(sound)
     chosen = choose(newest, request)
     dest = _destination(out, to, rows)
-    numbers = [pc.max(table["run_number"]).as_py() or 0 for table in (rows, out.rows("runs", ["run_number"]))]
-    result = Exported(len(chosen), len(newest))
+    numbers = [pc.max(table["run_number"]).as_py() or 0 for table in (sound, out.rows("runs", ["run_number"]))]
+    result = Exported(len(chosen), len(newest), missing=[f"{damage}; its picture was not copied" for damage in damages])
+    if not (request.status or request.where):
+        chosen = pc.unique(rows["pair_id"].combine_chunks())  # also those of damaged rows, which are copied as they are
     with dest.claim(f"export-{secrets.token_hex(6)}", above=max(numbers)) as claim:
         dest.recover(claim)
-        _copy_pictures(_Way(out, dest, claim, request, progress), rows, chosen, result)
+        _copy_pictures(_Way(out, dest, claim, request, progress), sound, chosen, result)
         for table in ("losses", "runs"):
             retry_vanished(partial(_copy_table, out, dest, claim, table, chosen, progress))
         _add_rows(dest, claim, "pairs", rows.filter(pc.is_in(rows["pair_id"], chosen)), _known(dest, "pairs"))
@@ -127,7 +130,7 @@ def _destination(out: Out, to: str, rows: pa.Table) -> Out:
     dest = Out(to)
     if f"{dest.address}/".startswith(f"{out.address}/"):
         raise RequestError(f"--out {to}: is in {out.address}; expected another folder")
-    runs = pa.concat_tables([rows.select(["run_id"]), out.rows("runs", ["run_id"])])["run_id"]
+    runs = pa.chunked_array([*rows["run_id"].chunks, *out.rows("runs", ["run_id"])["run_id"].chunks], pa.string())
     if not pc.all(pc.is_in(dest.rows("pairs", ["run_id"])["run_id"], runs.combine_chunks()), min_count=0).as_py():
         raise RequestError(f"--out {to}: holds pairs of other runs than {out.address}; expected another folder")
     return dest
@@ -244,7 +247,7 @@ def _copy_table(out: Out, dest: Out, claim: Claim, table: str, chosen: pa.Array,
     files, done, known = out.files(table), 0, _known(dest, table)
     for group in in_parts(files):
         progress(f"ledger, {table} {done}/{len(files)}", done, len(files))
-        rows = out.rows_of(group, table)
+        rows = out.rows_of(group, table, damaged=True)
         _add_rows(
             dest, claim, table, rows.filter(pc.is_in(rows["pair_id"], chosen)) if table != "runs" else rows, known
         )
@@ -262,7 +265,8 @@ def _add_rows(dest: Out, claim: Claim, table: str, rows: pa.Table, known: pa.Arr
 def _known(dest: Out, table: str) -> pa.Array:
     """The attempts, or the runs, that have rows in `dest`."""
     columns = ["run_id"] if table == "runs" else ATTEMPT
-    parts = (pc.unique(_identities(table, dest.rows_of([info], table, columns))) for info in dest.files(table))
+    read = partial(dest.rows_of, table=table, columns=columns, damaged=True)
+    parts = (pc.unique(_identities(table, read([info]))) for info in dest.files(table))
     return pa.concat_arrays([pa.array([], pa.string()), *parts])
 
 

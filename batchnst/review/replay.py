@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.errors import InputError, LedgerError
+from batchnst.errors import InputError, LedgerError, RecipeError
 from batchnst.ledger.out import Out, attempt_filter, newest_rows
 from batchnst.ledger.schema import TERMS
 from batchnst.painting.named_weights import load_weights
@@ -48,7 +48,7 @@ def replay(out: Out, pair_id: str, progress: Progress = silent) -> Iterator[Comp
     row.
     """
     row = _row(out, pair_id)
-    recipe = Recipe.from_settings(json.loads(row["recipe"]))
+    recipe = _recipe(row)
     yield Compared("row", f"run {row['run_id']}, attempt {row['attempt']}, {row['finished_at']:%Y-%m-%d %H:%M:%S} UTC")
     preconditions = [*_weights(row, recipe), *_inputs(row)]
     yield from preconditions
@@ -71,15 +71,26 @@ def replay(out: Out, pair_id: str, progress: Progress = silent) -> Iterator[Comp
     yield _picture(out, row, painting)
 
 
+def _recipe(row: dict[str, Any]) -> Recipe:
+    """The recipe of a row; raises LedgerError if this version does not paint by it."""
+    try:
+        return Recipe.from_settings(json.loads(row["recipe"]))
+    except RecipeError as error:
+        raise LedgerError(f"{row['pair_id']}: the recipe of its row cannot be painted: {error.problems[0]}") from None
+
+
 def _row(out: Out, pair_id: str) -> dict[str, Any]:
     """The newest ok row of a pair; raises LedgerError if there is none."""
-    rows = out.rows("pairs", matching=pc.field("pair_id") == pair_id)
+    rows = out.rows("pairs", matching=pc.field("pair_id") == pair_id, damaged=True)
+    rows, damages = out.sound(rows, "pairs", complete=True)
     ok = rows.filter(pc.equal(rows["status"], "ok"))
     if len(ok):
         return dict(newest_rows(ok).to_pylist()[0])
     if len(rows):
         failed = newest_rows(rows).to_pylist()[0]
         raise LedgerError(f"{pair_id}: was never painted: {failed['error_type']}: {failed['error_message']}")
+    if damages:
+        raise LedgerError(f"{pair_id}: does not count: {damages[0].where}")
     raise LedgerError(f"{pair_id}: no such pair in the ledger of {out.address}")
 
 

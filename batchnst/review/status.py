@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchnst.errors import StorageError
 from batchnst.ledger.claim import Holder
 from batchnst.ledger.out import Out, newest_rows, retry_vanished, sort_rows
+from batchnst.ledger.previous import PREVIOUS
 from batchnst.ledger.schema import times
 
 RECENT = timedelta(minutes=10)
@@ -168,6 +170,19 @@ def describe(status: Status) -> str:
     for title, text in zip(["workers", *[""] * len(status.hosts)], map(_host, status.hosts), strict=False):
         lines.append(f"{title:8} {text}")
     return "\n".join(lines)
+
+
+def describe_previous(out: Out) -> str:
+    """A line about the room that pictures from before take, which were painted again; "" if there are none."""
+    try:
+        files = out.folder.files(PREVIOUS)
+    except StorageError as error:  # such as a link; the run's state is known all the same
+        return f"\nprevious {error}"
+    if not files:
+        return ""
+    size, count = sum(info.size for info in files) / 1e6, "1 file" if len(files) == 1 else f"{len(files)} files"
+    where = f"{out.address}/{PREVIOUS}"
+    return f"\nprevious {size:.1f} MB in {count} of pictures from before; to make room, remove the folder {where}"
 
 
 def _run(status: Status) -> str:

@@ -84,6 +84,9 @@ _TRANSIENT = re.compile(
 )
 """Messages of transient errors: the stores' clients set no error number."""
 
+_OF_CLIENT = re.compile(r"AWS Error |Azure Error: |Status\(|HTTP status ")
+"""Messages of all errors that the stores' clients raise."""
+
 T = TypeVar("T")
 
 
@@ -226,6 +229,13 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and (error.errno in UNREACHABLE or bool(_TRANSIENT.search(str(error))))
+
+
+def is_of_store(error: BaseException) -> bool:
+    """True if `error` comes from a store or disk, now or for good, and so says nothing of what is in the file."""
+    return is_transient(error) or (
+        isinstance(error, OSError) and (error.errno is not None or bool(_OF_CLIENT.search(str(error))))
+    )
 
 
 def _call(action: Callable[[], T]) -> T:

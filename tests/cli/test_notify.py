@@ -29,7 +29,8 @@ class Hook(ThreadingHTTPServer):
     """A hook that answers with `statuses` in turn, then with 200; 0 is no answer at all."""
 
     def __init__(self, statuses: list[int]) -> None:
-        self.statuses, self.bodies, self.over = statuses, list[dict[str, Any]](), Event()
+        self.statuses, self.bodies = statuses, list[dict[str, Any]]()
+        self.asked, self.over = Event(), Event()
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}{SECRET}"
 
@@ -40,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         status = self.server.statuses.pop(0) if self.server.statuses else 200
+        self.server.asked.set()
         if status == 0:
             self.server.over.wait(20)
             return
@@ -158,6 +160,31 @@ def test_an_interrupted_run_tells_so_and_the_last_line_hides_the_address(night: 
     assert (body["status"], body["pairs"], body["done"], body["left"]) == ("interrupted", 2, 0, 2)
     assert SECRET not in said
     assert " --notify *** " in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_signal_while_the_last_message_is_sent_changes_nothing_and_a_second_one_ends_at_once(
+    night: Path, signals: int
+) -> None:
+    with hook(0) as server:
+        arguments = [sys.executable, "-m", "batchnst", *command(night, server.url)]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        try:
+            assert server.asked.wait(60)
+            for _ in range(signals):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+            sent = time.monotonic()
+            summary, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    if signals == 2:
+        assert (process.returncode, server.bodies, time.monotonic() - sent < 1) == (130, [], True), said
+        return
+    assert process.returncode == 0, said
+    assert [body["status"] for body in server.bodies] == ["done"]
+    assert "2 of 2 pairs done" in summary
+    assert "interrupted" not in said
 
 
 def test_a_run_that_stops_tells_why(night: Path) -> None:

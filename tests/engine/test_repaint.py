@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,29 @@ def test_what_cannot_be_read_is_told_and_left_alone(night: Night) -> None:
 
 def weights(night: Night) -> str:
     return str(Out(night.out).rows("pairs", ["weights_sha256"])["weights_sha256"][0].as_py())
+
+
+def test_plan_and_run_say_that_pairs_go_back_to_what_they_were(tmp_path: Path) -> None:
+    night, redo = Night(str(tmp_path)), f"{tmp_path}/redo.jsonl"
+    first = f"{night.where}/m.csv"
+    rows = [{"content": f"{name}.png", "style": "style.png", "id": name, "steps": 2} for name in ("p1", "q1")]
+    files.write(redo, "\n".join(map(json.dumps, rows)).encode())
+    options = [item for key, value in SETTINGS.items() if key != "steps" for item in ("--set", f"{key}={value}")]
+
+    def said(command: str, manifest: str, *more: str) -> str:
+        result = batchnst(command, manifest, "--out", night.out, *options, *more)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    inline = ("--engine", "inline")
+    assert "as before again" not in said("run", redo, *inline)
+    text = f"painted otherwise since, as {redo} asks; `run` paints as before again. To keep what is there, first put"
+    assert f"\nback     2 pairs were {text} the rows of {redo} in " in said("plan", first, "--steps", "1")
+    assert f"2 pairs were {text}" in said("run", first, "--steps", "1", *inline, "--limit", "1")
+    assert f"1 pair was {text}" in said("run", first, "--steps", "1", *inline)
+    assert "as before again" not in said("run", first, "--steps", "3", *inline, "--limit", "1")
+    run_id = Out(night.out).runs()[-1]["run_id"]
+    assert f"1 pair was painted otherwise since, by run {run_id}; " in said("run", first, "--steps", "1", *inline)
 
 
 def test_plan_says_what_redo_would_do(painted: dict[str, Night]) -> None:

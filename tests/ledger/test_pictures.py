@@ -7,12 +7,14 @@ import io
 import itertools
 import json
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -318,13 +320,39 @@ def test_files_that_are_damaged_or_foreign_are_named(out: Out, form: FormName) -
         assert (len(listed.entries), named) == (0, [f"pictures/{path.name}"])
 
 
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"attempt": 1' + b"0" * 30 + b"}", b"[]", b"null"])
+def test_an_archive_with_a_row_that_is_none_is_named(out: Out, data: bytes) -> None:
+    whole = b'{"pair_id": "a", "run_id": "r", "output": "a.png", "width": 1, "height": 1, "output_sha256": "", '
+    data = whole + data[1:] if data.startswith(b"{") else data
+    info, sink = tarfile.TarInfo("a.json"), io.BytesIO()
+    info.size = len(data)
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        archive.addfile(info, io.BytesIO(data))
+        archive.addfile(tarfile.TarInfo("a.png"))
+    out.folder.write("pictures/x.tar", sink.getvalue())
+    with pytest.raises(LedgerError, match=r"x\.tar: "):
+        out.pictures()
+
+
+def test_a_picture_without_bytes_is_merged_as_it_is(out: Out, claim: Claim) -> None:
+    for name in ("a", "b"):
+        commit(out, name, "parquet")
+    (path, _) = (Path(out.address) / "pictures").iterdir()
+    rows = pq.read_table(path)
+    image = pa.array([None], rows.schema.field("image").type)
+    pq.write_table(rows.set_column(rows.schema.get_field_index("image"), "image", image), path)
+    out.compact(claim)
+    assert len(held(out)) == 2
+
+
 @pytest.mark.parametrize("form", [*TOGETHER, "files"])
 def test_a_row_that_leads_out_of_out_has_no_picture(out: Out, tmp_path: Path, form: FormName) -> None:
     (tmp_path / "precious.png").write_bytes(b"mine")
     for output in ("../../precious.png", str(tmp_path / "precious.png")):
         out.commit(Lease("r1", 1, 1, form), {}, [row("a", output=output)], [])
     stored = out.pictures()
-    assert set(stored.each(out.rows("pairs"), lambda _, found: found.data)) == {None}
+    assert set(stored.each(out.rows("pairs", damaged=True), lambda _, found: found.data)) == {None}
+    assert len(out.rows("pairs")) == 0
 
 
 def test_names_of_files_choose_their_form() -> None:

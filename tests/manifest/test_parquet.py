@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import subprocess
 import sys
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import fsspec
@@ -16,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnst.errors import ManifestError
+from batchnst.errors import ManifestError, RequestError, StorageError
+from batchnst.manifest.collecting import list_pictures
 from batchnst.manifest.reading import read_manifest
+from batchnst.storage.stores import Disk
 
 NOON = datetime(2026, 11, 21, 12, 30, 0, 5)
 BASE = {"content": "a.jpg", "style": "s.png"}
@@ -174,3 +178,38 @@ def test_a_folder_without_parquet_files_gets_a_line(tmp_path: Path, name: str) -
     with pytest.raises(ManifestError) as caught:
         read_manifest(str(tmp_path / name), {})
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Failing(io.FileIO):
+    """A file whose first half can be read, before its disk fails; its end is read first, as that of a Parquet file."""
+
+    def __init__(self, path: str, number: int) -> None:
+        super().__init__(path)
+        self.number, self.asked = number, 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        self.asked += 1
+        if self.asked > 1:
+            raise OSError(self.number, "as if the disk had said it")
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize(("number", "transient"), [(errno.EIO, True), (errno.EACCES, False)])
+def test_a_store_that_goes_away_is_not_taken_for_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, transient: bool
+) -> None:
+    path = tmp_path / "m.parquet"
+    pictures = pa.array([{"bytes": b"p" * 300_000, "path": "p.png"}] * 2)
+    rows = pa.table({"content": ["a.jpg"] * 200_000, "style": [f"{i}.png" for i in range(200_000)]})
+    pq.write_table(rows, path, use_dictionary=False, compression="none")
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "p.parquet", compression="none")
+
+    def failing(self: Disk, path: str, buffer: int, **_: bool) -> BinaryIO:
+        return io.BufferedReader(Failing(path, number), buffer)
+
+    monkeypatch.setattr(Disk, "open", failing)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(str(path), {})
+    assert str(caught.value) == f"{path}: cannot be read: as if the disk had said it"
+    with pytest.raises(StorageError if transient else RequestError, match="cannot be read: as if the disk had said it"):
+        list_pictures(str(tmp_path / "p.parquet"))

@@ -357,7 +357,7 @@ def test_rows_made_by_other_software(folder: Path) -> None:
     assert text.startswith("torch 1.0, not ")
 
 
-TESTED_IN = ("test_audit.py", "test_audit_seals.py", "test_export.py")
+TESTED_IN = ("test_audit.py", "test_audit_seals.py", "test_damaged_rows.py", "test_export.py")
 
 
 def test_every_kind_is_tested() -> None:

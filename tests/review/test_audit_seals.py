@@ -60,6 +60,8 @@ def fill(out: Out, run_id: str, numbers: range) -> None:
                 **name,
                 run_number=claim.run_number,
                 output=f"pair-{i}.png",
+                content_sha256="c",
+                style_sha256=["s"],
                 output_sha256=sha(picture(i, run_id)),
                 width=8,
                 height=8,

@@ -203,7 +203,7 @@ def test_pictures_that_are_gone_changed_or_torn_are_said_to_be(tmp_path: Path) -
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
     pictures = {"content": str(tmp_path / "torn.png"), "styles": [str(tmp_path / "there.png"), "nowhere://a/b.png"]}
     with out.claim("r1") as claim:
-        out.commit(claim.lease(), {}, [row("a", **pictures, style_sha256=["0" * 64, "0" * 64])], [])
+        out.commit(claim.lease(), {}, [row("a", **pictures, style_weights=[0.5, 0.5], style_sha256=["0" * 64] * 2)], [])
     found = data_of(report.build(out).decode())["pictures"]
     assert found["problem"] == ["cannot be read", "changed since the run", "cannot be read", "missing"]
     assert [length > 0 for length in found["text"]] == [False, True, False, False]

@@ -193,7 +193,7 @@ def test_no_file_of_the_ledger_is_among_the_addresses(server: Server, folder: Pa
     tampered = Night(Out(str(folder / "out")))
     tampered.look()
     names = ["images/../../secret.png", f"images/{folder}/secret.png", "images/link.png", "images/deep/secret.png"]
-    assert [tampered.picture(name) is not None for name in names] == [True] * 4, "rows name them"
+    assert [tampered.picture(name) is not None for name in names] == [False, False, True, True]
     assert [Gallery(tampered).picture(name) for name in names] == [None] * 4
     assert [Gallery(tampered).preview(name) for name in names] == [None] * 4
 
@@ -313,9 +313,9 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     night, read = Night(Out(str(tmp_path / "out"))), list[str]()
     real = Out.rows_of
 
-    def rows_of(self: Out, files: list[Any], table: str, *rest: Any) -> Any:
+    def rows_of(self: Out, files: list[Any], table: str, *rest: Any, **options: Any) -> Any:
         read.extend(info.path for info in files if table == "pairs")
-        return real(self, files, table, *rest)
+        return real(self, files, table, *rest, **options)
 
     monkeypatch.setattr(Out, "rows_of", rows_of)
 

@@ -136,9 +136,9 @@ def test_files_are_read_once_and_a_compaction_changes_nothing(out: Out, monkeypa
         read: list[int] = []
         real = Out.rows_of
 
-        def rows_of(self: Out, files: Sequence[Any], *rest: Any) -> Any:
+        def rows_of(self: Out, files: Sequence[Any], *rest: Any, **options: Any) -> Any:
             read.append(len(files))
-            return real(self, files, *rest)
+            return real(self, files, *rest, **options)
 
         monkeypatch.setattr(Out, "rows_of", rows_of)
         assert watch.look().done == 6
@@ -153,3 +153,17 @@ def test_the_command_prints_it_and_watches_as_long_as_a_run_goes_on(out: Out) ->
     result = batchnst("status", out.address, "--watch")
     assert result.exit_code == 0, result.output
     assert result.stdout == describe(look(out)) + "\n"
+
+
+def test_it_says_how_much_room_the_pictures_from_before_take(out: Out) -> None:
+    assert "previous" not in batchnst("status", out.address).stdout
+    for name in ("a/r1-1.png", "b/r1-1.png"):
+        out.folder.write(f"previous/{name}", bytes(600_000))
+    last = batchnst("status", out.address).stdout.splitlines()[-1]
+    expected = "1.2 MB in 2 files of pictures from before; to make room, remove the folder"
+    assert last == f"previous {expected} {out.address}/previous"
+    folder = Path(out.address)
+    (folder / "previous").rename(folder.parent / "elsewhere")
+    (folder / "previous").symlink_to(folder.parent / "elsewhere")
+    status = batchnst("status", out.address)
+    assert (status.exit_code, "previous: is a link" in status.stdout.splitlines()[-1]) == (0, True)

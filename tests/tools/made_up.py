@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -118,7 +119,7 @@ def attempts(night: Night) -> Iterator[PairRow]:
     yield from batches(night, second, range(border, night.pairs), workers)
     for row in retried[: len(retried) // 2 + 1]:
         worker = min(workers, key=lambda worker: worker.free)
-        again = painted(night, row, int(row.extra))
+        again = painted(night, row, json.loads(row.extra)["number"])
         yield timed(replace(again, run_id=second, attempt=2, error_type=None, error_message=None), worker, 1, 31.0)
 
 
@@ -177,7 +178,7 @@ def attempt(night: Night, run_id: str, number: int) -> PairRow:
         finished_at=EVENING,
         seconds=0.0,
         versions=Versions("0.1.0", "3.11.7", "2.15.0", "12.0.0", "22.0.0", "12.8"),
-        extra=str(number),
+        extra=json.dumps({"number": number}),
     )
     if number % FAILURES_EVERY == 5:
         kind, message = FAILURES[number // FAILURES_EVERY % len(FAILURES)]
@@ -257,7 +258,7 @@ def write_run(night: Night, out: Out, rows: list[PairRow], before: list[PairRow]
 
 def write_losses(out: Out, name: str, rows: list[PairRow]) -> None:
     """In columns: made from dataclasses, 10,000 pairs would take minutes."""
-    curves = [curves_of(int(row.extra)) for row in rows]
+    curves = [curves_of(json.loads(row.extra)["number"]) for row in rows]
     columns: dict[str, Any] = {
         key: np.concatenate([curve[key] for curve in curves])
         for key in ("step", "scale", "total", "content", "style", "tv")
@@ -284,7 +285,7 @@ def paint_outputs(night: Night, out: Out, rows: list[PairRow]) -> list[PairRow]:
         style = styles.get(row.styles[0]) or styles.setdefault(row.styles[0], small(row.styles[0]))
         picture = Image.blend(content, style.resize(content.size), 0.55)
         save(picture, Path(out.folder.path(f"images/{row.output}")))
-        if int(row.extra) % SNAPSHOTS_EVERY == 1:
+        if json.loads(row.extra)["number"] % SNAPSHOTS_EVERY == 1:
             for step in range(0, STEPS, 40):
                 snapshot = Image.blend(content, picture, (step + 10) / STEPS)
                 save(snapshot, Path(out.folder.path(f"snapshots/{row.pair_id}/step-{step:05}.jpg")))

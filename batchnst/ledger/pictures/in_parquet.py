@@ -125,7 +125,7 @@ class _Writer:
 
     def _append(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        self._bytes += len(row["image"]["bytes"] or b"") + 256
+        self._bytes += len((row["image"] or {}).get("bytes") or b"") + 256
         if self._bytes >= GROUP_BYTES:
             self._flush()
 

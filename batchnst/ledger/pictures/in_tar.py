@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 import pyarrow as pa
 
 from batchnst.errors import LedgerError, StorageError
+from batchnst.ledger.parquet import why_unreadable
 from batchnst.ledger.pictures.form import INDEX, Entry, Picture
 from batchnst.storage.retries import is_transient
 
@@ -29,6 +30,12 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 
 PIECE = 1 << 20
 """Bytes that are copied at a time."""
+
+_OF_DAMAGE = (
+    *(tarfile.TarError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+"""Errors of those who read a damaged archive, or a damaged row in it."""
 
 _COLUMNS = {"path": "output", "sha256": "output_sha256"}
 """Names in a row of the columns of INDEX that have another name there."""
@@ -97,10 +104,10 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (*_OF_DAMAGE, OSError) as error:
         if is_transient(error):
             raise StorageError(f"{name}: its storage does not answer: {error}") from None
-        raise LedgerError(f"{name}: not a readable archive of pictures: {error}") from None
+        raise LedgerError(f"{name}: {why_unreadable(error, 'archive of pictures')}") from None
 
 
 def _pieces(file: BinaryIO, name: str, begin: int, end: int) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ from batchnst.ledger import parquet
 from batchnst.ledger.claim import Claim
 from batchnst.ledger.compaction import ASIDE, current_files, is_retired, new_identity, replace_files
 from batchnst.ledger.pictures.form import keys
-from batchnst.ledger.pictures.stored import BUFFER, Pictures, form_of, read_index
+from batchnst.ledger.pictures.stored import Pictures, form_of, open_file, read_index
 from batchnst.ledger.state import Journal
 from batchnst.storage.files import Folder, in_parallel
 
@@ -178,7 +178,7 @@ def _copy(folder: Folder, sink: BinaryIO, group: Sequence[_Sorted], masks: Seque
             if not (entries := one.index.filter(pa.array(mask)).to_pylist()):
                 continue
             try:
-                with folder.open(one.info.path, BUFFER) as file:
+                with open_file(folder, folder.relative(one.info.path)) as file:
                     writer.copy(file, one.info.path, entries)
             except FileNotFoundError:
                 raise StorageError(f"{one.info.path}: vanished while files were merged") from None

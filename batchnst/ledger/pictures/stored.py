@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 
 from batchnst.errors import LedgerError
 from batchnst.ledger.compaction import current_files
+from batchnst.ledger.parquet import readable
 from batchnst.ledger.pictures.form import INDEX, Form, keys
 from batchnst.ledger.pictures.in_parquet import InParquet
 from batchnst.ledger.pictures.in_tar import InTar
@@ -167,7 +168,7 @@ class Pictures:
         return Found(name, None if ".." in name.split("/") else self.folder.read(name))
 
     def _together(self, file: str, members: list[tuple[Row, Row]], use: Callable[[Row, Found], T]) -> list[T]:
-        with self.folder.open(self.folder.path(file), BUFFER) as source:
+        with open_file(self.folder, file) as source:
             pictures = form_of(file).read(source, file, [entry for _, entry in members])
             return [
                 use(row, Found(f"{file}/{row['output']}", data))
@@ -180,9 +181,15 @@ def form_of(file: str) -> Form:
     return FORMS[PurePosixPath(file).suffix.removeprefix(".")]
 
 
+def open_file(folder: Folder, file: str) -> BinaryIO:
+    """Open a file with many pictures in OUT; raises as `ledger.parquet.readable` does."""
+    with readable(file):
+        return folder.open(folder.path(file), BUFFER)
+
+
 def read_index(folder: Folder, file: str) -> pa.Table:
     """The index of a file in OUT; raises LedgerError if it cannot be read, FileNotFoundError if it is gone."""
-    with folder.open(folder.path(file), BUFFER) as source:
+    with open_file(folder, file) as source:
         return form_of(file).index(source, file)
 
 

@@ -11,6 +11,7 @@ KINDS = {
     "unreadable": "a ledger file that is damaged or not Parquet",
     "foreign": "a file under ledger/ that batchnst did not write",
     "schema": "a ledger file of another schema version",
+    "row-damaged": "a row of the ledger with a value that no run writes; it does not count",
     "missing": "a row of the manifest that has no row in the ledger",
     "outdated": "a row of the manifest that has changed, or its recipe or weights, since it was painted",
     "failed": "a pair whose newest attempt failed",

@@ -104,7 +104,7 @@ def _picture(existing: set[str], row: dict[str, Any], picture: Found) -> Finding
         kind, size = isolated.examine(data, name, (row["width"], row["height"]))
     except InputError as error:
         return Finding("picture-damaged", pair_id, str(error))
-    expected = FORMATS[PurePosixPath(name).suffix.lower()]
+    expected = FORMATS.get(PurePosixPath(name).suffix.lower(), "any format that is painted")
     if kind != expected:
         return Finding("picture-format", pair_id, f"{name} is {kind}, not {expected}")
     if size != (row["width"], row["height"]):
@@ -179,9 +179,9 @@ def _input(row: dict[str, Any]) -> Finding | None:
     return None
 
 
-def hash_differs(name: str, actual: str, expected: str) -> str:
+def hash_differs(name: str, actual: str, expected: str | None) -> str:
     """The text of a finding on a file that has another hash than its row says."""
-    return f"{name} has SHA-256 {actual[:12]}…, not {expected[:12]}…"
+    return f"{name} has SHA-256 {actual[:12]}…, " + (f"not {expected[:12]}…" if expected else "but its row has none")
 
 
 def in_threads(

@@ -1,4 +1,4 @@
-"""Reads the ledger file by file, so that an unreadable file becomes a finding and the others are still checked."""
+"""Reads the ledger file by file: unreadable files and damaged rows become findings, the others are still checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from batchnst.errors import LedgerError
 from batchnst.ledger import parquet
 from batchnst.ledger.compaction import current_files, is_counted
 from batchnst.ledger.out import Out
-from batchnst.ledger.schema import VERSION
+from batchnst.ledger.schema import SCHEMAS, VERSION
+from batchnst.ledger.soundness import split
 from batchnst.progress import Progress, silent
 from batchnst.review.audit.findings import Audit, Finding
 
@@ -24,7 +25,10 @@ AT_ONCE = 64
 def tables(
     out: Out, table: str, columns: Sequence[str], result: Audit, progress: Progress = silent
 ) -> Iterator[pa.Table]:
-    """The rows of each file of a table, reduced to `columns`; add a finding to `result` for each unreadable file."""
+    """The sound rows of each file of a table, reduced to `columns`.
+
+    Adds a finding to `result` for each unreadable file and each damaged row.
+    """
     for info in out.folder.files(f"ledger/{table}"):
         name = out.folder.relative(info.path)
         if is_counted(name) and not name.endswith(".parquet"):
@@ -34,26 +38,26 @@ def tables(
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
             progress(f"ledger, {table} {start}/{len(files)}", start, len(files))
-            for rows in pool.map(partial(_read, out, table, columns), files[start : start + AT_ONCE]):
-                if isinstance(rows, Finding):
-                    result.findings.append(rows)
-                else:
-                    yield rows
+            for rows, findings in pool.map(partial(_read, out, table), files[start : start + AT_ONCE]):
+                result.findings += findings
+                yield rows.select(columns)
 
 
-def _read(out: Out, table: str, columns: Sequence[str], info: pafs.FileInfo) -> pa.Table | Finding:
-    """The rows of a file, or the finding if it cannot be read; raises LedgerError if it was merged meanwhile."""
+def _read(out: Out, table: str, info: pafs.FileInfo) -> tuple[pa.Table, list[Finding]]:
+    """The sound rows of a file, and findings on the others; raises LedgerError if it was merged meanwhile."""
     name = out.folder.relative(info.path)
-    schema = parquet.empty(table, columns).schema
+    schema = SCHEMAS[table]
     try:
         rows = parquet.read(out.folder, info)
         # A file of an earlier version may lack columns; they become null.
         missing = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
         rows = pa.concat_tables([rows, pa.schema(missing).empty_table()], promote_options="default")
-        return rows.select(columns).cast(schema)
+        rows, damages = split(rows.select(schema.names).cast(parquet.with_gaps(schema)), table, complete=True)
+        return rows, [Finding("row-damaged", damage.pair_id, f"{name}: {damage.where}") for damage in damages]
     except FileNotFoundError:
         raise LedgerError(f"{name}: was merged with other files during the audit; run the audit again") from None
     except LedgerError as error:
-        return Finding(error.kind, None, str(error).replace(info.path, name))
+        finding = Finding(error.kind, None, str(error).replace(info.path, name))
     except (KeyError, ValueError, pa.ArrowException) as error:
-        return Finding("schema", None, f"{name}: its columns are not those of schema {VERSION}: {error}")
+        finding = Finding("schema", None, f"{name}: its columns are not those of schema {VERSION}: {error}")
+    return schema.empty_table(), [finding]

@@ -184,8 +184,9 @@ class Night:
 
     def state(self) -> Row:
         """The state of the run, as the page's function `showState` takes it."""
+        damage = self.out.damage.notice(self.out.address) if self.out.damage else ""
         with self._lock:
-            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem, **self._status}
+            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem or damage, **self._status}
 
     def _describe(self, rows: pa.Table) -> Row:
         """The state of the newest run; {} if there is none yet."""

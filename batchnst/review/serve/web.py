@@ -125,7 +125,7 @@ class Site:
                 await _in_thread(self._night.look)
                 self._night.problem = ""
             except (BatchNSTError, OSError) as error:
-                self._night.problem = redact(str(error))
+                self._night.problem = f"What is shown may be old: {redact(str(error))}"
             async with self._news:
                 self._news.notify_all()
             await asyncio.sleep(LOOK_SECONDS)
@@ -184,7 +184,7 @@ class Site:
         while True:
             state = self._night.state()
             name, text = f"{state['epoch']}-{state['seq']}", json.dumps(state)
-            if text != sent and not (name == last and not sent and not state["problem"]):
+            if text != sent and not (name == last and not sent and not self._night.problem):
                 await answer.write(f"id: {name}\ndata: {text}\n\n".encode())
             else:
                 await answer.write(b": still here\n\n")

@@ -84,7 +84,7 @@ function workerRow({ name, device, painted, failed, busy }) {
 // Show the state of the run, as `state` in night.py makes it.
 function showRun(run) {
   byId("problem").hidden = !run.problem;
-  byId("problem").textContent = run.problem && `What is shown may be old: ${run.problem}`;
+  byId("problem").textContent = run.problem;
   if (!run.run_id) {
     byId("headline").textContent = "No run yet";
     byId("lead").textContent = "Pictures appear here as soon as they are painted.";
