@@ -19,7 +19,8 @@ from batchnst.cli.app import FAILED, WRONG
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS
 from batchnst.ledger.soundness import split
-from batchnst.review.report import build
+from batchnst.review.serve.gallery import Gallery
+from batchnst.review.serve.measures import Measures
 from batchnst.review.serve.night import Night
 from tests.helpers import batchnst, scene
 
@@ -136,8 +137,9 @@ def shown(out: Out) -> list[str]:
     night.look()
     part = json.loads(json.dumps(night.part("", 0), default=str, allow_nan=False))
     json.dumps(night.state(), allow_nan=False)
+    measures = Measures(night, Gallery(night))
     for name in "abc":
-        json.dumps(build.details(out, name), default=str, allow_nan=False)
+        json.dumps(measures.details(name), default=str, allow_nan=False)
     return list(part["part"]["pairs"]["id"])
 
 
