@@ -187,7 +187,7 @@ def test_the_newest_rows_of_many_pairs_are_those_of_each_alone(monkeypatch: pyte
     last = {each.pair_id: each for each in sorted(rows, key=lambda each: (each.run_number or 0, each.attempt))}
     order = [(each.pair_id, each.run_number) for each in last.values()]
     assert {(r["pair_id"], r["run_number"]) for r in newest_rows(table).to_pylist()} == set(order)
-    _, found = Outcomes([PairRows.of(table)]).find(list(last))
+    _, found = Outcomes(PairRows.of(table)).find(list(last))
     assert [outcome.attempt for outcome in found] == [each.attempt for each in last.values()]
     # Values with the same hash by chance are still told apart.
     monkeypatch.setattr(out_module, "hashes", lambda texts: np.zeros(len(texts), np.int64))

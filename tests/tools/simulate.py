@@ -770,7 +770,7 @@ def newest_by_the_clock() -> Iterator[None]:
 @contextmanager
 def any_ok_row_is_done() -> Iterator[None]:
     """A pair is done by its own rows, whoever has written its output since."""
-    with patch.object(outcomes.PairRows, "are_among", lambda rows, owners: rows.ok):
+    with patch.object(outcomes.PairRows, "owners", lambda rows, intents: rows.ok):
         yield
 
 
