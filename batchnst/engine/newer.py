@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from batchnst.chains import outer_of
 from batchnst.manifest.manifest import Manifest
-from batchnst.manifest.row_columns import by_value, same
+from batchnst.manifest.row_columns import by_value, contain, same
 from batchnst.storage.files import is_uri
 from batchnst.storage.threads import start
 
@@ -41,7 +41,7 @@ class DoneInputs:
         """Add files; null is none."""
         if addresses.null_count == len(addresses):
             return
-        odd = pc.or_(pc.match_substring(addresses, "::"), pc.starts_with(addresses, "file://"))
+        odd = pc.or_(contain(addresses, "::"), pc.starts_with(addresses, "file://"))
         paths = by_value(addresses, pc.invert(odd), same, lambda address: outer_of(address).removeprefix("file://"))
         table = pa.table({"path": paths, "painted": painted})
         if len(self._painted) == MOST:
