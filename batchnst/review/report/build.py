@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -120,9 +121,9 @@ def _picture(preview: Preview) -> Row:
 def _unusual(current: pa.Table, pair_ids: Sequence[str]) -> list[float | None]:
     """How unusual the loss of each pair is, as a z-score; None where there are too few to compare with."""
     ok = current.filter(pc.equal(current["status"], "ok"))
-    names = ok["pair_id"].to_pylist()
-    scores = {names[i]: round(z, 1) for i, z, _ in unusual_losses(ok)}
-    return [scores.get(pair_id) for pair_id in pair_ids]
+    scores = dict(zip(ok["pair_id"].to_pylist(), unusual_losses(ok)[0].tolist(), strict=True))
+    each = (scores.get(pair_id, math.nan) for pair_id in pair_ids)
+    return [None if math.isnan(score) else round(score, 1) for score in each]
 
 
 def _loud(pairs: Row, previews: Sequence[Preview]) -> list[float | None]:
