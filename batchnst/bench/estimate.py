@@ -31,7 +31,7 @@ ALL = 10_000
 """Largest number of pairs whose content headers are all read."""
 
 SAMPLE = 2_000
-"""Number of pairs, drawn at random, from which more than ALL are estimated: shares are right to 1 % (standard error)."""
+"""Number of pairs, drawn at random, from which more than ALL are estimated: shares have a standard error of 1 %."""
 
 MAX_SIZES = 20
 """Number of working sizes that are listed, the most frequent ones."""

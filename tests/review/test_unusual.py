@@ -42,7 +42,11 @@ def made_up(seed: int, count: int) -> pa.Table:
             [float(np.exp(random.normal())), 1e9, 0.0, np.nan, None], p=[0.8, *[0.05] * 4]
         )
         each["weights_sha256"] = str(random.choice(["a" * 64, "b" * 64]))
-        each["versions"] = {**each["versions"], "torch": random.choice(["1", "2"]), "cuda": random.choice(["13", None])}
+        each["versions"] = {
+            **each["versions"],
+            "torch": random.choice(["1", "2"]),
+            "cuda": random.choice(np.array(["13", None], object)),
+        }
     return pa.Table.from_pylist(rows, to_table([], "pairs").schema)
 
 
@@ -62,7 +66,7 @@ def scores_alone(rows: Rows) -> dict[str, float]:
     for each in rows:
         if each["total_loss"] is not None and not np.isnan(each["total_loss"]):
             groups[tuple(each["styles"]), max(each["width"], each["height"]), comparable(each)].append(each)
-    scores = {}
+    scores = dict[str, float]()
     for group in groups.values():
         if len(group) >= pairs.MIN_GROUP:
             loss = np.log(np.maximum([each["total_loss"] for each in group], 1e-30))
