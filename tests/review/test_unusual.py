@@ -38,9 +38,8 @@ def made_up(seed: int, count: int) -> pa.Table:
         each["recipe"] = json.dumps(recipe, separators=random.choice([(",", ":"), (", ", ": ")]).tolist())
         each["styles"] = random.choice(["a", "b", "a|b"], p=[0.6, 0.2, 0.2]).split("|")
         each["width"], each["height"] = random.choice([[64, 48], [48, 64], [96, 64]]).tolist()
-        each["total_loss"] = random.choice(
-            [float(np.exp(random.normal())), 1e9, 0.0, np.nan, None], p=[0.8, *[0.05] * 4]
-        )
+        losses = np.array([float(np.exp(random.normal())), 1e9, 0.0, np.nan, None], object)
+        each["total_loss"] = random.choice(losses, p=[0.8, *[0.05] * 4])
         each["weights_sha256"] = str(random.choice(["a" * 64, "b" * 64]))
         each["versions"] = {
             **each["versions"],
