@@ -37,8 +37,8 @@ INDEX = pa.schema(
 )
 """Columns of a file's index: what it says of each picture, and where it is.
 
-path: `output` of its row. It, width, height and sha256 are null if they were not read. group: number of its row group, or
-position of its first header in an archive. place: row in that row group, or position of its bytes. size: number of
+path: `output` of its row. It, width, height and sha256 are null if they were not read. group: number of its row group,
+or position of its first header in an archive. place: row in that row group, or position of its bytes. size: number of
 bytes, null if only reading them tells.
 """
 
