@@ -65,7 +65,7 @@ def test_names_of_all_rows_are_forgotten_once_they_are_compared(tmp_path: Path) 
     try:
         manifest = read_manifest(write(tmp_path, "content,style\na.jpg,s.png\n"), {})
         assert len(manifest) == 1
-        assert not [each for each in gc.get_objects() if isinstance(each, Names)]
+        assert not [each for each in gc.get_objects() if type(each) is Names]
     finally:
         gc.enable()
 
