@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import BinaryIO
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -20,6 +21,9 @@ WESTERN = "cp1252"
 _FOREIGN = re.compile(r"[À-ÖØ-öø-þŠšŽžŒœŸ]{3}|[^\x00-\x7f\xa0À-ÖØ-öø-þŠšŽžŒœŸ€‘’“”‚„–—…«»©®™°·²½¼¿¡§ªº´]")
 """Signs that a text in another encoding was read as WESTERN: three accented letters in a row, or rare characters."""
 
+_PIECE = 1 << 20
+"""Bytes that are looked at together."""
+
 
 def marked_encoding(head: bytes) -> str | None:
     """The encoding that the first four bytes of a file tell, by a mark or by UTF-16's zeros; None if they do not."""
@@ -33,15 +37,13 @@ def marked_encoding(head: bytes) -> str | None:
     return None
 
 
-def find_encoding(lines: Iterable[bytes], *, western: bool) -> str:
-    """The encoding of the `lines` of a file without a mark: UTF-8, or, if `western` may be, WESTERN.
+def find_encoding(file: BinaryIO, *, western: bool) -> str:
+    """The encoding of a `file` without a mark, which is read: UTF-8, or, if `western` may be, WESTERN.
 
     Raises ValueError, which names the first line that is not UTF-8, if it is neither.
     """
     problem, is_unicode, advice = "", False, f", nor {WESTERN}" if western else ""
-    for number, line in enumerate(lines, 1):
-        if line.isascii():
-            continue
+    for number, line in _foreign_lines(file):
         try:
             line.decode()
             is_unicode = True
@@ -51,6 +53,16 @@ def find_encoding(lines: Iterable[bytes], *, western: bool) -> str:
         if problem and (is_unicode or not western):
             raise ValueError(f"{problem}{advice}; save it as UTF-8")
     return WESTERN if problem else "utf-8"
+
+
+def _foreign_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not ASCII, with their numbers, from 1."""
+    before = 0
+    while piece := file.read(_PIECE):
+        piece += file.readline()
+        if not piece.isascii():
+            yield from ((n, line) for n, line in enumerate(piece.split(b"\n"), before + 1) if not line.isascii())
+        before += piece.count(b"\n")
 
 
 def _is_western(line: bytes) -> bool:

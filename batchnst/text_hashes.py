@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.int64]
 """64 bits for each text (N,)."""
 
+_AT_ONCE = 1 << 16
+"""Texts that are held as Python objects at a time."""
+
 
 def hashes(texts: pa.Array | pa.ChunkedArray) -> Hashes:
     """The hash of each text (N,)."""
-    return np.fromiter(map(hash, texts.to_pylist()), np.int64, len(texts))
+    parts = [texts.slice(start, _AT_ONCE) for start in range(0, len(texts), _AT_ONCE)]
+    each = [np.fromiter(map(hash, part.to_pylist()), np.int64, len(part)) for part in parts]
+    return np.concatenate(each) if each else np.array([], np.int64)
 
 
 def repeated(values: Hashes) -> NDArray[np.bool_]:
@@ -30,6 +35,8 @@ def find(in_order: Hashes, values: Hashes) -> NDArray[np.int64]:
     """The place of each value (N,) in `in_order`, which is sorted and has each of its values once; -1 if missing."""
     if not len(in_order):
         return np.full(len(values), -1)
-    places = np.searchsorted(in_order, values)
+    order = np.argsort(values)  # neighbours are found in memory that has just been read
+    places = np.empty(len(values), np.int64)
+    places[order] = np.searchsorted(in_order, values[order])
     places[places == len(in_order)] = 0
     return np.where(in_order[places] == values, places, -1)

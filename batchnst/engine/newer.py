@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from batchnst.chains import outer_of
 from batchnst.manifest.manifest import Manifest
-from batchnst.manifest.row_columns import by_value, same
+from batchnst.manifest.row_columns import by_value, contain, same
 from batchnst.storage.files import is_uri
 from batchnst.storage.threads import start
 
@@ -39,8 +39,11 @@ class DoneInputs:
 
     def _add(self, addresses: pa.Array, painted: NDArray[np.int64]) -> None:
         """Add files; null is none."""
-        files = by_value(addresses, pc.invert(pc.match_substring(addresses, "::")), same, outer_of)
-        table = pa.table({"path": pc.replace_substring_regex(files, "^file://", ""), "painted": painted})
+        if addresses.null_count == len(addresses):
+            return
+        odd = pc.or_(contain(addresses, "::"), pc.starts_with(addresses, "file://"))
+        paths = by_value(addresses, pc.invert(odd), same, lambda address: outer_of(address).removeprefix("file://"))
+        table = pa.table({"path": paths, "painted": painted})
         if len(self._painted) == MOST:
             table = table.filter(pc.is_in(table["path"], pa.array(self._painted, pa.string())))
         for row in table.group_by("path").aggregate([("painted", "min")]).to_pylist():

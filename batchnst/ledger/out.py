@@ -197,7 +197,7 @@ class Out:
 
     def newest(self) -> Outcomes:
         """The newest outcome of every pair in the ledger."""
-        rows = retry_vanished(lambda: [PairRows.of(part) for part in self.portions("pairs", COLUMNS)])
+        rows = retry_vanished(lambda: PairRows.joined(map(PairRows.of, self.portions("pairs", COLUMNS))))
         return Outcomes(rows, self.intents())
 
     def previous(self, pair_ids: Sequence[str]) -> dict[str, Previous]:

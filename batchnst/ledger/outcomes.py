@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,20 +58,15 @@ class Outcomes:
     Two pairs whose ids have the same hash, one case in 400,000 of ten million, would at worst be painted once more.
     """
 
-    def __init__(self, parts: Sequence[PairRows] = (), intents: Sequence[Intent] = ()) -> None:
-        """`parts` together are the rows of `pairs`, with all attempts at each pair."""
-        parts = parts or [PairRows.of(parquet.empty("pairs", COLUMNS))]
-        rows = PairRows(*map(np.concatenate, zip(*(part.arrays for part in parts), strict=True)))
-        places = rows.newest(rows.pairs)
-        newest = rows.take(places)
-        painted = rows.take(np.flatnonzero(rows.ok))
-        owners = painted.take(painted.newest(painted.outputs))
+    def __init__(self, rows: PairRows | None = None, intents: Sequence[Intent] = ()) -> None:
+        """`rows` are those of all attempts at each pair; None if there are none."""
+        rows = rows or PairRows.of(parquet.empty("pairs", COLUMNS))
+        newest = rows.newest(rows.pairs, np.arange(len(rows.pairs)))
+        self._done = rows.owners(intents)[newest]
         is_earlier = rows.ok.copy()
-        is_earlier[places] = False
-        earlier = rows.take(np.flatnonzero(is_earlier))
-        self._earlier = _both(earlier.pairs, earlier.fingerprints)
-        self._rows = newest
-        self._done = newest.ok & newest.are_among(owners.take(np.flatnonzero(~owners.disputed(intents))))
+        is_earlier[newest] = False
+        self._earlier = _both(rows.pairs[is_earlier], rows.fingerprints[is_earlier])
+        self._rows = rows.take(newest)
 
     def __len__(self) -> int:
         return len(self._rows.pairs)
@@ -155,6 +150,11 @@ class PairRows:
             rows["finished_at"].cast(pa.int64()).to_numpy(),
         )
 
+    @classmethod
+    def joined(cls, parts: Iterable[PairRows]) -> PairRows:
+        """The rows of all parts."""
+        return cls(*map(np.concatenate, zip(*(part.arrays for part in parts), strict=True)))
+
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The columns, in their order."""
@@ -164,9 +164,9 @@ class PairRows:
         """The rows at `places`."""
         return PairRows(*(column[places] for column in self.arrays))
 
-    def newest(self, by: Hashes) -> NDArray[np.int64]:
-        """Places of the newest row for each value of `by`, in the order of these values."""
-        order = np.argsort(by, kind="stable")
+    def newest(self, by: Hashes, among: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of the newest of the rows at `among` for each value of `by`, in the order of these values."""
+        order = among[np.argsort(by[among], kind="stable")]
         values = by[order]
         ends = np.append(values[1:] != values[:-1], [True])[: len(values)]
         if not ends.all():  # in each group, oldest first
@@ -177,25 +177,15 @@ class PairRows:
             order[several] = rows[np.lexsort(keys)]
         return np.asarray(order[ends])
 
-    def are_among(self, owners: PairRows) -> NDArray[np.bool_]:
-        """Which of the rows are among `owners`, one for each output in the order of outputs (N,)."""
-        places = find(owners.outputs, self.outputs)
-        same = places >= 0
-        for own, theirs in zip(self._identity, owners._identity, strict=True):
-            same[same] = own[same] == theirs[places[same]]
-        return same
-
-    @property
-    def _identity(self) -> tuple[NDArray[np.int64], ...]:
-        return self.pairs, self.numbers, self.attempts
-
-    def disputed(self, intents: Sequence[Intent]) -> NDArray[np.bool_]:
-        """Which of the rows, one for each output in the order of outputs, a later attempt was about to replace (N,)."""
+    def owners(self, intents: Sequence[Intent]) -> NDArray[np.bool_]:
+        """Which rows are the newest ok one of their output, that no later attempt was about to replace (N,)."""
+        newest = self.newest(self.outputs, np.flatnonzero(self.ok))
         result = np.zeros(len(self.pairs), bool)
+        result[newest] = True
         for intent in intents:
-            outputs = pa.array(intent.attempts, pa.string())
-            for place, attempt in zip(find(self.outputs, hashes(outputs)), intent.attempts.values(), strict=True):
+            places = find(self.outputs[newest], hashes(pa.array(intent.attempts, pa.string())))
+            for place, attempt in zip(places.tolist(), intent.attempts.values(), strict=True):
                 if place >= 0:
-                    newest = int(self.numbers[place]), int(self.attempts[place])
-                    result[place] |= (intent.run_number, attempt) > newest
+                    row = newest[place]
+                    result[row] &= (intent.run_number, attempt) <= (int(self.numbers[row]), int(self.attempts[row]))
         return result

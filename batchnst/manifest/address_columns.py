@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnst.manifest.pair import ID_PART, id_part
-from batchnst.manifest.row_columns import Texts, all_of, by_value, join, mask, same
+from batchnst.manifest.row_columns import Texts, all_of, by_value, contain, join, mask, same
 from batchnst.redaction import public
 from batchnst.storage.addresses import address_problem
 from batchnst.storage.files import is_uri, resolve
@@ -85,7 +85,7 @@ def _is_refused(address: str) -> bool:
 
 
 def _absolute(plain: pa.Array, prefix: str) -> pa.Array:
-    fixed = pc.or_(pc.starts_with(plain, "/"), pc.match_substring(plain, "://"))
+    fixed = pc.or_(pc.starts_with(plain, "/"), contain(plain, "://"))
     return pc.if_else(fixed, plain, join(prefix, plain))
 
 

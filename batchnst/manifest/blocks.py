@@ -32,7 +32,7 @@ class Blocks:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self.schema, options=_COMPRESSED) as writer:
             writer.write_batch(rows)
-        self._blocks.append(sink.getvalue())
+        self._blocks.append(pa.py_buffer(sink.getvalue().to_pybytes()))  # the stream's buffer is half as long again
         self._starts.append(self._starts[-1] + len(rows))
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

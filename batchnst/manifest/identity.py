@@ -65,13 +65,13 @@ def _known_json(cells: Cells, name: str) -> pa.Array:
 def fingerprints(pairs: pa.RecordBatch, recipe_texts: pa.Array) -> pa.Array:
     """The fingerprint of each of `pairs`, rows of a manifest's SCHEMA; `recipe_texts` as `recipe_text` gives them."""
     styles, content_masks, style_masks = (
-        _lists_json(pairs[name], lambda addresses: Addresses(addresses).public_json())
+        _joined(pairs[name], lambda addresses: Addresses(addresses).public_json())
         for name in ("styles", "content_masks", "style_masks")
     )
-    weights = _lists_json(pairs["style_weights"], json_texts)
+    weights = _joined(pairs["style_weights"], json_texts)
     content, output = Addresses(pairs["content"]).public_json(), quoted(pairs["output"])
-    pictures = pc.binary_join_element_wise(content, styles, weights, content_masks, style_masks, output, ", ")
-    return hex_texts(sha256s(join("[[", pictures, "], ", recipe_texts, "]")), 64)
+    pictures = ("[[", content, ", [", styles, "], [", weights, "], [", content_masks, "], [", style_masks, "], ")
+    return hex_texts(sha256s(join(*pictures, output, "], ", recipe_texts, "]")), 64)
 
 
 def recipe_texts(
@@ -92,10 +92,10 @@ def recipe_texts(
     return pc.coalesce(join(before, '\\"seed\\":', seeds.cast(pa.string()), after), whole)
 
 
-def _lists_json(lists: pa.ListArray, values_json: Texts) -> pa.Array:
-    """Each list as JSON; `values_json` gives the JSON of values."""
+def _joined(lists: pa.ListArray, values_json: Texts) -> pa.Array:
+    """Each list as JSON, without its brackets; `values_json` gives the JSON of values."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]), pa.int32())
-    return join("[", pc.binary_join(pa.ListArray.from_arrays(offsets, values_json(lists.flatten())), ", "), "]")
+    return pc.binary_join(pa.ListArray.from_arrays(offsets, values_json(lists.flatten())), ", ")
 
 
 def sha256s(texts: pa.Array) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.manifest.row_columns import by_value, mask
+from batchnst.manifest.row_columns import by_value, contain, mask
 from batchnst.pictures.encode import FORMATS, OPAQUE
 from batchnst.recipe import Recipe
 from batchnst.storage.files import is_uri, local_path
@@ -109,7 +109,7 @@ class Names:
     def add(self, ids: pa.Array, outputs: pa.Array) -> None:
         """Add rows; `outputs` are normalised paths."""
         folded = _fold(outputs)
-        nested = mask(pc.match_substring(folded, "/"))
+        nested = mask(contain(folded, "/"))
         parents = _parents(folded.filter(pa.array(nested))) if nested.any() else []
         self._ids.append(hashes(ids))
         self._outputs.append(hashes(folded))

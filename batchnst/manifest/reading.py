@@ -210,6 +210,7 @@ class _Builder:
         for clash in self._clashes():
             self._line = clash.line
             self._report(self._clash_text(clash), clash.column)
+        del self._names, self._lines  # this object stays until the garbage collector finds it: its caches refer to it
         problems = [text for _, text in sorted(self._problems, key=itemgetter(0))]
         if unreadable:
             problems.append(unreadable)

@@ -96,9 +96,9 @@ class Lists:
         if column is None:
             return cls(pa.array([], pa.string()), np.zeros(rows + 1, np.int32), nothing, nothing)
         if is_text(column.type):
-            if not (split and any_of(pc.match_substring(column, "|"))):
+            listed = mask(contain(column, "|")) if split else nothing
+            if not listed.any():
                 return cls(column.drop_null(), _offsets(mask(pc.is_valid(column))), nothing, nothing)
-            listed = mask(pc.match_substring(column, "|"))
             parts = pc.split_pattern(column, "|")
             return cls(stripped(parts.flatten()), _offsets(_lengths(parts)), listed, nothing)
         if not is_texts(column.type):
@@ -155,6 +155,15 @@ def any_of(values: pa.Array) -> bool:
 def all_of(values: pa.Array) -> bool:
     """True unless one of a column's truth values is false."""
     return bool(pc.all(values).as_py())
+
+
+def contain(texts: pa.Array, part: str) -> pa.Array:
+    """Which of the texts contain `part`, which is ASCII; the texts are searched one by one only if one of them does."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]].tolist() if data else (0, 0)
+    if data and part.encode() in data[ends[0] : ends[1]].to_pybytes():
+        return pc.match_substring(texts, part)
+    return pa.repeat(False, len(texts))
 
 
 def join(*parts: pa.Array | str) -> pa.Array:
@@ -225,8 +234,8 @@ def json_objects(members: Mapping[str, pa.Array], rows: int) -> pa.Array:
     if not members:
         return pa.repeat("{}", rows)
     if not any(member.null_count for member in members.values()):
-        parts = [join(f"{json.dumps(key)}: ", members[key]) for key in sorted(members)]
-        return join("{", pc.binary_join_element_wise(*parts, ", "), "}")
+        parts = [part for key in sorted(members) for part in (f", {json.dumps(key)}: ", members[key])]
+        return join("{", parts[0].removeprefix(", "), *parts[1:], "}")
     # pyarrow's null_handling="skip" loses rows of which all values are null.
     parts = [join(f", {json.dumps(key)}: ", members[key]) for key in sorted(members)]
     joined = pc.binary_join_element_wise(*parts, "", null_handling="replace", null_replacement="")

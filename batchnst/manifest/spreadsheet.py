@@ -10,10 +10,11 @@ from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchnst.manifest.blocks import BLOCK_ROWS
 from batchnst.manifest.columns import KNOWN_COLUMNS, Row, Unreadable, check_columns
-from batchnst.manifest.row_columns import Cells
+from batchnst.manifest.row_columns import Cells, mask
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 """Separators of columns, and their names."""
@@ -26,7 +27,7 @@ def read_table(text: TextIO) -> Iterator[Cells | tuple[int, Row | str]]:
     """Yield many rows at a time, or the line number of a problem; `text` keeps its line ends."""
     skipped, separator, first = _begin(text)
     reader = csv.reader(chain([first], text), strict=True, delimiter=separator or _separator(first))
-    rows, lines = list[list[str]](), list[int]()
+    values, lines = list[str](), list[int]()  # without a list for each row, which the garbage collector would look at
     header: list[str] = []
     try:
         header = _names(next(reader, []))
@@ -34,37 +35,37 @@ def read_table(text: TextIO) -> Iterator[Cells | tuple[int, Row | str]]:
         end = reader.line_num
         for cells in reader:
             line, end = skipped + end + 1, reader.line_num
-            cells = list(map(str.strip, cells))
             if len(cells) != len(header):
-                while len(cells) > len(header) and not cells[-1]:
+                while len(cells) > len(header) and not cells[-1].strip():
                     cells.pop()
                 if len(cells) > len(header):
                     yield line, f"has {len(cells)} cells; expected {len(header)}, one for each column of the header"
                     continue
                 cells += [""] * (len(header) - len(cells))
-            rows.append(cells)
+            values.extend(map(str.strip, cells))
             lines.append(line)
-            if len(rows) == BLOCK_ROWS:
-                yield _cells(header, rows, lines)
-                rows, lines = [], []
+            if len(lines) == BLOCK_ROWS:
+                yield _cells(header, values, lines)
+                values, lines = [], []
     except (csv.Error, UnicodeError) as error:
-        if rows:
-            yield _cells(header, rows, lines)
+        if lines:
+            yield _cells(header, values, lines)
         if isinstance(error, UnicodeError):
             raise
         raise Unreadable(f"line {skipped + reader.line_num}: not valid CSV: {error}") from None
-    if rows:
-        yield _cells(header, rows, lines)
+    if lines:
+        yield _cells(header, values, lines)
 
 
-def _cells(header: list[str], rows: list[list[str]], lines: list[int]) -> Cells:
-    """Rows in columns, without those whose cells are all empty."""
-    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-    cells = Cells.of(np.array(lines), dict(zip(header, columns, strict=True)), split=True)
+def _cells(header: list[str], values: list[str], lines: list[int]) -> Cells:
+    """Rows in columns, without those whose cells are all empty; `values` are those of all rows, end to end."""
+    columns = {name: pa.array(values[i :: len(header)], pa.string()) for i, name in enumerate(header)}
+    cells = Cells.of(np.array(lines), columns, split=True)
     content = cells.columns.get("content")
     if content is not None and not content.null_count:
         return cells
-    return cells.filter(np.array([any(row) for row in rows]))
+    filled = [np.zeros(len(lines), bool), *(mask(pc.is_valid(column)) for column in cells.columns.values())]
+    return cells.filter(np.any(filled, axis=0))
 
 
 def _begin(text: TextIO) -> tuple[int, str | None, str]:

@@ -56,10 +56,11 @@ def groups_of(rows: pa.Table) -> list[Hashable]:
 
 def comparable_recipes(rows: pa.Table) -> list[str]:
     """The recipe of each row as JSON, without the seed and the keys that do not change the picture."""
-    return list(map(cache(_comparable), rows["recipe"].to_pylist()))
+    return list(map(cache(comparable), rows["recipe"].to_pylist()))
 
 
-def _comparable(recipe: str) -> str:
+def comparable(recipe: str) -> str:
+    """A recipe as JSON, without the seed and the keys that do not change the picture."""
     return json.dumps({k: v for k, v in json.loads(recipe).items() if k not in {"seed", *NOT_IN_FINGERPRINT}})
 
 

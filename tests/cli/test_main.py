@@ -164,6 +164,17 @@ def test_plan_says_what_run_would_do(manifest: Path, tmp_path: Path) -> None:
     assert read_ledger(str(out), "pairs").count_rows() == 1
 
 
+def test_plan_reads_headers_of_all_pairs_or_of_some_if_they_are_many(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest.write_text("content,style\n" + "".join(f"gone-{i}.png,s.png\n" for i in range(9)))
+    assert "batches  unreadable, will fail  9 pairs in 9\n" in batchnst("plan", manifest).stdout
+    monkeypatch.setattr(estimate, "ALL", 8)
+    monkeypatch.setattr(estimate, "SAMPLE", 3)
+    plan = batchnst("plan", manifest).stdout
+    assert "unreadable, will fail  9 pairs in 9\n         (estimated from 3 of them, drawn at random)" in plan
+
+
 def test_plan_says_what_each_preset_takes(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "measure_speed", lambda recipe: 1000.0)
     manifest.write_text(f"content,style\n{manifest.parent}/c.png,{manifest.parent}/c.png\n")

@@ -49,7 +49,7 @@ def outcomes(pair: Pair, status: str = "ok", attempt: int = 1, error_kind: str |
         fingerprint=fingerprint(pair, "w"),
         output=pair.output,
     )
-    return Outcomes([PairRows.of(to_table([newest], "pairs"))])
+    return Outcomes(PairRows.of(to_table([newest], "pairs")))
 
 
 def plan(manifest: Manifest, known: Outcomes, **options: Any) -> Plan:

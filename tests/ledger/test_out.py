@@ -18,7 +18,7 @@ from batchnst.errors import LedgerError, StorageError, Superseded
 from batchnst.ledger import out as out_module
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import INTENTS, Out, newest_rows
-from batchnst.ledger.outcomes import Outcomes, PairRows
+from batchnst.ledger.outcomes import Intent, Outcomes, PairRows
 from batchnst.ledger.previous import Previous
 from batchnst.ledger.schema import SCHEMAS, PairRow, to_table
 from tests.helpers import NOON, loss, row, take_over
@@ -177,6 +177,25 @@ def test_a_pair_whose_output_has_changed_is_done(out: Out) -> None:
     assert [(outcome.done, outcome.attempt) for outcome in out.newest().find(["a"])[1]] == [(True, 2)]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_pair_is_done_if_its_newest_row_is_the_newest_painting_of_its_output(seed: int) -> None:
+    rng, rows = np.random.default_rng(seed), []
+    for i, (pair, number, output, failed) in enumerate(rng.integers(1, 9, (40, 4)).tolist()):
+        changes = {"status": "failed"} if failed == 1 else {}
+        rows.append(row(f"p{pair}", run_number=number, attempt=i, output=f"{output}.png", **changes))
+    rows.sort(key=lambda each: (each.run_number or 0, each.attempt))
+    newest = {each.pair_id: each for each in rows}
+    painted = {each.output: each for each in rows if each.status == "ok"}
+    replaced = painted["3.png"]
+    disputed = Intent(replaced.run_number or 0, {"3.png": replaced.attempt + 1, "none.png": 1})
+    expected = {name for name, each in newest.items() if painted.get(each.output) is each}
+    table = to_table([rows[i] for i in rng.permutation(len(rows))], "pairs")
+    sure = {name for name in expected if newest[name] is not replaced}
+    for intents, done in (((), expected), ((disputed,), sure)):
+        found = Outcomes(PairRows.of(table), intents).find(list(newest))[1]
+        assert {name for name, outcome in zip(newest, found, strict=True) if outcome.done} == done
+
+
 def test_the_newest_rows_of_many_pairs_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = [
@@ -187,7 +206,7 @@ def test_the_newest_rows_of_many_pairs_are_those_of_each_alone(monkeypatch: pyte
     last = {each.pair_id: each for each in sorted(rows, key=lambda each: (each.run_number or 0, each.attempt))}
     order = [(each.pair_id, each.run_number) for each in last.values()]
     assert {(r["pair_id"], r["run_number"]) for r in newest_rows(table).to_pylist()} == set(order)
-    _, found = Outcomes([PairRows.of(table)]).find(list(last))
+    _, found = Outcomes(PairRows.of(table)).find(list(last))
     assert [outcome.attempt for outcome in found] == [each.attempt for each in last.values()]
     # Values with the same hash by chance are still told apart.
     monkeypatch.setattr(out_module, "hashes", lambda texts: np.zeros(len(texts), np.int64))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import itertools
 import json
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +27,9 @@ from batchnst.ledger.compaction import ASIDE
 from batchnst.ledger.out import Out
 from batchnst.ledger.pictures import in_parquet, shards
 from batchnst.ledger.pictures.form import FormName, Picture, encode
+from batchnst.ledger.pictures.in_parquet import INDEX_KEY
 from batchnst.ledger.pictures.stored import FORMS, form_of
-from batchnst.ledger.schema import PairRow, to_table
+from batchnst.ledger.schema import ATTEMPT, PairRow, to_table
 from batchnst.storage.files import Folder
 from tests.helpers import row, take_over
 
@@ -104,6 +107,71 @@ class Counted(io.BytesIO):
         data = super().read(size)
         self.count += len(data)
         return data
+
+
+class Requests(io.BytesIO):
+    """A file that counts how often it is read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.count += 1
+        return super().read(size)
+
+
+def many(count: int) -> bytes:
+    """A Parquet file with pictures in several row groups."""
+    rows = [to_table([made(f"p{i}", "parquet")[2]], "pairs").to_pylist()[0] for i in range(count)]
+    return encode(FORMS["parquet"], [Picture(bytes([i]) * 300_000, row) for i, row in enumerate(rows)])
+
+
+def test_a_parquet_file_is_listed_by_its_footer_whatever_its_length() -> None:
+    whole, form = many(40), FORMS["parquet"]
+    short, long, all_rows = Requests(many(1)), Requests(whole), Requests(whole)
+    form.index(short, "x")
+    index = form.index(long, "x")
+    rows = form.index(all_rows, "x", claims=True)
+    assert long.count == short.count < all_rows.count / 5
+    same = [*ATTEMPT, "group", "place"]
+    assert index.select(same).equals(rows.select(same))
+    assert (index["sha256"].null_count, rows["sha256"].null_count) == (40, 0)
+    assert list(form.read(io.BytesIO(whole), "x", index.to_pylist())) == [bytes([i]) * 300_000 for i in range(40)]
+
+
+def rewritten(whole: bytes, change: Callable[[pa.Table], pa.Table], metadata: dict[bytes, bytes]) -> io.BytesIO:
+    sink, table = io.BytesIO(), change(pq.read_table(io.BytesIO(whole)))
+    pq.write_table(table.replace_schema_metadata({**in_parquet.SCHEMA.metadata, **metadata}), sink)
+    return sink
+
+
+def test_a_footer_that_does_not_fit_the_rows_is_not_believed() -> None:
+    whole, form = many(8), FORMS["parquet"]
+    kept = {INDEX_KEY: pq.read_metadata(io.BytesIO(whole)).metadata[INDEX_KEY]}
+    damaged = {INDEX_KEY: base64.b64encode(zlib.compress(b"[" * 30_000))}
+    for change, metadata, names in (
+        (lambda table: table, {}, range(8)),
+        (lambda table: table.slice(3), kept, range(3, 8)),
+        (lambda table: table, {INDEX_KEY: b"?"}, range(8)),
+        (lambda table: table, damaged, range(8)),
+    ):
+        index = form.index(rewritten(whole, change, metadata), "x")
+        assert index["pair_id"].to_pylist() == [f"p{i}" for i in names]
+        assert index["sha256"].null_count == 0
+    turned = rewritten(whole, lambda table: table.take(list(range(7, -1, -1))), kept)
+    with pytest.raises(LedgerError, match="its footer and its rows name other pictures"):
+        list(form.read(turned, "x", form.index(turned, "x").to_pylist()))
+    entries = form.index(turned, "x", claims=True).to_pylist()
+    assert [data[0] for data in form.read(turned, "x", entries)] == list(range(7, -1, -1))
+
+
+def test_merged_files_are_listed_by_their_footers(out: Out, claim: Claim) -> None:
+    for name in ("a", "b", "c"):
+        commit(out, name, "parquet")
+    out.compact(claim)
+    (path,) = (Path(out.address) / "pictures").iterdir()
+    assert INDEX_KEY in pq.read_metadata(path).metadata
+    assert sorted(out.pictures().entries["pair_id"].to_pylist()) == ["a", "b", "c"]
+    assert out.pictures().entries["path"].null_count == 3
 
 
 @pytest.mark.parametrize("form", TOGETHER)

@@ -19,7 +19,7 @@ from batchnst.manifest.manifest import SCHEMA, Manifest
 from batchnst.manifest.outputs import LONGEST_OUTPUT
 from batchnst.manifest.pair import fingerprint
 from batchnst.manifest.reading import _Builder
-from batchnst.manifest.row_columns import Cells
+from batchnst.manifest.row_columns import Cells, contain, mask
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 
@@ -199,3 +199,12 @@ def test_errors_are_reported_once_each() -> None:
     with pytest.raises(ManifestError) as caught:
         builder.finish("m", None)
     assert [line.split(": size")[0] for line in str(caught.value).splitlines()] == ["m: line 3", "m: line 9"]
+
+
+@given(
+    texts=st.lists(st.text("ab/é", max_size=3) | st.none(), max_size=6), start=st.integers(0, 6), size=st.integers(0, 6)
+)
+def test_texts_with_a_part_are_found_in_any_slice(texts: list[str | None], start: int, size: int) -> None:
+    for column in (pa.array(texts, pa.string()).slice(start, size), pa.array(texts[start:], pa.string())):
+        for part in ("/", "ab"):
+            assert mask(contain(column, part)).tolist() == [part in (text or "") for text in column.to_pylist()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnst.errors import ManifestError
+from batchnst.manifest.outputs import Names
 from batchnst.manifest.pair import Pair
 from batchnst.manifest.reading import read_manifest
 from tests.helpers import batchnst
@@ -56,6 +58,16 @@ def test_a_derived_id_is_the_same_in_every_run_and_says_what_it_is(tmp_path: Pat
     assert first[0].id.startswith("ete-1--s--")
     assert first[0].output == f"{first[0].id}.png"
     assert len({pair.id for pair in first}) == 2
+
+
+def test_names_of_all_rows_are_forgotten_once_they_are_compared(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        manifest = read_manifest(write(tmp_path, "content,style\na.jpg,s.png\n"), {})
+        assert len(manifest) == 1
+        assert not [each for each in gc.get_objects() if type(each) is Names]
+    finally:
+        gc.enable()
 
 
 def test_rows_of_one_recipe_share_it(tmp_path: Path) -> None:

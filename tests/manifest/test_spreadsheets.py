@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from batchnst import encodings
 from batchnst.errors import ManifestError, RecipeError
 from batchnst.manifest.pair import Pair
 from batchnst.manifest.reading import read_manifest
@@ -173,3 +174,13 @@ def test_numbers_that_json_lacks_become_valid_json(tmp_path: Path) -> None:
 def test_two_encodings_in_one_file_are_not_guessed(tmp_path: Path, lines: tuple[str | bytes, str | bytes]) -> None:
     data = b"".join(b"%s.jpg,s\n" % (line if isinstance(line, bytes) else line.encode()) for line in lines)
     assert problems(tmp_path, b"content,style\n" + data)[0].startswith("line ")
+
+
+@pytest.mark.parametrize("line", [2, 3, 7, 40])
+def test_a_line_is_numbered_right_wherever_it_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int
+) -> None:
+    monkeypatch.setattr(encodings, "_PIECE", 16)
+    rows = [b"photo-%d.jpg,s\n" % i for i in range(line - 2)]
+    (found,) = problems(tmp_path, b"".join([b"content,style\n", *rows, b"\xff\x81.jpg,s\n", b"last.jpg,s\n"]))
+    assert found.startswith(f"line {line}: not UTF-8 (byte 0xff), nor cp1252")

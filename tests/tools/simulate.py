@@ -711,7 +711,7 @@ def end(world: World) -> None:
     if len(plan):
         raise Violated(f"the last run left {[job.pair.id for job in plan.jobs()]}")
     hashes = {row["output_sha256"] for row in folder.rows("pairs").to_pylist()}
-    together = folder.pictures(tables=[PREVIOUS]).entries
+    together = folder.pictures(tables=[PREVIOUS], claims=True).entries
     apart = [data for path, (data, _) in world.files.items() if fnmatch(path, f"{ROOT}/{PREVIOUS}/*/*")]
     earlier = {hashlib.sha256(data).hexdigest() for data in apart} | set(together["sha256"].to_pylist())
     if not earlier <= hashes:
@@ -770,7 +770,7 @@ def newest_by_the_clock() -> Iterator[None]:
 @contextmanager
 def any_ok_row_is_done() -> Iterator[None]:
     """A pair is done by its own rows, whoever has written its output since."""
-    with patch.object(outcomes.PairRows, "are_among", lambda rows, owners: rows.ok):
+    with patch.object(outcomes.PairRows, "owners", lambda rows, intents: rows.ok):
         yield
 
 

@@ -37,8 +37,9 @@ INDEX = pa.schema(
 )
 """Columns of a file's index: what it says of each picture, and where it is.
 
-path: `output` of its row. group: number of its row group, or position of its first header in an archive. place: row in
-that row group, or position of its bytes. size: number of bytes, null if only reading them tells.
+path: `output` of its row. It, width, height and sha256 are null if they were not read. group: number of its row group,
+or position of its first header in an archive. place: row in that row group, or position of its bytes. size: number of
+bytes, null if only reading them tells.
 """
 
 Entry: TypeAlias = Mapping[str, Any]
@@ -84,8 +85,11 @@ class Form(Protocol):
     def writer(self, sink: BinaryIO) -> Writer:
         """A writer to an empty file."""
 
-    def index(self, file: BinaryIO, name: str) -> pa.Table:
-        """The pictures in a file, with the columns of INDEX; the pictures themselves are not read."""
+    def index(self, file: BinaryIO, name: str, *, claims: bool = False) -> pa.Table:
+        """The pictures in a file, with the columns of INDEX; the pictures themselves are not read.
+
+        claims: with all that the file says of each picture, which may take many reads.
+        """
 
     def read(self, file: BinaryIO, name: str, entries: Sequence[Entry]) -> Iterator[bytes]:
         """The bytes of the pictures at `entries` of a file, in this order."""

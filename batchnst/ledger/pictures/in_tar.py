@@ -50,7 +50,7 @@ class InTar:
         """A writer to an empty archive."""
         return _Writer(sink)
 
-    def index(self, file: BinaryIO, name: str) -> pa.Table:
+    def index(self, file: BinaryIO, name: str, *, claims: bool = False) -> pa.Table:
         """The pictures in an archive: its headers and rows are read, and pictures passed over."""
         with _readable(name), tarfile.open(fileobj=file, mode="r:") as archive:
             index = pa.Table.from_pylist(list(_samples(archive, name)), INDEX)

@@ -90,7 +90,7 @@ def _to_look_at(
 
 def _sort(folder: Folder, info: pafs.FileInfo, known: pa.Array, newest: pa.Array) -> _Sorted:
     try:
-        index = read_index(folder, folder.relative(info.path))
+        index = read_index(folder, folder.relative(info.path), claims=True)
     except FileNotFoundError:
         raise StorageError(f"{info.path}: vanished while files were merged") from None
     own = keys(index)
@@ -165,7 +165,7 @@ def _write(folder: Folder, path: str, group: Sequence[_Sorted], masks: Sequence[
         _copy(folder, sink, group, masks)
     expected = [keys(one.index.filter(pa.array(mask))) for one, mask in zip(group, masks, strict=True)]
     try:
-        written = keys(read_index(folder, path))
+        written = keys(read_index(folder, path, claims=True))
     except FileNotFoundError:
         return  # another run has taken OUT over; the state refuses the next step
     if not written.equals(pa.concat_arrays(expected)):

@@ -78,8 +78,10 @@ class Pictures:
         pair_ids: Collection[str] | None = None,
         tables: Sequence[str] = ("pictures",),
         unreadable: Callable[[str, LedgerError], None] | None = None,
+        *,
+        claims: bool = False,
     ) -> None:
-        """List only pictures of `pair_ids`, if given. tables: folders to look into.
+        """List only pictures of `pair_ids`, if given. tables: folders to look into. claims: as of `Form.index`.
 
         Raises LedgerError if a file cannot be read; or calls `unreadable` with its path in OUT and the error.
         """
@@ -87,7 +89,9 @@ class Pictures:
         self._lock, self._next = threading.Lock(), list[Pictures]()
         wanted = None if pair_ids is None else pa.array(pair_ids, pa.string())
         files = [info for table in tables for info in current_files(folder, table)]
-        parts = in_parallel(lambda info: _listed(folder, info, wanted, unreadable), files, folder.streams)
+        parts = in_parallel(
+            lambda info: _listed(folder, info, wanted, unreadable, claims=claims), files, folder.streams
+        )
         self.entries = pa.concat_tables([LISTED.empty_table(), *parts]).combine_chunks()
         self._keys = keys(self.entries)
 
@@ -187,19 +191,27 @@ def open_file(folder: Folder, file: str) -> BinaryIO:
         return folder.open(folder.path(file), BUFFER)
 
 
-def read_index(folder: Folder, file: str) -> pa.Table:
-    """The index of a file in OUT; raises LedgerError if it cannot be read, FileNotFoundError if it is gone."""
+def read_index(folder: Folder, file: str, *, claims: bool = False) -> pa.Table:
+    """The index of a file in OUT; raises LedgerError if it cannot be read, FileNotFoundError if it is gone.
+
+    claims: as of `Form.index`.
+    """
     with open_file(folder, file) as source:
-        return form_of(file).index(source, file)
+        return form_of(file).index(source, file, claims=claims)
 
 
 def _listed(
-    folder: Folder, info: pafs.FileInfo, wanted: pa.Array | None, unreadable: Callable[[str, LedgerError], None] | None
+    folder: Folder,
+    info: pafs.FileInfo,
+    wanted: pa.Array | None,
+    unreadable: Callable[[str, LedgerError], None] | None,
+    *,
+    claims: bool,
 ) -> pa.Table:
     """The entries of a file."""
     file = folder.relative(info.path)
     try:
-        index = read_index(folder, file)
+        index = read_index(folder, file, claims=claims)
     except LedgerError as error:
         if unreadable is None:
             raise

@@ -43,7 +43,7 @@ AT_ONCE = 64
 def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
     """Findings on pictures that differ from their rows, then on those without an ok row; sets `result.pictures`."""
     result.pictures = len(ok)
-    stored = out.pictures(unreadable=partial(unreadable, out, result))
+    stored = out.pictures(unreadable=partial(unreadable, out, result), claims=True)
     columns = ok.select([*ATTEMPT, "output", "output_sha256", "width", "height"]).sort_by("pair_id")
     existing = {out.folder.relative(info.path) for info in out.folder.files("images")}
     found = list[Finding]()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,13 +15,16 @@ from numpy.typing import NDArray
 from batchnst.chains import path_of
 from batchnst.ledger.out import ORDERED_BY, sort_rows
 from batchnst.review.audit.findings import Finding
-from batchnst.review.usual import Usual, comparable_recipes, groups_of, logarithms
+from batchnst.review.usual import Usual, comparable, logarithms
 
 MAX_Z = 5.0
 """Largest robust z-score of a loss that is usual.
 
 With ten thousand pairs whose losses are log-normal, one is reported by chance in about 170 nights.
 """
+
+_AT_ONCE = 1 << 16
+"""Recipes that are held without their seeds at a time."""
 
 
 def manifest_differences(newest: pa.Table, expected: pa.Table, others: Mapping[str, str]) -> Iterator[Finding]:
@@ -83,27 +84,30 @@ def doubled(rows: pa.Table, redone: Collection[str]) -> Iterator[Finding]:
 
 def outliers(ok: pa.Table) -> Iterator[Finding]:
     """Losses that are unusual for their style, size and recipe: their z-score is beyond MAX_Z."""
-    for i, z, median in unusual_losses(ok):
-        if abs(z) > MAX_Z:
-            total, size = ok["total_loss"][i].as_py(), max(ok["width"][i].as_py(), ok["height"][i].as_py())
-            name = " and ".join(PurePosixPath(path_of(style)).name for style in ok["styles"][i].as_py())
-            text = f"loss {total:.4g}; {median:.4g} is usual for {name} at {size} pixels (z = {z:+.1f})"
-            yield Finding("outlier", ok["pair_id"][i].as_py(), text)
+    scores, medians = unusual_losses(ok)
+    for i in np.flatnonzero(np.abs(scores) > MAX_Z).tolist():
+        total, size = ok["total_loss"][i].as_py(), max(ok["width"][i].as_py(), ok["height"][i].as_py())
+        name = " and ".join(PurePosixPath(path_of(style)).name for style in ok["styles"][i].as_py())
+        text = f"loss {total:.4g}; {medians[i]:.4g} is usual for {name} at {size} pixels (z = {scores[i]:+.1f})"
+        yield Finding("outlier", ok["pair_id"][i].as_py(), text)
 
 
-def unusual_losses(ok: pa.Table) -> Iterator[tuple[int, float, float]]:
-    """Row, robust z-score of the logarithm of its loss, and median loss, among rows of one style, size and recipe.
+def unusual_losses(ok: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Robust z-score of the logarithm of each row's loss (N,), and median loss (N,), among those that it compares with.
 
-    Groups of fewer than MIN_GROUP rows are left out.
+    Those are the rows of one style, size and recipe; both are NaN where there are too few of them.
     """
-    values, groups = logarithms(ok), defaultdict[Hashable, list[int]](list)
-    for i, group in enumerate(groups_of(ok)):
-        if np.isfinite(values[i]):
-            groups[group].append(i)
-    for rows in groups.values():
+    values, styles = logarithms(ok), pc.binary_join(ok["styles"], "\0")
+    long_side = pc.max_element_wise(ok["width"], ok["height"])
+    groups, _ = _together(styles, long_side, _mapped(_seedless(ok["recipe"]), comparable))
+    finite = np.flatnonzero(np.isfinite(values))
+    order = finite[np.argsort(groups[finite], kind="stable")]
+    _, starts = np.unique(groups[order], return_index=True)
+    scores, medians = np.full((2, len(ok)), np.nan)
+    for rows in np.split(order, starts[1:]):
         if usual := Usual.of(values[rows]):
-            for i in rows:
-                yield i, float(usual.factor * (values[i] - usual.median)), float(np.exp(usual.median))
+            scores[rows], medians[rows] = usual.factor * (values[rows] - usual.median), np.exp(usual.median)
+    return scores, medians
 
 
 def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
@@ -111,31 +115,32 @@ def unusual_rows(ok: pa.Table, expected: pa.Table | None) -> Iterator[Finding]:
 
     Weights and recipes that the manifest asks for, by the fingerprints in `expected`, are not reported.
     """
-    names, recipes = ok["pair_id"].to_pylist(), comparable_recipes(ok)
-    unexpected: list[int] = np.flatnonzero(~_as_expected(ok, expected)).tolist()
-    by_network: dict[str, list[int]] = defaultdict(list)
-    settings, hashes = ok["recipe"].to_pylist(), ok["weights_sha256"].to_pylist()
-    for i in unexpected:
-        by_network[_network(settings[i])].append(i)
-    for network, rows in by_network.items():
-        for i, usual in _unusual([hashes[i] for i in rows], 0):
-            text = f"weights {hashes[rows[i]][:12]}…; most rows with {network} have {usual[:12]}…"
-            yield Finding("other-weights", names[rows[i]], text)
-    for i, usual in _unusual([recipes[i] for i in unexpected], 0.5):
-        yield Finding("other-recipe", names[unexpected[i]], _difference(recipes[unexpected[i]], usual))
-    versions = [json.dumps(version) for version in ok["versions"].to_pylist()]
-    for i, usual in _unusual(versions, 0):
-        yield Finding("other-versions", names[i], _difference(versions[i], usual))
+    names, seedless = ok["pair_id"], _seedless(ok["recipe"])
+    unexpected = np.flatnonzero(~_as_expected(ok, expected))
+    networks, hashes = _mapped(seedless, _network), _encoded(ok["weights_sha256"])
+    each = networks.indices.to_numpy()[unexpected]
+    for code in pc.unique(pa.array(each)).to_pylist():
+        for i, sha256, usual in _unusual(hashes, unexpected[each == code], 0):
+            text = f"weights {sha256[:12]}…; most rows with {networks.dictionary[code]} have {usual[:12]}…"
+            yield Finding("other-weights", names[i].as_py(), text)
+    for i, recipe, usual in _unusual(_mapped(seedless, comparable), unexpected, 0.5):
+        yield Finding("other-recipe", names[i].as_py(), _difference(recipe, usual))
+    for i, versions, usual in _unusual(_versions(ok), np.arange(len(ok)), 0):
+        yield Finding("other-versions", names[i].as_py(), _difference(versions, usual))
 
 
-def _unusual(values: Sequence[str], share: float) -> Iterator[tuple[int, str]]:
-    """Position of each value that is not the most frequent one, with the most frequent one.
+def _unusual(values: pa.DictionaryArray, rows: NDArray[np.int64], share: float) -> Iterator[tuple[int, str, str]]:
+    """Each of `rows` whose value is not the most frequent one among them, its value, and the most frequent one.
 
-    Nothing is reported unless more than this `share` of the values are the most frequent one.
+    Nothing is reported unless more than this `share` of the rows have the most frequent value.
     """
-    for usual, count in Counter(values).most_common(1):
-        if count > share * len(values):
-            yield from ((i, usual) for i, value in enumerate(values) if value != usual)
+    codes = values.indices.to_numpy()[rows]
+    distinct, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    if not len(rows) or counts.max() <= share * len(rows):
+        return
+    usual = distinct[np.lexsort((first, -counts))[0]]
+    for i, code in zip(rows[codes != usual].tolist(), codes[codes != usual].tolist(), strict=True):
+        yield i, values.dictionary[code].as_py(), values.dictionary[usual].as_py()
 
 
 def _difference(text: str, usual_text: str) -> str:
@@ -145,11 +150,49 @@ def _difference(text: str, usual_text: str) -> str:
     return ", ".join(f"{key} {actual.get(key)}, not {usual.get(key)}" for key in keys)
 
 
-@lru_cache(maxsize=1024)
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column as numbers of its distinct values."""
+    return column.dictionary_encode("encode").combine_chunks()
+
+
+def _mapped(values: pa.DictionaryArray, function: Callable[[str], str]) -> pa.DictionaryArray:
+    """The `function` of each value, called once for each distinct one."""
+    results = pa.array(map(function, values.dictionary.to_pylist()), pa.string()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(results.indices.take(values.indices), results.dictionary)
+
+
+def _together(*columns: pa.ChunkedArray | pa.DictionaryArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The number of each row's combination of values (N,), and the first row of each combination."""
+    codes, firsts = np.zeros(len(columns[0]), np.int64), np.zeros(min(1, len(columns[0])), np.int64)
+    for column in columns:
+        values = column if isinstance(column, pa.DictionaryArray) else _encoded(column)
+        if len(values.dictionary) > 1:
+            codes = codes * len(values.dictionary) + values.indices.to_numpy()
+            _, firsts, codes = np.unique(codes, return_index=True, return_inverse=True)
+    return codes, firsts
+
+
+def _seedless(recipes: pa.ChunkedArray) -> pa.DictionaryArray:
+    """The recipes as JSON with one seed, so that few are distinct."""
+    starts = range(0, max(1, len(recipes)), _AT_ONCE)
+    # A quote inside of a text has a backslash, so that only a key matches.
+    parts = (pc.replace_substring_regex(recipes.slice(i, _AT_ONCE), '"seed": ?-?[0-9]+', '"seed": 0') for i in starts)
+    encoded = [chunk for part in parts for chunk in part.dictionary_encode().chunks]
+    kind = pa.dictionary(pa.int32(), pa.string())
+    return pa.chunked_array(encoded, kind).unify_dictionaries().combine_chunks()
+
+
 def _network(recipe: str) -> str:
     """Backbone and weights that a recipe names."""
     keys = json.loads(recipe)
     return f"{keys.get('backbone')} {keys.get('weights')}"
+
+
+def _versions(ok: pa.Table) -> pa.DictionaryArray:
+    """The versions of each row as JSON."""
+    codes, firsts = _together(*ok.select(["versions"]).flatten().columns)
+    texts = [json.dumps(versions) for versions in ok["versions"].take(pa.array(firsts)).to_pylist()]
+    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(texts, pa.string()))
 
 
 def _as_expected(ok: pa.Table, expected: pa.Table | None) -> NDArray[np.bool_]:

@@ -44,7 +44,7 @@ def _has_many(name: str) -> bool:
 
 def _together(out: Out, rows: pa.Table, result: Audit) -> Iterator[Finding]:
     """Findings on pictures in files with many; adds their number to `result.previous`."""
-    stored = out.pictures(tables=(PREVIOUS,), unreadable=partial(unreadable, out, result))
+    stored = out.pictures(tables=(PREVIOUS,), unreadable=partial(unreadable, out, result), claims=True)
     ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, "output", "output_sha256"])
     there = ok.filter(pc.is_valid(stored.places(ok)))
     result.previous += len(there)
