@@ -46,7 +46,7 @@ test: .venv/.ready $(IMAGES) .venv/.chromium .venv/.servers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	BATCHNST_TEST_ALL=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	BATCHNST_TEST_ALL=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/.ready $(IMAGES)
 	$(BIN)/pytest -m slow

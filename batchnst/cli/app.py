@@ -87,7 +87,7 @@ def _check_texts(values: Mapping[str, Any]) -> None:
     for value in values.values():
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and not is_utf8(text):
-                raise RequestError(f"{shown(text)}: is not UTF-8; rename it, or write it in UTF-8")
+                raise RequestError(f"{shown(text)}: its name is not UTF-8; rename it")
 
 
 def handle_errors(command: Callable[..., None]) -> Callable[..., None]:

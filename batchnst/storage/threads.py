@@ -26,6 +26,8 @@ def start(action: Callable[[], Result]) -> Future[Result]:
     future = Future[Result]()
 
     def work() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(action())
         except BaseException as error:

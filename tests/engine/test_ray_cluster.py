@@ -149,7 +149,7 @@ def check_complete(out: Path) -> Counter[str]:
 def test_runs_that_are_killed_and_terminated_lose_nothing_and_repeat_nothing(
     manifest: Path, cluster: str, tmp_path: Path
 ) -> None:
-    out, run = tmp_path / "out", command(manifest, tmp_path / "out", "--address", cluster, "--steps", "40")
+    out, run = tmp_path / "out", command(manifest, tmp_path / "out", "--address", cluster)
     driver = start(run, tmp_path / "log")
     try:
         wait_for(lambda: finished_rows(out) >= 2)

@@ -61,6 +61,7 @@ def test_a_derived_id_is_the_same_in_every_run_and_says_what_it_is(tmp_path: Pat
 
 
 def test_names_of_all_rows_are_forgotten_once_they_are_compared(tmp_path: Path) -> None:
+    gc.collect()
     gc.disable()
     try:
         manifest = read_manifest(write(tmp_path, "content,style\na.jpg,s.png\n"), {})

@@ -106,13 +106,6 @@ def test_other_sizes_are_refused_and_both_kinds_named(value: object) -> None:
         Recipe.from_settings({"size": value})
 
 
-def test_commands_that_need_a_number_say_so(folder: Path) -> None:
-    for command in (["layers", folder / "small.png", "--out", folder / "x.png"], ["bench"]):
-        result = batchnst(*command, "--size", "original")
-        assert result.exit_code == 2
-        assert "size: original is not allowed here; expected a number of pixels" in result.stderr
-
-
 def test_the_default_is_in_no_fingerprint_and_the_rest_is() -> None:
     assert "enlarge" not in Recipe().picture_text
     texts = [Recipe(), recipe(enlarge=False), recipe(size="original"), recipe()]

@@ -525,7 +525,7 @@ def test_the_page_shows_pairs_as_they_are_committed(browser: Browser, tmp_path: 
 
 def test_unusual_losses_and_loud_flat_areas_come_first(browser: Browser, painted: Path) -> None:
     rows = Out(str(painted / "out")).rows("pairs")
-    scores = {rows["pair_id"][i].as_py(): z for i, z, _ in unusual_losses(rows)}
+    scores = dict(zip(rows["pair_id"].to_pylist(), unusual_losses(rows)[0].tolist(), strict=True))
     order = "[...document.querySelectorAll('#list .card')].map((card) => pairs.id[card.dataset.pair])"
     with serving(painted / "out") as server, watching(browser, server.url) as page:
         expect(page.locator("#shown")).to_have_text(f"{PAIRS} pairs")

@@ -96,7 +96,7 @@ class InParquet:
                 found = [(entry, rows.slice(entry["place"], 1).to_pylist()[0]) for entry in members]
             if any(row[column] != entry[column] for entry, row in found for column in ATTEMPT):
                 raise LedgerError(f"{name}: its footer and its rows name other pictures: another program changed it")
-            yield from (row["image"]["bytes"] or b"" for _, row in found)
+            yield from ((row["image"] or {}).get("bytes") or b"" for _, row in found)
 
 
 def _open(file: BinaryIO, name: str) -> pq.ParquetFile:
