@@ -50,7 +50,7 @@ class Request:
 
 @dataclass
 class Exported:
-    """The numbers of chosen pairs and of all pairs; of pictures copied now, and before. missing: a text for each."""
+    """Numbers of chosen pairs and of all pairs; of pictures copied now, and before. missing: why others were not."""
 
     chosen: int
     pairs: int
@@ -192,12 +192,12 @@ def _sha256(data: bytes) -> str:
 
 
 def _copy_files(way: _Way, stored: Pictures, rows: pa.Table) -> Iterator[str | None]:
-    """Write each picture to a file of its own; yields a text for each that is missing, and None for the others."""
+    """Write each picture to a file of its own; yields a text for each that cannot be, and None for the others."""
 
     def copy(row: Row, found: Found) -> str | None:
-        if found.data is None:
-            return _missing(row, found)
-        way.dest.folder.write(f"images/{row['output']}", found.data, before=way.claim.check)
+        if problem := _problem(row, found):
+            return problem
+        way.dest.folder.write(f"images/{row['output']}", found.data or b"", before=way.claim.check)
         return None
 
     yield from stored.each(rows, copy)
@@ -216,14 +216,19 @@ def _write(way: _Way, stored: Pictures, rows: pa.Table, table: str) -> Iterator[
 
 
 def _picture(row: Row, found: Found, missing: list[str]) -> Picture | None:
-    if found.data is None:
-        missing.append(_missing(row, found))
+    if problem := _problem(row, found):
+        missing.append(problem)
         return None
-    return Picture(found.data, row_without_secrets(row))
+    return Picture(found.data or b"", row_without_secrets(row))
 
 
-def _missing(row: Row, found: Found) -> str:
-    return f"{row['pair_id']}: {found.problem or f'{found.name} is not there'}"
+def _problem(row: Row, found: Found) -> str | None:
+    """Why a picture cannot be copied; None if it is there and that of its row."""
+    if found.data is None:
+        return f"{row['pair_id']}: {found.problem or f'{found.name} is not there'}"
+    if _sha256(found.data) != row["output_sha256"]:
+        return f"{row['pair_id']}: {found.name} is another picture than its row says; it was not copied"
+    return None
 
 
 def _write_one(way: _Way, table: str, pictures: Iterator[Picture]) -> int:

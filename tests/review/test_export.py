@@ -236,6 +236,17 @@ def test_a_picture_that_is_missing_is_named_and_the_others_are_exported(out: Pat
     assert found(tmp_path / "x") == [("picture-missing", "plain")]
 
 
+@pytest.mark.parametrize("form", ["files", "tar"])
+def test_a_picture_that_is_not_that_of_its_row_is_named_and_not_copied(out: Path, tmp_path: Path, form: str) -> None:
+    export(out, "files", tmp_path / "files")
+    path = tmp_path / "files/images/plain.png"
+    path.write_bytes(path.read_bytes() + b"x")
+    result = batchnst("export", tmp_path / "files", "--to", form, "--out", tmp_path / "x")
+    said = "batchnst: plain: images/plain.png is another picture than its row says; it was not copied\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+    assert found(tmp_path / "x") == [("picture-missing", "plain")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "tar"])
 def test_an_export_to_a_store_and_back(
