@@ -327,6 +327,8 @@ def write(address: str, data: bytes) -> None:
     store = _store(address)
     _check_writable(store, address, "written")
     path = store.path(address)
+    if not PurePosixPath(path).name:
+        raise RequestError(f"{address}: names no file; expected the path of one")
     temporary = str(PurePosixPath(path).with_name(f".{uuid.uuid4().hex}.tmp"))
     with _as_storage_error(address, "written"):
         store.retry(lambda: store.put(path, data, temporary))

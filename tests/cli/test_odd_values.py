@@ -14,6 +14,7 @@ FOUND = [
     ("plan", ["m.csv", "--out", "http://["]),
     ("manifest", [*COMMANDS["manifest"], "--output", "\udcff"]),
     ("run", [*COMMANDS["run"], "--notify", ""]),
+    ("report", ["out", "--to", "file://"]),
 ]
 """Calls that ended with a traceback once."""
 
