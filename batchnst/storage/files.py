@@ -316,7 +316,7 @@ def _find_in_store(store: Store, where: str) -> Listing:
 
 def check_writable(address: str) -> None:
     """Raise RequestError if `address` cannot be written to; call it before any costly work."""
-    _check_writable(_store(address), address, "written")
+    _target(_store(address), address)
 
 
 def write(address: str, data: bytes) -> None:
@@ -325,13 +325,25 @@ def write(address: str, data: bytes) -> None:
     Raises StorageError if writing fails, RequestError if `address` cannot be written to.
     """
     store = _store(address)
-    _check_writable(store, address, "written")
-    path = store.path(address)
-    if not PurePosixPath(path).name:
-        raise RequestError(f"{address}: names no file; expected the path of one")
+    path = _target(store, address)
     temporary = str(PurePosixPath(path).with_name(f".{uuid.uuid4().hex}.tmp"))
     with _as_storage_error(address, "written"):
         store.retry(lambda: store.put(path, data, temporary))
+
+
+def _target(store: Store, address: str) -> str:
+    """The path of the file to write for `address`; on a disk, links are followed, so that they stay.
+
+    Raises RequestError if that cannot be a file.
+    """
+    _check_writable(store, address, "written")
+    on_disk = isinstance(store, Disk)
+    path = os.path.realpath(store.path(address)) if on_disk else store.path(address)
+    if not PurePosixPath(path).name:
+        raise RequestError(f"{address}: names no file; expected the path of one")
+    if on_disk and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise RequestError(f"{address}: is a device, pipe or socket; expected the path of a file")
+    return path
 
 
 class Folder:

@@ -269,6 +269,7 @@ def test_enter_opens_arrows_change_the_picture_and_escape_gives_the_focus_back(p
     expect(page.locator(".pane .labels")).to_have_text("style_weight=20 style_scale=0.5")
     press(page, "Escape")
     expect(page.locator("dialog")).to_be_hidden()
+    expect(page.locator(":focus")).to_have_attribute("data-row", "2")  # once the browser has told of the end
     assert focused(page) == ["2", "2"]
     assert sums(page) == ["Σ 0", "Σ 4", "Σ 0", "Σ 0"]
 

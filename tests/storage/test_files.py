@@ -47,6 +47,21 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
 
 
+def test_a_device_is_not_replaced_and_a_link_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for address in ("/dev/null", str(tmp_path / "pipe"), str(tmp_path / "link"), f"file://{tmp_path}/pipe"):
+        for refused in (files.check_writable, lambda address: files.write(address, b"data")):
+            with pytest.raises(RequestError, match=r": is a device, pipe or socket; expected the path of a file$"):
+                refused(address)
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "latest").symlink_to("page.html")
+    files.write(str(tmp_path / "latest"), b"data")
+    assert (tmp_path / "latest").is_symlink()
+    assert (tmp_path / "page.html").read_bytes() == b"data"
+
+
 def test_unfinished_files_of_dead_runs_are_cleared(tmp_path: Path) -> None:
     folder = files.Folder(str(tmp_path))
     folder.write("x", b"kept")
