@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from batchnst.cli import signals
 from batchnst.errors import BatchNSTError, InputError, ManifestError, RequestError
 from batchnst.redaction import redact, redact_json
-from batchnst.storage.walk import is_utf8, shown
+from batchnst.storage.walk import check_utf8
 
 COMMANDS = ["run", "plan", "proof", "stylize", "manifest", "status", "serve", "audit", "report", "seal", "replay"]
 COMMANDS += ["export", "layers", "weights", "bench", "ledger"]
@@ -83,11 +83,11 @@ def _end_if_interrupted() -> None:
 
 
 def _check_texts(values: Mapping[str, Any]) -> None:
-    """Raise RequestError for a text of the command line that is not UTF-8: no ledger, page or address can hold it."""
+    """Raise RequestError for a text of the command line that is not UTF-8."""
     for value in values.values():
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and not is_utf8(text):
-                raise RequestError(f"{shown(text)}: its name is not UTF-8; rename it")
+            if isinstance(text, str):
+                check_utf8(text)
 
 
 def handle_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -118,7 +118,11 @@ class Notifier:
     def _fields(self, event: str, status: str, message: str) -> dict[str, Any]:
         display = self._display
         plan = display.planned.plan if display.planned else None
-        counts = f"{display.out}: no pair was painted" if plan is None else display.summary()
+        counts, numbers = f"{display.out}: no pair was painted", dict.fromkeys(("pairs", "done", "failed", "left"))
+        if plan is not None:  # one without rows is false
+            counts, done = display.summary(), plan.done + display.done
+            left = plan.left - display.done - display.failed_now
+            numbers = {"pairs": plan.pairs, "done": done, "failed": display.failed, "left": left}
         # Names of files may look like links or mentions, which chat services would act upon.
         text = redact(f"batchnst, {status}: {counts}" + (f"; {message}" if message else ""))
         return {
@@ -127,10 +131,7 @@ class Notifier:
             "status": status,
             "out": display.out,
             "run_id": self._run_id,
-            "pairs": None if plan is None else plan.pairs,
-            "done": None if plan is None else plan.done + display.done,
-            "failed": None if plan is None else display.failed,
-            "left": None if plan is None else plan.left - display.done - display.failed_now,
+            **numbers,
             "seconds": round(time.monotonic() - self._began, 1),
             "message": message,
         }

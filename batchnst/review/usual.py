@@ -50,13 +50,8 @@ def logarithms(rows: pa.Table) -> NDArray[np.float64]:
 def groups_of(rows: pa.Table) -> list[Hashable]:
     """The style, size and recipe of each row, of which the losses can be compared."""
     long_side = pc.max_element_wise(rows["width"], rows["height"]).to_pylist()
-    styles = map(tuple, rows["styles"].to_pylist())
-    return list(zip(styles, long_side, comparable_recipes(rows), strict=True))
-
-
-def comparable_recipes(rows: pa.Table) -> list[str]:
-    """The recipe of each row as JSON, without the seed and the keys that do not change the picture."""
-    return list(map(cache(comparable), rows["recipe"].to_pylist()))
+    styles, recipes = map(tuple, rows["styles"].to_pylist()), map(cache(comparable), rows["recipe"].to_pylist())
+    return list(zip(styles, long_side, recipes, strict=True))
 
 
 def comparable(recipe: str) -> str:

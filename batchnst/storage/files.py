@@ -355,8 +355,7 @@ class Folder:
     def __init__(self, address: str) -> None:
         """Raises RequestError if no store serves `address` or it is read-only, StorageError if it does not answer."""
         self.address = resolve(address, ".")
-        if not walk.is_utf8(self.address):
-            raise RequestError(f"{walk.shown(self.address)}: its name is not UTF-8; rename it")
+        walk.check_utf8(self.address)
         self._store = _store(address)
         _check_writable(self._store, address, "written or listed")
         self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)

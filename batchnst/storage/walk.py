@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
+from batchnst.errors import RequestError
+
 SYSTEM_NAMES = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # network storage
     *("$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows
@@ -115,6 +117,12 @@ def _is(check: Callable[[], bool]) -> bool:
 def is_utf8(name: str) -> bool:
     """False if `name` has bytes that are not UTF-8."""
     return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
+def check_utf8(name: str) -> None:
+    """Raise RequestError if `name` has bytes that are not UTF-8: no ledger, page or address can hold it."""
+    if not is_utf8(name):
+        raise RequestError(f"{shown(name)}: its name is not UTF-8; rename it")
 
 
 def shown(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What is unusual among many rows, found in columns, is what a look at one row after another finds."""
+"""Unusual rows that are found in columns are those that a look at one row after another finds."""
 
 from __future__ import annotations
 

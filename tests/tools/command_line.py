@@ -96,7 +96,7 @@ def _with_option(arguments: list[str], option: str, values: list[str]) -> list[s
 
 
 def problem(name: str, arguments: list[str]) -> str:
-    """What is wrong with how a command ends; empty if nothing is."""
+    """The fault in the end of a command; empty if it has none."""
     result = CliRunner().invoke(app, [*name.split(), *arguments])
     error = result.exception
     if error is not None and not isinstance(error, SystemExit):

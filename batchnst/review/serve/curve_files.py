@@ -47,7 +47,7 @@ class CurveFiles:
         columns: Sequence[str] | None,
         use: Callable[[pa.Table, Collection[Key]], Iterator[tuple[Key, T]]],
     ) -> Iterator[tuple[Key, T]]:
-        """What `use` makes of the rows of `attempts`."""
+        """The results of `use` for the rows of `attempts`."""
         by_name, elsewhere = defaultdict[str, list[Key]](list), list[Key]()
         for key, name in attempts.items():
             by_name[name].append(key)

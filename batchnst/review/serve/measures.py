@@ -1,4 +1,4 @@
-"""What a live page shows of a pair beyond its row: its curve, small and large, and how loud its flat areas are.
+"""Measures of pairs for a live page that are not in their rows: the curve of the losses, and loud flat areas.
 
 These are read and measured when a page asks for them: sparklines and loudness of the pairs that somebody looks at or
 sorts by.
@@ -51,7 +51,7 @@ class Measures:
         return self._measured(pair_ids, self._sparks, read, "")
 
     def loud(self, pair_ids: Sequence[str]) -> dict[str, Row]:
-        """How loud each of these pairs is, see loudness.py, as `sparks`; None if one of its pictures cannot be seen."""
+        """The loudness of each of these pairs, as `sparks`; None if one of its two pictures cannot be seen."""
 
         def measure(rows: Sequence[Row]) -> dict[Key, float | None]:
             return {key_of(row): self._loudness(row) for row in rows}

@@ -154,7 +154,7 @@ class Site:
         return _json(await _answered(lambda: self._measures.sparks(ids)))
 
     async def loud(self, request: web.Request) -> web.Response:
-        """How loud the flat areas of pairs are; one request is answered at a time."""
+        """The loudness of flat areas of pairs; one request is answered at a time."""
         ids = request.query.getall("id", [])
         async with self._measuring:
             return _json(await _answered(lambda: self._measures.loud(ids)))
