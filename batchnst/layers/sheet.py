@@ -74,7 +74,7 @@ class View:
 
     @property
     def facts(self) -> list[str]:
-        """Short lines about the layer."""
+        """The text beside the layer, line by line."""
         size, stride = self.field.size, self.field.stride
         return [f"sees {size} × {size} pixels", f"stride {stride}", f"{self.layer.channels} channels"]
 

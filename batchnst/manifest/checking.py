@@ -153,7 +153,7 @@ class _Settings:
         return cls(texts, seeds, [recipe for recipe, _ in read], places, wrong[places])
 
     def by_recipe(self, values: list[str]) -> pa.Array:
-        """A value for each row, of one for each recipe."""
+        """The value of each row, where `values` has one for each recipe."""
         return pa.array(values, pa.string()).take(pa.array(self.places))
 
 

@@ -28,9 +28,9 @@ Contents = Members | Footer
 
 @dataclass(frozen=True)
 class Outer:
-    """A file that holds others. `open` opens it, to be fetched by as many bytes at a time as its argument says.
+    """A file that holds others. `open(n)` opens it for reading n bytes at a time.
 
-    stamp: its size, and its time if its store tells it: both the same as long as it is the same.
+    stamp: its size, and the time of its last change if its store tells it. A changed file has another stamp.
     """
 
     address: str

@@ -159,7 +159,7 @@ def sum_of_squares(differences: Tensor) -> Tensor:
 def neighbours(pictures: Tensor, place: Place = ALL) -> list[tuple[Tensor, Tensor]]:
     """Return each pixel of `place` in `pictures` (B, C, H, W) beside its right one, and beside its lower one, as views.
 
-    These neighbours are inside `place` or not.
+    The neighbours of its last column and row are outside `place`, unless they are the picture's last.
     """
     _, rows, columns = place
     across, down = pictures[..., rows, _and_next(columns)], pictures[..., _and_next(rows), columns]

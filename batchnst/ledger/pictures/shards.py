@@ -40,7 +40,7 @@ MERGED = "merged-"
 
 @dataclass(frozen=True)
 class _Sorted:
-    """A file, and which of its pictures stay, are superseded, or belong to nobody and can be removed."""
+    """A file and its pictures: those that stay, those that are superseded, and those that can be removed."""
 
     info: pafs.FileInfo
     index: pa.Table

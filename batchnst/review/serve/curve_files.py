@@ -34,7 +34,7 @@ class CurveFiles:
         self._merged: dict[Key, pafs.FileInfo] = {}
 
     def sparks(self, attempts: Mapping[Key, str]) -> dict[Key, str]:
-        """The sparklines of `attempts`, each with the name of the file that has its row; those without losses lack."""
+        """The sparklines of those `attempts` that have losses, and the names of the files that have their rows."""
         return dict(self._in_files(attempts, curves.SPARK_COLUMNS, curves.sparks))
 
     def curve(self, attempt: Key, name: str) -> Curve | None:
