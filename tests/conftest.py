@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from batchnst.cli import display
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
@@ -40,6 +41,14 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the longest files first."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress() -> Iterator[None]:
+    """Commands print no lines of progress between others, however slow the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(display, "PLAIN_EVERY", 1e6)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

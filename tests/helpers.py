@@ -10,7 +10,9 @@ from collections.abc import Generator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import torch
 from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
 from torch import Tensor
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from batchnst.backbones import BACKBONES, layer_names
@@ -48,9 +51,16 @@ IMAGES = Path(__file__).parent.parent / "manifests" / "images"
 State = dict[str, Tensor]
 
 
+_command = cache(get_command)
+"""The commands of an app, made once as in a process of its own. Typer's runner makes them for each call anew, which
+takes longer than most calls.
+"""
+
+
 def batchnst(*arguments: object) -> Result:
     """Run the command line in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    with patch("typer.testing._get_command", _command):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def pair(pair_id: str, content: object = "/a.jpg", style: object = "/s.png", recipe: Recipe | None = None) -> Pair:

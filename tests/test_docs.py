@@ -20,12 +20,12 @@ from typing import Any
 import duckdb
 import pytest
 import typer.main
-from typer.testing import CliRunner, Result
 
 from batchnst.cli.main import COMMANDS, app
 from batchnst.ledger.schema import LossRow, PairRow, RunRow, Versions
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe, recipe_keys
+from tests.helpers import batchnst
 
 ROOT = Path(__file__).parent.parent
 MANUAL = sorted((ROOT / "docs").glob("*.md"))
@@ -67,7 +67,7 @@ def demo(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest.write_text("\n".join(["content,style", *rows]) + "\n")
     arguments = ["run", manifest, "--out", folder / "out/demo", "--engine", "inline", "--size", "48", "--steps", "30"]
     for command in (arguments, [*arguments, "--retry-failed"]):
-        assert CliRunner().invoke(app, [str(argument) for argument in command]).exit_code == 1
+        assert batchnst(*command).exit_code == 1
     return folder
 
 
@@ -137,7 +137,7 @@ def test_pictures_in_files_together_are_read_as_the_manual_says(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for form, name in (("parquet", "demo"), ("tar", "archives")):
-        assert invoke("export", demo / "out/demo", "--to", form, "--out", f"out/{name}").exit_code == 0
+        assert batchnst("export", demo / "out/demo", "--to", form, "--out", f"out/{name}").exit_code == 0
     (archive,) = Path("out/archives/pictures").iterdir()
     archive.rename(archive.with_name("shard.tar"))
     rows, samples = blocks(ROOT / "docs/pictures.md", "python")
@@ -153,11 +153,11 @@ def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Pat
     (program,) = blocks(ROOT / "docs/seal.md", "python")
     assert len([line for line in program.splitlines() if line and line[0] != "#"]) <= 30
     key, check = tmp_path / "night.key", tmp_path / "check.py"
-    assert invoke("seal", "--new-key", key).exit_code == invoke("seal", demo / "out/demo", "--key", key).exit_code == 0
-    assert invoke("seal", "--new-key", tmp_path / "other").exit_code == 0
+    assert batchnst("seal", "--new-key", key).exit_code == batchnst("seal", demo / "out/demo", "--key", key).exit_code == 0
+    assert batchnst("seal", "--new-key", tmp_path / "other").exit_code == 0
     check.write_text(program)
     picture, other = sorted((demo / "out/demo/images").iterdir())
-    proof = invoke("audit", demo / "out/demo", "--picture", picture, "--proof").stdout
+    proof = batchnst("audit", demo / "out/demo", "--picture", picture, "--proof").stdout
     (tmp_path / "proof.json").write_text(proof)
 
     def checked(key: Path, proof: str, picture: Path) -> subprocess.CompletedProcess[str]:
@@ -178,10 +178,6 @@ def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Pat
         assert "not in this seal" in checked(public, json.dumps(json.loads(proof) | {"path": path}), picture).stderr
     leaf = json.loads(proof)["leaf"] | {"pair_id": "another"}
     assert "not in this seal" in checked(public, json.dumps(json.loads(proof) | {"leaf": leaf}), picture).stderr
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def command_lines(block: str) -> Iterator[list[str]]:

@@ -76,7 +76,7 @@ def test_every_worker_keeps_its_own_gpu_and_all_are_busy(
     homes = Counter(event.text for event in events if isinstance(event, Notice))
     assert len(homes) == GPUS
     assert {home.split()[1] for home in homes} == {"'0'", "'1'", "'2'", "'3'"}
-    assert min(homes.values()) >= 4
+    assert min(homes.values()) >= 2
     assert len([event for event in events if isinstance(event, Finished)]) == 32
 
 

@@ -8,14 +8,10 @@ from tests.tools.simulate import BREAKS, FORMS, attempt, one_check_a_batch
 
 
 def test_no_schedule_violates_an_invariant() -> None:
-    outcomes = [attempt(seed) for seed in range(30)]
+    outcomes = [attempt(seed, forms=FORMS) for seed in range(24)]
     assert [violated for *_, violated in outcomes if violated] == []
     faults = [vars(faults) for _, faults, _, _ in outcomes]
     assert all(sum(fault[kind] for fault in faults) for kind in ("suspended", "crashed", "late", "twice", "unreported"))
-
-
-def test_no_schedule_loses_a_picture_of_runs_in_different_forms() -> None:
-    assert [violated for *_, violated in (attempt(seed, forms=FORMS) for seed in range(10)) if violated] == []
 
 
 def test_a_run_that_is_ending_is_not_taken_for_silent() -> None:

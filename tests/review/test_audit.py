@@ -64,14 +64,15 @@ def sealed_run(out: Path) -> str:
 
 def painted_later(out: Path) -> set[str]:
     """The outputs of rows of other runs than the sealed one."""
-    return {row["output"] for row in readable_rows(out, "pairs") if row["run_id"] != sealed_run(out)}
+    sealed = sealed_run(out)
+    return {row["output"] for row in readable_rows(out, "pairs") if row["run_id"] != sealed}
 
 
 def contents(out: Path, later: set[str]) -> dict[str | None, list[str]]:
     """What the sealed run has made, by pair, and the rows of runs by None; without pictures that were painted later."""
-    found = defaultdict[str | None, list[str]](list)
+    found, sealed = defaultdict[str | None, list[str]](list), sealed_run(out)
     for row in (row for table in SCHEMAS for row in readable_rows(out, table)):
-        if row["run_id"] == sealed_run(out):
+        if row["run_id"] == sealed:
             found[row.get("pair_id")].append(repr(sorted(row.items())))
     for path in (out / "images").glob("pair-*"):
         if path.name not in later:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.testing import CliRunner
 
 from batchnst.cli.main import app
 from tests.helpers import batchnst, scene
@@ -97,7 +96,7 @@ def _with_option(arguments: list[str], option: str, values: list[str]) -> list[s
 
 def problem(name: str, arguments: list[str]) -> str:
     """The fault in the end of a command; empty if it has none."""
-    result = CliRunner().invoke(app, [*name.split(), *arguments])
+    result = batchnst(*name.split(), *arguments)
     error = result.exception
     if error is not None and not isinstance(error, SystemExit):
         return "".join(traceback.format_exception(error, limit=-3))
