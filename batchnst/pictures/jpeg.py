@@ -77,6 +77,11 @@ def depth_and_height(data: bytes) -> tuple[int, int]:
     return frame[0], int.from_bytes(frame[1:3])
 
 
+def has_profile(image: Image.Image) -> bool:
+    """True if an opened picture is a JPEG with parts of a colour profile, whole or not."""
+    return any(data.startswith(b"ICC_PROFILE\0") for _, data in getattr(image, "applist", ()))
+
+
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """The markers of a JPEG, and where each one's segment starts and stops; the data of scans is passed over."""
     at = 2

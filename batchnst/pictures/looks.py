@@ -13,12 +13,19 @@ _BEGINNINGS = {
     b"PK\3\4": "a zip",
     b"\x1f\x8b": "compressed by gzip",
     b"\x1aE\xdf\xa3": "a video",
+    b"\x89PNG": "a PNG that is damaged, or ends early",
+    b"GIF8": "a GIF that is damaged, or ends early",
+    b"8BPS": "a Photoshop file of a kind that is not read; save it as TIFF or PNG",
     b"RIFF": "a video or sound",
     b"PF\n": "a PFM in colour; save it as TIFF",
     b"ID3": "sound",
 }
 _IN_LOWER_CASE = {b"<!doctype html": "a web page", b"<html": "a web page", b"<svg": "an SVG; export it as PNG"}
-_VIDEOS = (b"ftypisom", b"ftypmp4", b"ftypiso", b"ftypM4V", b"ftypqt  ", b"ftypavc1")
+_INSIDE = {
+    4: ((b"ftypisom", b"ftypmp4", b"ftypiso", b"ftypM4V", b"ftypqt  ", b"ftypavc1"), "a video"),
+    8: ((b"heic", b"heix", b"mif1", b"avif", b"WEBP"), "a HEIC, AVIF or WebP that is damaged, or of a rare kind"),
+}
+"""Beginnings by their place in the file."""
 
 _SHOWN = 40
 """Letters of a text that are shown."""
@@ -28,8 +35,9 @@ def looks_like(data: bytes) -> str:
     """What the file `data`, which no decoder knows, seems to be; empty if that cannot be told."""
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
-    if data.startswith(_VIDEOS, 4):
-        return "a video"
+    for at, (beginnings, kind) in _INSIDE.items():
+        if data.startswith(beginnings, at):
+            return kind
     if data and not data.strip(b"\0"):
         return "only zeros; fetch it again"
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -106,6 +106,8 @@ def _open_by_pillow(
             raise Damaged(reason)
         kept, notes = metadata.read(image)
         space, colour_notes = _space(data, image)
+        if not image.info.get("icc_profile") and jpeg.has_profile(image):
+            colour_notes = (*colour_notes, "a part of its colour profile is missing; taken as sRGB")
         return Opened(image, space, kept, (*frames, *colour_notes, *notes))
 
 

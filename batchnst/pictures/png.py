@@ -55,8 +55,10 @@ def readable(data: bytes) -> tuple[bytes, tuple[str, ...]]:
     """The PNG `data` without chunks that only harm; and a remark if damaged ones are among them.
 
     Those are texts, which may be of any length, except for metadata of photos; and damaged chunks of which a PNG is
-    not in need, for which Pillow would refuse the whole file.
+    not in need, for which Pillow would refuse the whole file. Raises ValueError for Apple's own kind of PNG.
     """
+    if next((chunk.kind for chunk in chunks(data)), b"") == b"CgBI":
+        raise ValueError("Apple's own kind of PNG (CgBI), which only its systems read; convert it there")
     damaged = [chunk for chunk in chunks(data) if _is_ancillary(chunk) and not _is_whole(chunk)]
     texts = [chunk for chunk in chunks(data) if chunk.kind in _TEXTS and not _is_metadata(chunk)]
     names = dict.fromkeys(chunk.kind.decode("ascii", "replace") for chunk in damaged if chunk.kind not in _TEXTS)

@@ -170,6 +170,9 @@ def subsampled() -> bytes:
         (b"%PDF-1.4", "a PDF"),
         (bytes(5000), "only zeros; fetch it again"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0", "a video"),
+        (as_bytes(scene())[:40], "a PNG that is damaged, or ends early"),
+        (as_bytes(scene(), "AVIF")[:200], "a HEIC, AVIF or WebP that is damaged, or of a rare kind"),
+        (b"8BPS\0\1" + bytes(20), "a Photoshop file of a kind that is not read; save it as TIFF or PNG"),
         ("photos/Zoë.jpg".encode(), "text that begins with 'photos/Zoë.jpg'"),
         (as_bytes(scene(), "JPEG")[:20], "a JPEG that is damaged, or ends early"),
     ],
@@ -223,3 +226,45 @@ def test_texts_of_exif_keep_their_bytes_whatever_their_encoding(ending: str) -> 
     decoded = opened(as_bytes(scene(), "JPEG", exif=exif_of(texts)))
     written = encode_picture(COLOURS, f"x.{ending}", Finish(metadata=decoded.metadata))
     assert all(text + b"\0" in written for text in texts.values())
+
+
+def test_apples_own_png_is_named() -> None:
+    data = png(COLOURS, 2)
+    said = "Apple's own kind of PNG (CgBI), which only its systems read; convert it there"
+    assert refused(data[:8] + chunk(b"CgBI", bytes(4)) + data[8:], damaged="accept") == f"x: cannot be decoded: {said}"
+
+
+def number(value: float) -> bytes:
+    return struct.pack(">i", round(65536 * value))
+
+
+def profile(gamma: float, scale: float = 1.0) -> bytes:
+    """A profile of sRGB's primaries, multiplied by `scale`, and a power curve (ICC.1, parametricCurveType)."""
+    primaries = {b"r": (0.4361, 0.2225, 0.0139), b"g": (0.3851, 0.7169, 0.0971), b"b": (0.1431, 0.0606, 0.7141)}
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + b"".join(map(number, (0.9642, 1, 0.8249)))}
+    for letter, values in primaries.items():
+        tags[letter + b"XYZ"] = b"XYZ \0\0\0\0" + b"".join(number(scale * value) for value in values)
+        tags[letter + b"TRC"] = b"para" + bytes(8) + number(gamma)
+    at, table, data = 132 + 12 * len(tags), b"", b""
+    for name, tag in tags.items():
+        table += name + struct.pack(">II", at + len(data), len(tag))
+        data += tag
+    head = struct.pack(">I4sI12s", at + len(data), b"test", 0x04200000, b"mntrRGB XYZ ")
+    return head.ljust(36, b"\0") + b"acsp" + bytes(88) + struct.pack(">I", len(tags)) + table + data
+
+
+@pytest.mark.parametrize(("gamma", "scale"), [(0.0, 1.0), (2.2, 0.0)])
+def test_a_profile_that_makes_all_colours_one_is_ignored_and_told(gamma: float, scale: float) -> None:
+    assert opened(as_bytes(scene(), icc_profile=profile(1.0))).notes == ()
+    decoded = opened(as_bytes(scene(), icc_profile=profile(gamma, scale)))
+    assert decoded.notes == ("its colour profile makes all colours one, and was ignored",)
+    assert (np.asarray(decoded.image) == COLOURS).all()
+
+
+def test_a_profile_of_which_a_part_is_missing_is_told() -> None:
+    data = as_bytes(scene(), "JPEG", icc_profile=profile(1.0) + bytes(70_000))
+    second = data.index(b"ICC_PROFILE\0\2") - 4
+    length = int.from_bytes(data[second + 2 : second + 4])
+    decoded = opened(data[:second] + data[second + 2 + length :])
+    assert decoded.notes == ("a part of its colour profile is missing; taken as sRGB",)
+    assert opened(data).notes == ()
