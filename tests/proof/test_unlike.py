@@ -52,7 +52,7 @@ def test_pairs_that_cannot_be_read_are_passed_over_with_a_line(folder: Path) -> 
     assert [pair.id for pair in choose(rows, 6, said.append)] == ["red1", "blue"]
     assert sorted(said) == [
         f"passed over 1 pair: {folder}/gone.png: no such file",
-        f"passed over 1 pair: {folder}/torn.png: not a picture that Pillow can read",
+        f"passed over 1 pair: {folder}/torn.png: not a picture that Pillow can read: a PNG that is damaged, or ends early",
     ]
     with pytest.raises(InputError, match=r"m\.csv: none of 2 pairs has pictures that can be read"):
         choose(manifest(folder, ["red1.png", "red2.png"], "gone.png"), 6, said.append)
