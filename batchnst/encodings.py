@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -73,5 +74,5 @@ def _is_western(line: bytes) -> bool:
 
 
 def decode(data: bytes) -> str:
-    """The text in the whole file `data`; raises ValueError if its encoding is neither marked nor UTF-8."""
-    return data.decode(marked_encoding(data[:4]) or "utf-8")
+    """The text in the whole file `data`; raises ValueError, with the line, if its encoding is not marked, nor UTF-8."""
+    return data.decode(marked_encoding(data[:4]) or find_encoding(io.BytesIO(data), western=False))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from datetime import date, time
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -35,6 +37,9 @@ ORIGINAL: Final = "original"
 """Value of `size` that keeps each photo's own."""
 
 _PIXELS = TypeAdapter(Annotated[int, Field(ge=16, le=65536)])
+
+MOST_SHOWN = 80
+"""Letters of a value that are shown in a message."""
 
 STARTS = ["content", "noise", "style"]
 """Values of `init` other than a picture's path or URI."""
@@ -175,8 +180,8 @@ class Recipe(BaseModel):
         try:
             return _PIXELS.validate_python(size)
         except ValidationError as error:
-            why = error.errors()[0]["msg"].replace("Input s", "s")
-            raise ValueError(f"{size!r} is not allowed: {why}; a number of pixels, or {ORIGINAL}") from None
+            why = _plainer(size, error.errors()[0]["msg"])
+            raise ValueError(f"{_shown(size)} is not allowed: {why}; a number of pixels, or {ORIGINAL}") from None
 
     @field_validator("tile", mode="before")
     @classmethod
@@ -353,11 +358,25 @@ def _explain(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{key}: {item['ctx']['error']}"
     where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {value!r} is not allowed: {item['msg'].replace('Input s', 's')}"
+    return f"{where}: {_shown(value)} is not allowed: {_plainer(value, item['msg'])}"
+
+
+def _plainer(value: object, message: str) -> str:
+    """What pydantic says of a value, without its own words, and with what else is expected."""
+    text = message.replace("Input s", "s").replace(", unable to interpret input", ": true or false")
+    text = text.partition(", unable to parse")[0]
+    has_comma = isinstance(value, str) and re.fullmatch(r"[\d.]*,\d+(E[+-]?\d+)?", value, re.IGNORECASE)
+    return f"{text}, written with a point and no comma" if has_comma else text
+
+
+def _shown(value: object) -> str:
+    """`value` as a text of at most MOST_SHOWN letters."""
+    text = value.isoformat() if isinstance(value, date | time) else repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _not_allowed(value: object, allowed: list[str]) -> str:
-    return f"{value!r} is not allowed{did_you_mean(str(value), allowed)}; one of {', '.join(allowed)}"
+    return f"{_shown(value)} is not allowed{did_you_mean(str(value), allowed)}; one of {', '.join(allowed)}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

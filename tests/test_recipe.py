@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ from batchnst.recipe import Recipe, fit, read_recipe_file
         ({"preserve_color": "luminosity"}, "preserve_color: 'luminosity' is not allowed (did you mean 'luminance'?)"),
         ({"precision": "fp16"}, "precision: 'fp16' is not allowed (did you mean 'bf16'?); one of auto, fp32, bf16"),
         ({"style_layers": {"relu1_1": -1}}, "style_layers.relu1_1: -1 is not allowed"),
+        (
+            {"style_weight": "1,5"},
+            "style_weight: '1,5' is not allowed: should be a valid number, written with a point and no comma",
+        ),
+        ({"size": "1.024,00"}, "size: '1.024,00' is not allowed: should be a valid integer, written with a point and"),
+        ({"enlarge": "WAHR"}, "enlarge: 'WAHR' is not allowed: should be a valid boolean: true or false"),
+        ({"seed": date(2020, 1, 1)}, "seed: 2020-01-01 is not allowed: should be a valid integer"),
+        ({"style_weight": "x" * 999}, f"style_weight: '{'x' * 79}… is not allowed: should be a valid number"),
     ],
 )
 def test_what_is_not_allowed_is_named_with_what_is(settings: dict[str, object], message: str) -> None:
@@ -96,6 +105,9 @@ def test_the_same_settings_are_the_same_recipe() -> None:
 def test_a_recipe_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.toml: cannot be read: No such file"):
         read_recipe_file(tmp_path / "nowhere.toml")
+    (tmp_path / "western.toml").write_bytes("size = 32\n# größer\n".encode("cp1252"))
+    with pytest.raises(RecipeError, match=r"line 2: not UTF-8 \(byte 0xf6\); save it as UTF-8$"):
+        read_recipe_file(tmp_path / "western.toml")
     (tmp_path / "broken.toml").write_text("size = = 3")
     with pytest.raises(RecipeError, match=r"broken\.toml: not valid TOML"):
         read_recipe_file(tmp_path / "broken.toml")

@@ -78,6 +78,7 @@ def _candidates(where: str, left_out: LeftOut) -> Iterator[Picture]:
         return
     listing = find_files(where)
     left_out.unnamable.update(dict.fromkeys(listing.unnamable))
+    left_out.files.update(listing.odd)
     root = f"{listing.root.rstrip('/')}/"
     names = {address: address.removeprefix(root) for address in listing.addresses}
     opened = {address for address, name in names.items() if containers.is_container(address, name)}

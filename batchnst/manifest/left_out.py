@@ -32,8 +32,9 @@ class Picture:
 
 @dataclass
 class LeftOut:
-    """The files that were left out: `files` that are no pictures, with their endings; `pictures`, with the option.
+    """The files that were left out: `files` that are no pictures, with their endings, or what they are.
 
+    pictures: with the option that left them out.
     unnamable: names that are not UTF-8. damage: what is wrong with an archive whose members were taken nevertheless.
     """
 

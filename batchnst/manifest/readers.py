@@ -23,21 +23,46 @@ Rows = Iterator[Cells | tuple[int, Row | str]]
 
 
 def _read_json_lines(text: TextIO) -> Rows:
+    begun = False
     for line, data in enumerate(text, 1):
         if not data.strip():
             continue
+        if not begun:
+            data, begun = data.lstrip("\ufeff"), True
+            _check_is_lines(data.strip())
         try:
             row = json.loads(data)
+            if data.count("[") + data.count("{") > MOST_NESTED and _depth(row) > MOST_NESTED:
+                yield line, f"is nested more than {MOST_NESTED} deep"
+                continue
             if "\\u" in data:
                 json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
-            yield line, f"not valid JSON: {error.msg} at column {error.colno}"
+            zeros = "bytes of zero; was the file written to its end?" if "\0" in data else ""
+            yield line, f"not valid JSON: {zeros or f'{error.msg} at column {error.colno}'}"
         except UnicodeEncodeError as error:
             yield line, f"has half of a character, \\u{ord(error.object[error.start]):04x}; expected both halves"
         except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
             yield line, f"not usable JSON: {error}"
         else:
             yield line, row if isinstance(row, dict) else f"expected a JSON object; found {data.strip()[:40]}"
+
+
+def _check_is_lines(first: str) -> None:
+    """Raise Unreadable if the first line of a file begins a JSON document of several lines."""
+    if first.startswith("["):
+        raise Unreadable("is a JSON array; expected an object in each line, as `jq -c '.[]'` writes")
+    if first == "{":
+        raise Unreadable("has objects of several lines; expected one in each line, as `jq -c .` writes")
+
+
+def _depth(value: object) -> int:
+    """How deep lists and objects are nested in `value`."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        depth += 1
+    return depth
 
 
 _TEXT_READERS: dict[str, tuple[Callable[[TextIO], Rows], str]] = {
@@ -47,6 +72,17 @@ _TEXT_READERS: dict[str, tuple[Callable[[TextIO], Rows], str]] = {
     ".tsv": (read_table, ""),
 }
 """Readers of texts by file name ending, with the end of their lines; empty for any."""
+
+MOST_NESTED = 100
+"""Most lists and objects of JSON that may be nested: readers of the ledger take no more."""
+
+_NO_TEXT = {
+    b"\x1f\x8b": "is compressed by gzip; expand it",
+    b"PK\3\4": "is a workbook of a spreadsheet, or another zip; save it as CSV",
+    b"\xd0\xcf\x11\xe0": "is a workbook of an old spreadsheet; save it as CSV",
+    b"PAR1": "is a Parquet file; let its name end in .parquet",
+}
+"""What files are that begin like this, instead of text."""
 
 CHUNK = 1 << 20
 """Bytes of a text that are read at a time."""
@@ -114,8 +150,11 @@ def read_rows(address: str, name: str, note: Callable[[str], None]) -> Rows:
 
 def _encoding(file: BinaryIO, *, western: bool) -> str:
     """The encoding of a text file, which is at its beginning before and after."""
-    encoding = marked_encoding(file.read(4))
+    head = file.read(4)
     file.seek(0)
+    if found := next((found for beginning, found in _NO_TEXT.items() if head.startswith(beginning)), ""):
+        raise Unreadable(found)
+    encoding = marked_encoding(head)
     if encoding is None:
         try:
             encoding = find_encoding(file, western=western)

@@ -22,7 +22,7 @@ from batchnst.manifest.checking import Checks, check, in_columns
 from batchnst.manifest.columns import ID_PATTERN, KNOWN_COLUMNS, LIST_COLUMNS, RECIPE_KEYS, Row, Unreadable
 from batchnst.manifest.manifest import SCHEMA, Manifest
 from batchnst.manifest.outputs import Clash, Names, clashes, format_problem, longest_output, output_problem
-from batchnst.manifest.pair import derive_id, mask_problems, style_shares, to_json, to_texts
+from batchnst.manifest.pair import HASH_DIGITS, derive_id, mask_problems, style_shares, to_json, to_texts
 from batchnst.manifest.readers import find_files, read_rows
 from batchnst.manifest.row_columns import Cells
 from batchnst.recipe import ADDRESSES, Recipe
@@ -30,6 +30,8 @@ from batchnst.redaction import public, redact
 from batchnst.storage.addresses import address_problem
 from batchnst.storage.files import is_uri, parent, resolve
 from batchnst.storage.walk import is_utf8
+
+_DERIVED_ID = re.compile(rf"--[0-9a-f]{{{HASH_DIGITS}}}$")
 
 _ID = re.compile(ID_PATTERN)
 
@@ -233,6 +235,8 @@ class _Builder:
         where = self._place(clash.other)
         if clash.is_folder:
             return f"{clash.value!r} is a folder of the output of {where}; expected a file of its own"
+        if clash.column == "id" and _DERIVED_ID.search(clash.value):
+            return f"the same pair as {where}; leave one out, or give both an id"
         return f"{clash.value!r} is already the {clash.column} of {where}; expected a unique one"
 
     def _resolve_all(self, addresses: tuple[str, ...]) -> list[str]:

@@ -29,6 +29,7 @@ def read_table(text: TextIO) -> Iterator[Cells | tuple[int, Row | str]]:
     reader = csv.reader(chain([first], text), strict=True, delimiter=separator or _separator(first))
     values, lines = list[str](), list[int]()  # without a list for each row, which the garbage collector would look at
     header: list[str] = []
+    end = 0
     try:
         header = _names(next(reader, []))
         _check(header, first)
@@ -52,9 +53,20 @@ def read_table(text: TextIO) -> Iterator[Cells | tuple[int, Row | str]]:
             yield _cells(header, values, lines)
         if isinstance(error, UnicodeError):
             raise
-        raise Unreadable(f"line {skipped + reader.line_num}: not valid CSV: {error}") from None
+        reason = _plainer(str(error), skipped + end + 1)
+        raise Unreadable(f"line {skipped + reader.line_num}: not valid CSV: {reason}") from None
     if lines:
         yield _cells(header, values, lines)
+
+
+def _plainer(error: str, line: int) -> str:
+    """What an error of the reader means for the row that begins in `line`."""
+    if error.startswith("unexpected end"):
+        return f"a quotation mark in line {line} or below is not closed"
+    if error.startswith("field larger"):
+        most = csv.field_size_limit()
+        return f"a cell has more than {most:,} characters; is a quotation mark in line {line} not closed?"
+    return error
 
 
 def _cells(header: list[str], values: list[str], lines: list[int]) -> Cells:
@@ -75,6 +87,8 @@ def _begin(text: TextIO) -> tuple[int, str | None, str]:
         if told := _SEPARATOR_LINE.fullmatch(line):
             separator = told[1]
         elif line.strip(' \t\r\n,;"'):
+            if "\0" in line:
+                raise Unreadable("has bytes of zero in its first line, as UTF-16 without a mark; save it as UTF-8")
             return skipped, separator, line
     return 0, separator, ""
 
@@ -87,7 +101,7 @@ def _separator(header: str) -> str:
 
 def _names(cells: list[str]) -> list[str]:
     """Names of columns; without empty ones at the end, which spreadsheets add, and with numbers for others."""
-    names = [cell.strip() for cell in cells]
+    names = [cell.strip().strip("\ufeff") for cell in cells]  # files that were joined have a mark of each
     while names and not names[-1]:
         names.pop()
     names = [name or f"column {number}" for number, name in enumerate(names, 1)]

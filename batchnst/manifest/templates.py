@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -83,7 +84,10 @@ def check_outputs(rows: Sequence[Mapping[str, str]]) -> None:
 def _clash_text(clash: Clash, rows: Sequence[Mapping[str, str]]) -> str:
     other = _pair(rows[clash.other])
     how = f"would be a folder of the output of {other}" if clash.is_folder else f"is that of {other} too"
-    return f"{_pair(rows[clash.line])}: {clash.column} {clash.value!r} {how}"
+    content, others = (unicodedata.normalize("NFC", rows[line]["content"]) for line in (clash.line, clash.other))
+    alike = content == others and rows[clash.line]["content"] != rows[clash.other]["content"]
+    unseen = "; the two names differ only in how their accents are stored" if alike else ""
+    return f"{_pair(rows[clash.line])}: {clash.column} {clash.value!r} {how}{unseen}"
 
 
 def _pair(row: Mapping[str, str]) -> str:

@@ -257,11 +257,11 @@ def _read(address: str, options: DecodeOptions) -> bytes:
 
 
 def _load_mask(key: str, source: Source, picture: Pixels, recipe: Recipe) -> _Fitted:
-    """Load a mask of `picture` (H, W, 3), stretched to (H, W).
+    """Load a mask of `picture` (H, W, 3), stretched to (H, W); transparent parts are black.
 
     Raises InputError if the mask has another aspect ratio, or is all black. `key` begins the message.
     """
-    full, name = _load_full_size(key, source, recipe), f"{key} {_name(source)}"
+    full, name = _load_full_size(key, source, recipe, background="black"), f"{key} {_name(source)}"
     image = Image.fromarray(full.pixels)
     height, width = picture.shape[:2]
     if fit(*image.size, max(width, height)) != (width, height):
@@ -284,9 +284,9 @@ def _load_start(recipe: Recipe, content: Pixels) -> _Fitted | None:
     return _Fitted(start, full.sha256, full.notes)
 
 
-def _load_full_size(key: str, source: Source, recipe: Recipe) -> Picture:
+def _load_full_size(key: str, source: Source, recipe: Recipe, background: str = "white") -> Picture:
     """Load a picture at its full size, within the limits of `recipe`. `key` begins the message of an InputError."""
-    options = DecodeOptions(megapixels=recipe.max_megapixels, damaged=recipe.damaged)
+    options = DecodeOptions(background, megapixels=recipe.max_megapixels, damaged=recipe.damaged)
     try:
         return _load(source, options)
     except InputError as error:

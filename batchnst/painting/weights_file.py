@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -21,6 +22,12 @@ from batchnst.painting.expected_input import recognise
 from batchnst.storage import files
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import NORMALISATIONS, Tensors, Weights, by_layer, tensor_shapes, to_arrays, to_weights
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Names under which training programs store a state dict, beside other things."""
+
+_PREFIXES = ("_orig_mod.", "module.")
+"""What torch.compile and DataParallel put before the names of tensors."""
 
 TEST_SIDE = 64
 """Side of the random picture that tests a network, in pixels."""
@@ -73,6 +80,8 @@ class WeightsFile:
         for name, array in weights.tensors.items():
             if not np.isfinite(array).all():
                 raise self._error(f"{name} holds NaN or infinity; fetch it again")
+            if name.endswith(".weight") and not array.any():
+                raise self._error(f"{name} is all zero; expected a trained network")
         if layer := _dead_layer(backbone, weights):
             raise self._error(f"{layer} is all zero, or not finite, on a random picture; expected a trained network")
         return weights
@@ -86,12 +95,16 @@ class WeightsFile:
         tensors, shapes = by_layer(backbone, self.tensors), tensor_shapes(backbone)
         for name in shapes:
             if name not in tensors:
-                return f"it has no {name}"
+                return f"it has no {name}{'' if tensors else self._names()}"
             tensor = tensors[name]
             if not tensor.is_floating_point() or tensor.shape != shapes[name]:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 return f"its {name} is {dtype} {_shape_text(tensor.shape)}, not float {_shape_text(shapes[name])}"
         return next((f"it has {name} as well" for name in tensors if name not in shapes), "")
+
+    def _names(self) -> str:
+        """The first names of its tensors, to add to a message."""
+        return f"; its tensors are called {', '.join(list(self.tensors)[:2])} …" if self.tensors else ", nor any tensor"
 
     def _count_matches(self, backbone: str) -> int:
         """The number of tensors with a name and shape of `backbone`."""
@@ -112,7 +125,10 @@ def _dead_layer(backbone: str, weights: Weights) -> str | None:
     relus = [name for name in layer_names(backbone) if name.startswith("relu")]
     with torch.no_grad():
         features = Backbone(backbone, weights, relus)(noise)
-    return next((name for name in relus if not (features[name].isfinite().all() and features[name].any())), None)
+    # A Gram matrix sums the squares of features: these must be finite, too.
+    return next(
+        (name for name in relus if not features[name].any() or not (features[name] ** 2).sum().isfinite()), None
+    )
 
 
 def read_file(address: str) -> WeightsFile:
@@ -132,7 +148,7 @@ def _from_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as error:
         raise ValueError(f"is truncated or damaged ({error}); fetch it again") from None
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return tensors, header.get("__metadata__", {})
+    return {_bare(name): tensor for name, tensor in tensors.items()}, header.get("__metadata__", {})
 
 
 def _from_torch(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -145,8 +161,32 @@ def _from_torch(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     except UnpicklingError:
         raise ValueError("holds more than tensors, and was not run; expected a state dict, or safetensors") from None
     except Exception:  # torch's readers raise many kinds of errors on damaged files
-        raise ValueError("is truncated or damaged; fetch it again") from None
+        raise ValueError(_whole_zip(data) or "is truncated or damaged; fetch it again") from None
     if not isinstance(state, dict):
         raise ValueError(f"holds a {type(state).__name__}; expected a state dict, or safetensors")
-    dense = (item for item in state.items() if isinstance(item[1], Tensor) and item[1].layout == torch.strided)
-    return {str(name): tensor for name, tensor in dense}, {}
+    state = next((state[name] for name in _WRAPPERS if isinstance(state.get(name), dict)), state)
+    return {_bare(str(name)): tensor for name, tensor in state.items() if _has_numbers(tensor)}, {}
+
+
+def _whole_zip(data: bytes) -> str:
+    """What a whole zip is that torch does not read as a state dict; empty for other files, or damaged ones."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return ""
+    if "constants.pkl" in names:
+        return "is a TorchScript program; expected a state dict, or safetensors"
+    return "" if "data.pkl" in names else "is a zip, but none of torch; expected a state dict, or safetensors"
+
+
+def _has_numbers(value: object) -> bool:
+    """True for a tensor whose numbers are all stored, one by one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type != "meta"
+
+
+def _bare(name: str) -> str:
+    """The name of a tensor without what wrappers of networks put before it."""
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

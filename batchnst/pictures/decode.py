@@ -14,8 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchnst.errors import InputError
 from batchnst.pictures import metadata, srgb
+from batchnst.pictures.looks import looks_like
 from batchnst.pictures.metadata import Metadata
-from batchnst.pictures.opening import Opened, open_file
+from batchnst.pictures.opening import ACCEPT, Opened, open_file
 from batchnst.pictures.ranges import guess_range, to_bytes
 from batchnst.recipe import fit
 
@@ -31,6 +32,16 @@ RESAMPLING = {
 
 DRAFT = 4
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the result is at least this many times the working size."""
+
+
+_PLAINER = {
+    "image file is truncated": f"the picture ends early; {ACCEPT}",
+    "broken data stream": f"its data is damaged; {ACCEPT}",
+    "unrecognized data stream": f"its data is damaged; {ACCEPT}",
+    "Truncated File Read": "the file ends before the picture begins",
+    "could not create decoder object": "its data is damaged, or ends early",
+}
+"""What decoders' errors mean, by their beginnings."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +146,29 @@ def open_picture(
         except Exception as error:  # a decoder can raise anything for a damaged file
             if options.damaged == "refuse":
                 raise
-            decoded, reason = attempt(lenient=True), _first_line(error).partition(";")[0]
+            decoded, reason = attempt(lenient=True), _reason(error).partition(";")[0]
+            if _is_blank(decoded.image):
+                raise ValueError(f"nothing of it can be read: {reason}") from None
             return replace(decoded, notes=(f"damaged: {reason}; painted as far as it can be read", *decoded.notes))
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError:
-        reason = "an empty file" if not data else "not a picture that Pillow can read"
+        found = looks_like(data)
+        reason = "an empty file" if not data else f"not a picture that Pillow can read{found and f': {found}'}"
         raise InputError(f"{name}: {reason}") from None
     except Exception as error:
-        raise InputError(f"{name}: cannot be decoded: {_first_line(error)}") from None
+        raise InputError(f"{name}: cannot be decoded: {_reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), repr(error))
+def _reason(error: Exception) -> str:
+    """The first line of an error, or plainer words for it."""
+    line = next(iter(str(error).strip().splitlines()), repr(error))
+    return next((words for beginning, words in _PLAINER.items() if line.startswith(beginning)), line)
+
+
+def _is_blank(image: Image.Image) -> bool:
+    """True if a picture has one colour only, as what a decoder returns if it can read nothing."""
+    return all(lowest == highest for lowest, highest in image.getextrema())  # type: ignore[misc]
 
 
 def _check_limit(size: tuple[int, int], name: str, options: DecodeOptions) -> None:
@@ -163,11 +184,19 @@ def _decode(opened: Opened, options: DecodeOptions) -> Decoded:
     notes = list(opened.notes)
     icc = opened.image.info.get("icc_profile") or b""
     upright = _upright(opened.image, notes)
-    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    alpha = _opacity(upright)
     picture = _in_srgb(upright, icc, opened.space, notes)
     if alpha is not None:
         picture = Image.composite(picture, Image.new("RGB", picture.size, options.background), alpha)
     return Decoded(picture, alpha, opened.metadata, icc, tuple(notes))
+
+
+def _opacity(image: Image.Image) -> Image.Image | None:
+    """The opacity of `image`, in mode "L"; None if it is opaque."""
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16") and isinstance(transparent, int):  # Pillow would lose it
+        return Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8))
+    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -31,6 +31,7 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 _PROGRESSIVE = (0xC2, 0xCA)
+_ANY_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass
@@ -67,6 +68,18 @@ def layout(data: bytes) -> Layout:
             _read_scan(body, found)
             found.scans.append(stop)
     return found
+
+
+def depth_and_height(data: bytes) -> tuple[int, int]:
+    """The bits of a sample and the height of a JPEG, as its frame tells them; 0 if it has none."""
+    frames = (data[start:stop] for marker, start, stop in _segments(data) if marker in _ANY_FRAME)
+    frame = next(frames, b"").ljust(3, b"\0")
+    return frame[0], int.from_bytes(frame[1:3])
+
+
+def has_profile(image: Image.Image) -> bool:
+    """True if an opened picture is a JPEG with parts of a colour profile, whole or not."""
+    return any(data.startswith(b"ICC_PROFILE\0") for _, data in getattr(image, "applist", ()))
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

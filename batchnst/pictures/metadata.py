@@ -19,6 +19,9 @@ _STRUCTURE = {
 }  # fmt: skip
 """Tags of how a picture is stored, of raw files, and of what is kept otherwise: XMP, IPTC, colour profile."""
 
+_GROUPS, _TEXTS = {34665, 34853}, (270, 271, 272, 305, 306, 315, 33432)
+"""Tags of a TIFF that have groups of others, EXIF's and GPS's; and those that are texts."""
+
 _OF_PIXELS = {0x9214, 0xA214, 0xA005}
 """Tags of the EXIF that hold for the photo's own pixels: subject areas, and the interoperability of its colours."""
 
@@ -65,6 +68,9 @@ def read_page(data: bytes, page: TiffPage) -> tuple[Metadata, tuple[str, ...]]:
 
     def exif() -> Exif:
         found = Exif()
+        if page.parent.is_bigtiff and page.parent.byteorder == ">" and not _GROUPS & {tag.code for tag in page.tags}:
+            found.update({tag: text for tag in _TEXTS if (text := page.tags.valueof(tag))})
+            return found  # Pillow cannot read such tags
         found.endian, found.bigtiff = page.parent.byteorder, page.parent.is_bigtiff
         found.load_from_fp(io.BytesIO(data), page.offset)
         return found
@@ -92,14 +98,30 @@ def kept_exif(exif: Exif) -> bytes:
     kept = Exif()
     for tag, value in exif.items():
         if tag not in _STRUCTURE and tag not in (IFD.Exif, IFD.GPSInfo):
-            kept[tag] = value
+            kept[tag] = _as_stored(value)
     found = len(kept) > 0
     for group in (IFD.Exif, IFD.GPSInfo):
-        values = {tag: value for tag, value in exif.get_ifd(group).items() if tag not in _OF_PIXELS}
+        values = {tag: _as_stored(value) for tag, value in exif.get_ifd(group).items() if tag not in _OF_PIXELS}
         if values:
             kept.get_ifd(group).update(values)
             found = True
     return kept.tobytes() if found else b""
+
+
+class _Stored(str):
+    """A text of EXIF, of which Pillow has made a letter of each byte: it is written with the same bytes.
+
+    EXIF's texts should be ASCII, but cameras and programs write UTF-8 and Windows' encodings.
+    """
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "", errors: str = "") -> bytes:
+        return str.encode(self, "latin-1", "replace")
+
+
+def _as_stored(value: Any) -> Any:
+    return _Stored(value) if isinstance(value, str) else value
 
 
 def is_adobe_rgb(image: Image.Image) -> bool:
@@ -115,6 +137,11 @@ def exif_for(data: bytes, width: int, height: int, is_srgb: bool) -> Exif:
     exif = Exif()
     if data:
         exif.load(data)
+        for tag, value in exif.items():
+            exif[tag] = _as_stored(value)
+        for group in (IFD.Exif, IFD.GPSInfo):
+            for tag, value in (values := exif.get_ifd(group)).items():
+                values[tag] = _as_stored(value)
         camera = exif.get_ifd(IFD.Exif)
         if camera:
             camera |= {_WIDTH: width, _HEIGHT: height, _COLOUR_SPACE: 1 if is_srgb else 0xFFFF}

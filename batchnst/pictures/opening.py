@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -36,11 +36,15 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
+ACCEPT = 'damaged = "accept" paints what there is'
+"""Advice for pictures of which a part can be decoded."""
+
+
 class Damaged(ValueError):
     """A picture is not whole, although it can be decoded."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f'{reason}; damaged = "accept" paints what there is')
+        super().__init__(f"{reason}; {ACCEPT}")
 
 
 @cache
@@ -62,7 +66,9 @@ def open_file(data: bytes, check: Check, draft: Callable[[tuple[int, int]], tupl
                 return _open_tiff(tiff.structure(file, data), check, lenient)
         if raw.is_camera_raw(data):
             return Opened(raw.develop(data, check))
-        return _open_by_pillow(png.without_texts(data), check, draft, lenient)
+        readable, notes = png.readable(data)
+        opened = _open_by_pillow(readable, check, draft, lenient)
+        return replace(opened, notes=(*notes, *opened.notes))
 
 
 @contextmanager
@@ -100,6 +106,8 @@ def _open_by_pillow(
             raise Damaged(reason)
         kept, notes = metadata.read(image)
         space, colour_notes = _space(data, image)
+        if not image.info.get("icc_profile") and jpeg.has_profile(image):
+            colour_notes = (*colour_notes, "a part of its colour profile is missing; taken as sRGB")
         return Opened(image, space, kept, (*frames, *colour_notes, *notes))
 
 

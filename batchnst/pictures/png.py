@@ -13,6 +13,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_TEXT_BYTES = 16 << 20
 """Longest text chunk, or colour profile, that is unpacked, in bytes."""
 
+MOST_GAMMA = 5.0
+"""Largest exponent that decodes the values of a picture, and 1 / the smallest."""
+
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 _METADATA = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
@@ -48,13 +51,30 @@ def chunks(data: bytes) -> Iterator[Chunk]:
         start = end
 
 
-def without_texts(data: bytes) -> bytes:
-    """The PNG `data` without its text chunks, which may be of any length, except for metadata of photos."""
-    dropped = [chunk for chunk in chunks(data) if chunk.kind in _TEXTS and not _is_metadata(chunk)]
-    if not dropped:
-        return data
-    starts, ends = [0, *(chunk.end for chunk in dropped)], [*(chunk.start for chunk in dropped), len(data)]
-    return b"".join(data[start:end] for start, end in zip(starts, ends, strict=True))
+def readable(data: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """The PNG `data` without chunks that only harm; and a remark if damaged ones are among them.
+
+    Those are texts, which may be of any length, except for metadata of photos; and damaged chunks of which a PNG is
+    not in need, for which Pillow would refuse the whole file. Raises ValueError for Apple's own kind of PNG.
+    """
+    if next((chunk.kind for chunk in chunks(data)), b"") == b"CgBI":
+        raise ValueError("Apple's own kind of PNG (CgBI), which only its systems read; convert it there")
+    damaged = [chunk for chunk in chunks(data) if _is_ancillary(chunk) and not _is_whole(chunk)]
+    texts = [chunk for chunk in chunks(data) if chunk.kind in _TEXTS and not _is_metadata(chunk)]
+    names = dict.fromkeys(chunk.kind.decode("ascii", "replace") for chunk in damaged if chunk.kind not in _TEXTS)
+    notes = (f"damaged parts of its file were left out: {', '.join(names)}",) if names else ()
+    dropped = sorted({chunk.start: chunk.end for chunk in (*damaged, *texts)}.items())
+    starts, ends = [0, *(end for _, end in dropped)], [*(start for start, _ in dropped), len(data)]
+    return b"".join(data[start:end] for start, end in zip(starts, ends, strict=True)) if dropped else data, notes
+
+
+def _is_ancillary(chunk: Chunk) -> bool:
+    """True for a chunk that pixels can be decoded without: its type begins with a small letter."""
+    return bool(chunk.kind[0] & 0x20)
+
+
+def _is_whole(chunk: Chunk) -> bool:
+    return zlib.crc32(chunk.data, zlib.crc32(chunk.kind)) == chunk.checksum
 
 
 def _is_metadata(chunk: Chunk) -> bool:
@@ -71,7 +91,7 @@ def damage(data: bytes, last_row_is_zero: bool) -> str:
         if chunk.kind == b"IHDR":
             header = bytes(chunk.data)
         elif chunk.kind == b"IDAT":
-            if zlib.crc32(chunk.data, zlib.crc32(chunk.kind)) != chunk.checksum:
+            if not _is_whole(chunk):
                 return "its pixels do not match their checksum"
             packed.append(chunk.data)
     if len(header) < 13 or not (last_row_is_zero or header[12]):
@@ -113,9 +133,15 @@ def says_srgb(data: bytes) -> bool:
 
 
 def gamma(data: bytes) -> float | None:
-    """The exponent that decodes the values of the PNG `data`, such as 2.2; None if it is not told."""
+    """The exponent that decodes the values of the PNG `data`, such as 2.2; None if it is not told.
+
+    Raises ValueError for one that no picture has.
+    """
     (value,) = struct.unpack(">I", _first(data, b"gAMA", 4) or bytes(4))
-    return 1e5 / value if value else None
+    exponent = 1e5 / value if value else None
+    if exponent and not 1 / MOST_GAMMA <= exponent <= MOST_GAMMA:
+        raise ValueError(f"a gamma of {exponent:g}")
+    return exponent
 
 
 def chromaticities(data: bytes) -> tuple[float, ...]:

@@ -23,6 +23,9 @@ TYPICAL = 99
 TOLERANCE = 1.25
 """Typical values of floats may be above white by this factor; they are clipped."""
 
+FEW_BITS = (8, 10, 12)
+"""Depths that integers of 16 bits may have by their values, where the file does not tell."""
+
 MOST_HDR = 16.0
 """Brightest typical value of pictures in which 1 is white; those with more are on another scale."""
 
@@ -50,22 +53,35 @@ def guess_range(values: Array, bits: int) -> Range:
     """Guess the range of `values`, floats or integers of `bits`."""
     if values.dtype.kind == "f":
         return _range_of_floats(values)
-    if values.dtype.kind == "u" and bits <= 16:
+    if values.dtype.kind == "u" and bits < 16:
         return Range(0, (1 << bits) - 1)
+    if bits == 16 and values.min() >= 0:
+        return _range_of_short_integers(values)
     return _range_of_integers(values, bits)
+
+
+def _range_of_short_integers(values: Array) -> Range:
+    """The range of integers of 16 bits, none below 0: of fewer bits if no value is above a sixteenth of the range."""
+    highest = int(values.max())
+    if depth := next((depth for depth in FEW_BITS if 0 < highest < 1 << depth), 0):
+        note = f"no value is above {highest} of {np.iinfo(values.dtype).max}; taken as {depth} bits"
+        return Range(0, (1 << depth) - 1, note=note)
+    return Range(0, np.iinfo(values.dtype).max)
 
 
 def _range_of_floats(values: Array) -> Range:
     """0..1, with or without highlights above 1; 0..255 or 0..65535; else from the lowest to the highest value."""
     some = _some(values)
+    if not some.size:
+        raise ValueError("none of its values is a number")
     low, high = (float(value) for value in np.percentile(some, (100 - TYPICAL, TYPICAL)))
     if low < -0.05 * max(high, 0):
         return _stretched(some)
     whole = bool(np.mean(some == some.round()) > 0.99)
     if TOLERANCE < high <= MOST_HDR and not whole:
         return Range(0, 1, high, note="its highlights, which are brighter than white, were compressed")
-    white = next((float(white) for white in (1, 255, 65535) if high <= TOLERANCE * white), 0.0)
-    return Range(0, white) if white else _stretched(some)
+    white = next((float(white) for white in (1, 255, 65535) if white / MOST_HDR < high <= TOLERANCE * white), 0.0)
+    return Range(0, white or 1) if white or 0 <= high <= TOLERANCE else _stretched(some)
 
 
 def _range_of_integers(values: Array, bits: int) -> Range:
@@ -88,8 +104,7 @@ def _stretched(some: Array) -> Range:
 def _some(values: Array) -> Array:
     """A part of all values, without those that are no numbers; as floats."""
     some = values.reshape(-1)[:: max(1, values.size // GUESSED_FROM)].astype(np.float64)
-    some = some[np.isfinite(some)]
-    return some if some.size else np.zeros(1)
+    return some[np.isfinite(some)]
 
 
 def to_bytes(convert: Callable[[Array], Array], values: Array, channels: int) -> NDArray[np.uint8]:

@@ -21,6 +21,9 @@ Values = NDArray[Any]
 ALIKE = 2
 """A profile that moves no colour by more than this, in 0..255, is taken as sRGB."""
 
+FLAT = 8
+"""A profile that makes all colours as near to each other as this, in 0..255, is damaged."""
+
 BLOCK_PIXELS = 1 << 20
 """Pixels that are converted at once."""
 
@@ -235,6 +238,9 @@ def from_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Imag
         notes.append("its colour profile cannot be read; taken as sRGB")
         return None
     try:
+        if _is_flat(icc, image.mode):
+            notes.append("its colour profile makes all colours one, and was ignored")
+            return None
         return None if image.mode == "RGB" and is_srgb(icc) else _transformed(image, profile)
     except ImageCms.PyCMSError:
         notes.append("its colour profile does not fit its colours and was ignored")
@@ -250,6 +256,17 @@ def is_srgb(icc: bytes) -> bool:
     before = np.concatenate([colours, grays], axis=1)
     after = np.asarray(_transformed(Image.fromarray(before), ImageCms.ImageCmsProfile(io.BytesIO(icc))))
     return bool(np.abs(after.astype(int) - before).max() <= ALIKE)
+
+
+@lru_cache(maxsize=8)
+def _is_flat(icc: bytes, mode: str) -> bool:
+    """True if a profile for pictures in `mode` tells no colours apart; raises PyCMSError if it is for another mode."""
+    levels = np.arange(0, 256, 15).astype(np.uint8)
+    channels = {"L": 1, "CMYK": 4}.get(mode, 3)
+    colours = np.stack(np.meshgrid(*[levels[:: channels or 1]] * channels), axis=-1).reshape(1, -1, channels)
+    image = Image.frombytes(mode, (colours.shape[1], 1), colours.tobytes())
+    after = np.asarray(_transformed(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)))).astype(int)
+    return bool(np.ptp(after, axis=1).max() <= FLAT)
 
 
 def from_lab(image: Image.Image) -> Image.Image:

@@ -25,7 +25,7 @@ _SUBFILE, _OLD_SUBFILE, _FULL_SIZED = 254, 255, (0, 2)
 _CAMERA_RAW = (32803, 34892)
 """Photometric interpretations of pictures that have to be developed: a colour filter's, and linear raw."""
 
-_YCBCR = 6
+_YCBCR, _SUBSAMPLING = 6, 530
 
 
 def is_tiff(data: bytes) -> bool:
@@ -85,10 +85,17 @@ class Tiff:
         if whole := self._jpeg:
             return Image.open(io.BytesIO(whole), formats=["JPEG"])
         if self._is_pillows:
+            if int(self.page.photometric) == _YCBCR and self.page.compression in tiff_samples.COMPRESSIONS:
+                self._check_ycbcr()
             return Image.open(io.BytesIO(self._with_page_first()), formats=["TIFF"])
         image = tiff_colors.to_image(self.page, tiff_samples.read(self.data, self.page, lenient))
         image.getexif()[ExifTags.Base.Orientation] = self.orientation
         return image
+
+    def _check_ycbcr(self) -> None:
+        """Raise ValueError for colours of a lower resolution than brightness, which Pillow reads in JPEGs only."""
+        if tuple(self.page.tags.valueof(_SUBSAMPLING, (2, 2))) != (1, 1):
+            raise ValueError("YCbCr colours of a lower resolution are read in JPEG compression only; save it as RGB")
 
     @property
     def _is_pillows(self) -> bool:
@@ -106,11 +113,22 @@ class Tiff:
 
 def structure(file: TiffFile, data: bytes) -> Tiff:
     """Read the structure of a TIFF of which `data` are the bytes."""
-    first = file.pages[0]
-    assert isinstance(first, TiffPage)
-    chain = [page for page in islice(file.pages, MOST_PAGES) if isinstance(page, TiffPage)]
-    pictures = [page for page in chain if _is_picture(page)]
+    first = next(_chain(file), None)
+    if first is None:
+        raise ValueError("it has no page; its structure is damaged, or it ends early")
+    pictures = [page for page in _chain(file) if _is_picture(page)]
     return Tiff(data, _main_page(first, pictures), first, max(1, len(pictures)))
+
+
+def _chain(file: TiffFile) -> Iterator[TiffPage]:
+    """The pages of a file, each once, though a damaged one may lead back to its first."""
+    seen = set[int]()
+    for page in islice(file.pages, MOST_PAGES):
+        if page.offset in seen:
+            return
+        seen.add(page.offset)
+        if isinstance(page, TiffPage):
+            yield page
 
 
 def _main_page(first: TiffPage, pictures: list[TiffPage]) -> TiffPage:

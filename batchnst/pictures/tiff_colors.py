@@ -20,8 +20,8 @@ _WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE, _CMYK, _CIELAB, _ICCLAB = 0, 1, 2, 3, 
 _COLOURS = {_WHITE_IS_0: 1, _BLACK_IS_0: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _CIELAB: 3, _ICCLAB: 3}
 """Photometric interpretations that are read, with the samples that each one's colours have."""
 
-_ICC, _HIGHEST, _SMALLEST_VALUE, _LARGEST_VALUE = 34675, 281, 340, 341
-"""Tags: the colour profile; the largest value of integers; the range of values of any kind."""
+_PHOTOMETRIC, _ICC, _HIGHEST, _SMALLEST_VALUE, _LARGEST_VALUE = 262, 34675, 281, 340, 341
+"""Tags: the kind of colours; the colour profile; the largest value of integers; the range of values of any kind."""
 
 _PREMULTIPLIED, _IS_OPACITY = 1, (1, 2, 999)
 """Values of the tag ExtraSamples."""
@@ -35,10 +35,11 @@ def to_image(page: TiffPage, samples: Array) -> Image.Image:
     `info` has the page's colour profile, unless the colours are sRGB's already, and remarks under NOTES. Raises
     ValueError for colours that are not read.
     """
-    photometric = int(page.photometric)
+    photometric = _photometric(page)
     count = _COLOURS.get(photometric)
     if count is None or samples.shape[2] < count:
-        raise ValueError(f"colours of the kind {getattr(page.photometric, 'name', photometric)} are not read")
+        name = getattr(page.photometric, "name", photometric)
+        raise ValueError(f"colours of the kind {name} are not read; save it as RGB")
     colours, notes, icc = samples[..., :count], list[str](), page.tags.valueof(_ICC)
     if photometric == _PALETTE:
         pixels = _by_palette(page, colours[..., 0])
@@ -50,9 +51,16 @@ def to_image(page: TiffPage, samples: Array) -> Image.Image:
         is_bytes = colours.dtype == np.uint8 and span == Range(0, 255)
         pixels = colours if is_bytes else to_bytes(span.scaled, colours, count)
         pixels = 255 - pixels if photometric == _WHITE_IS_0 else pixels
-    image = _assembled(page, pixels, samples[..., count:])
+    image = _assembled(page, pixels, samples[..., count:], notes)
     image.info |= {NOTES: notes, **({"icc_profile": bytes(icc)} if icc else {})}
     return image
+
+
+def _photometric(page: TiffPage) -> int:
+    """The kind of colours; if the page lacks that tag, it follows from the number of samples, as in libtiff."""
+    if _PHOTOMETRIC in page.tags:
+        return int(page.photometric)
+    return _RGB if page.samplesperpixel >= 3 else _BLACK_IS_0
 
 
 def value_range(page: TiffPage, colours: Array) -> Range:
@@ -61,8 +69,8 @@ def value_range(page: TiffPage, colours: Array) -> Range:
     if highest is not None and (lowest or 0) < highest:
         return Range(lowest or 0, highest)
     bits = page.bitspersample[0] if isinstance(page.bitspersample, tuple) else page.bitspersample
-    if colours.dtype.kind == "u" and bits <= 16:
-        return Range(0, _highest(page, bits))
+    if colours.dtype.kind == "u" and (named := _named_highest(page, bits)):
+        return Range(0, named)
     return guess_range(colours, bits)
 
 
@@ -71,13 +79,13 @@ def _extreme(page: TiffPage, tag: int, choose: Callable[[Any], Any]) -> float | 
     return None if value is None else float(choose(value) if isinstance(value, tuple) else value)
 
 
-def _highest(page: TiffPage, bits: int) -> int:
-    """The highest value of unsigned integers: that of fewer bits, as of a camera with 12, if the page says so.
+def _named_highest(page: TiffPage, bits: int) -> int:
+    """The highest value of unsigned integers that the page names, as of a camera with 12 bits; 0 if it names none.
 
     MaxSampleValue may also be the highest value that occurs, which says nothing.
     """
     said = int(_extreme(page, _HIGHEST, max) or 0)
-    return said if 255 <= said < 1 << bits and said & (said + 1) == 0 else (1 << bits) - 1
+    return said if 255 <= said < 1 << min(bits, 16) and said & (said + 1) == 0 else 0
 
 
 def _lab(page: TiffPage, colours: Array) -> Callable[[Array], Array]:
@@ -105,11 +113,15 @@ def _by_palette(page: TiffPage, indices: Array) -> Bytes:
     return colours[np.minimum(indices, len(colours) - 1)]
 
 
-def _assembled(page: TiffPage, pixels: Bytes, extras: Array) -> Image.Image:
-    """The picture, with the opacity among its extra samples, if there is one."""
+def _assembled(page: TiffPage, pixels: Bytes, extras: Array, notes: list[str]) -> Image.Image:
+    """The picture, with the opacity among its extra samples, if there is one; what is left out is told in `notes`."""
     mode = {1: "L", 3: "RGB", 4: "CMYK"}[pixels.shape[2]]
     kinds = page.extrasamples if isinstance(page.extrasamples, tuple) else (page.extrasamples or 2,)
     at = next((i for i, kind in enumerate(kinds[: extras.shape[2]]) if int(kind) in _IS_OPACITY), None)
+    if at is None and mode == "L" and extras.shape[2] > 1:
+        notes.append(f"the first of {1 + extras.shape[2]} samples, as gray")
+    if at is not None and mode == "CMYK":
+        notes.append("its opacity was left out, since its colours are CMYK")
     if at is None or mode == "CMYK":
         return _image(mode, pixels)
     opacity = extras[..., at : at + 1]

@@ -112,7 +112,7 @@ def _segment(packed: bytes, page: TiffPage, how: Layout, rows: int, lenient: boo
         data = _unpacked(packed, int(page.compression), row_bytes, rows, how.rows)
         if len(data) < row_bytes * rows:
             raise ValueError("the picture ends early")
-    except (ValueError, OSError, zlib.error):
+    except (ValueError, OSError):
         if not lenient:
             raise
         data = (_unpacked_in_part(packed, int(page.compression))).ljust(row_bytes * rows, b"\0")
@@ -130,7 +130,10 @@ def _unpacked(packed: bytes, compression: int, row_bytes: int, rows: int, most_r
         return packed
     if compression in DEFLATE:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(packed, row_bytes * most_rows + 1)
+        try:
+            data = unpacker.decompress(packed, row_bytes * most_rows + 1)
+        except zlib.error as error:
+            raise ValueError("the pixels cannot be unpacked") from error
         if not unpacker.eof and len(data) > row_bytes * rows:
             raise ValueError("the pixels cannot be unpacked")
         return data

@@ -254,11 +254,13 @@ class Listing:
     root: the folder's address, or that of the part of a glob before its first wildcard.
     addresses: of the files, sorted.
     unnamable: what was passed over because its name is not UTF-8, as texts for the user.
+    odd: addresses of what was passed over because it is neither a file nor a folder, with what it is.
     """
 
     root: str
     addresses: list[str]
     unnamable: list[str] = field(default_factory=list)
+    odd: dict[str, str] = field(default_factory=dict)
 
 
 def list_files(where: str) -> list[str]:
@@ -287,12 +289,13 @@ def _find_on_disk(store: Disk, where: str) -> Listing:
     if not walk.is_utf8(path):
         return Listing(parent(where), [], [walk.shown(path)])
     root, pattern = (path, "**") if os.path.lexists(path) else walk.split_glob(path)
-    paths, unnamable = walk.find(root, pattern)
+    found = walk.find(root, pattern)
 
     def address(path: str) -> str:
         return f"file://{quote(path)}" if is_uri(where) else path
 
-    return Listing(address(root), list(map(address, paths)), unnamable)
+    odd = {address(path): kind for path, kind in found.odd.items()}
+    return Listing(address(root), list(map(address, found.paths)), found.unnamable, odd)
 
 
 def _find_in_store(store: Store, where: str) -> Listing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from batchnst.errors import RequestError
@@ -16,6 +17,9 @@ SYSTEM_NAMES = {
     "lost+found",  # Linux
 }
 """Files and folders, in lower case, in which systems keep thumbnails, deleted files and notes of their own."""
+
+DANGLING, NO_FILE = "links that lead nowhere", "pipes, sockets or devices"
+"""What is neither a file nor a folder."""
 
 _WILDCARD = re.compile(r"[*?[]")
 
@@ -39,23 +43,36 @@ def split_glob(path: str) -> tuple[str, str]:
     return folder, path[len(folder) + 1 :]
 
 
-def find(root: str, pattern: str) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class Found:
+    """The `paths` of files, sorted, and what was passed over.
+
+    unnamable: texts that name files and folders whose names are not UTF-8. odd: paths of what is neither a file nor a
+    folder, with what it is.
+    """
+
+    paths: list[str]
+    unnamable: list[str]
+    odd: dict[str, str]
+
+
+def find(root: str, pattern: str) -> Found:
     """Find the regular files below the folder `root` that match the glob `pattern`, in which `**` is any folders.
 
-    Returns their paths, sorted, and texts that name files and folders whose names are not UTF-8, which are passed over.
     No files are found if `root` is missing. Raises OSError if a folder cannot be read.
     """
     search = _Search()
     paths = set(search.match(root or "/", [part for part in pattern.split("/") if part]))
-    return (_each_once(root, paths) if search.linked else sorted(paths)), sorted(search.unnamable)
+    return Found(_each_once(root, paths) if search.linked else sorted(paths), sorted(search.unnamable), search.odd)
 
 
 class _Search:
-    """A search, and what it met: `linked` is True if it followed a link, `unnamable` are names that are not UTF-8."""
+    """A search, and what it met: `linked` is True if it followed a link, `unnamable` and `odd` are those of Found."""
 
     def __init__(self) -> None:
         self.linked = False
         self.unnamable = set[str]()
+        self.odd = dict[str, str]()
 
     def match(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
         """Yield the paths of files below `folder` whose relative path matches `parts`."""
@@ -71,6 +88,8 @@ class _Search:
                 yield from self.match(entry.path, rest)
             elif not rest and _is(entry.is_file):
                 yield entry.path
+            elif not rest and not _is(entry.is_dir):
+                self.odd[entry.path] = DANGLING if entry.is_symlink() and not os.path.exists(entry.path) else NO_FILE
 
     def _folders(self, root: str) -> Iterator[str]:
         """Yield `root` and all folders below it, each once: those that are reached without a link come first."""

@@ -416,11 +416,12 @@ def _style_grams(
 ) -> dict[str, Tensor]:
     """Return the Gram matrices (1, C, C) by layer of `style` (1, C, h, w), or of the part of it under `mask`.
 
-    The style is resized in proportion to `scale`. Grams are cached by style, mask, size, backbone and style layers, so
-    that all pictures and batches share them.
+    The style is resized in proportion to `scale`, though never below what the layers take. Grams are cached by style,
+    mask, size, backbone and style layers, so that all pictures and batches share them.
     """
     height, width = style.shape[-2:]
-    size = fit(width, height, max(height, width) * scale.size / recipe.pixels)
+    least = min(1.0, recipe.smallest_side / min(height, width))  # the pictures may be less long than the style
+    size = fit(width, height, max(height, width) * max(scale.size / recipe.pixels, least))
     if style not in _measured:
         _measured[style] = {}
     known: dict[object, dict[str, Tensor]] = _measured[style]

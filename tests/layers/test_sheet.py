@@ -88,7 +88,8 @@ def test_what_is_no_picture_is_left_out_unless_it_was_named(images: Path, tmp_pa
     addresses, recipe = [str(images / "coffee.png"), str(broken)], of_layers("relu1_1", size=16)
     found = excitement(addresses, [], recipe, 1, 1, quiet)
     assert found.pictures == 1
-    assert found.left_out == [f"{broken}: not a picture that Pillow can read"]
+    said = "not a picture that Pillow can read: text that begins with 'not a picture'"
+    assert found.left_out == [f"{broken}: {said}"]
     with pytest.raises(InputError, match=r"broken\.png: not a picture"):
         excitement(addresses, addresses, recipe, 1, 1, quiet)
 

@@ -97,6 +97,21 @@ def test_what_an_extra_decodes_is_taken_with_it_and_counted_with_advice_without(
     assert line.endswith(f"; `pip install {extra}` reads {ending}\n")
 
 
+def test_links_that_lead_nowhere_and_pipes_are_counted(folder: Path) -> None:
+    for name in ("gone.jpg", "deep/gone2.jpg"):
+        (folder / "photos" / name).symlink_to("/unmounted/disk.jpg")
+    os.mkfifo(folder / "photos" / "pipe.jpg")
+    result = manifest()
+    assert result.stderr == "batchnst: left out: 2 links that lead nowhere, 1 pipes, sockets or devices\n"
+    assert sorted(photos()) == sorted(PHOTOS)
+
+
+def test_names_that_look_the_same_are_told_apart(folder: Path) -> None:
+    touch(folder / "twins", "\xe9.jpg", "e\u0301.jpg")
+    said = "is that of twins/e\u0301.jpg in s.png too; the two names differ only in how their accents are stored\n"
+    assert said in manifest(contents="twins").stderr
+
+
 def test_a_folder_without_pictures_says_what_it_has(folder: Path) -> None:
     touch(folder / "films", "a.mp4", "b.mp4", ".hidden.jpg")
     result = manifest(contents="films")

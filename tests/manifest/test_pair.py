@@ -51,7 +51,7 @@ def test_other_parameters_and_local_names_still_count() -> None:
 
 def test_two_rows_of_one_file_are_one_pair(tmp_path: Path) -> None:
     rows = [{"content": AZURE.format(name="a.png", day=day), "style": "s.png"} for day in ("monday", "tuesday")]
-    with pytest.raises(ManifestError, match="is already the id of line 1") as caught:
+    with pytest.raises(ManifestError, match="the same pair as line 1") as caught:
         read(tmp_path, *rows)
     assert "monday" not in str(caught.value)
 

@@ -163,7 +163,7 @@ def test_broken_lines_do_not_hide_the_others(tmp_path: Path) -> None:
         ("m.csv", "content,stile\na,b\n", "has no column style; it has: content, stile"),
         ("m.csv", "content,style,style\na,b,c\n", "has the column style twice"),
         ("m.csv", b"content,style\na,\xff\n", "line 2: not UTF-8 (byte 0xff)"),
-        ("m.csv", 'content,style\n"a,b\n', "line 2: not valid CSV: unexpected end of data"),
+        ("m.csv", 'content,style\n"a,b\n', "line 2: not valid CSV: a quotation mark in line 2 or below is not closed"),
         ("m.parquet", "text", "not a readable Parquet file"),
         ("m.xlsx", "", "expected a manifest that ends in .csv, .jsonl, .ndjson, .parquet"),
     ],

@@ -184,3 +184,61 @@ def test_a_line_is_numbered_right_wherever_it_is_in_the_file(
     rows = [b"photo-%d.jpg,s\n" % i for i in range(line - 2)]
     (found,) = problems(tmp_path, b"".join([b"content,style\n", *rows, b"\xff\x81.jpg,s\n", b"last.jpg,s\n"]))
     assert found.startswith(f"line {line}: not UTF-8 (byte 0xff), nor cp1252")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("m.csv", b"\x1f\x8b\x08\0", "is compressed by gzip; expand it"),
+        ("m.csv", b"PK\3\4\x14\0", "is a workbook of a spreadsheet, or another zip; save it as CSV"),
+        ("m.jsonl", b"PAR1\x15", "is a Parquet file; let its name end in .parquet"),
+        (
+            "m.csv",
+            "写真,content,style\nx,a,b\n".encode("utf-16-le"),
+            "has bytes of zero in its first line, as UTF-16 without a mark; save it as UTF-8",
+        ),
+        (
+            "m.jsonl",
+            b'{"content": "a.jpg", "style": "s.jpg"}\n' + bytes(500),
+            "line 2: not valid JSON: bytes of zero; was the file written to its end?",
+        ),
+        (
+            "m.jsonl",
+            b'[{"content": "a.jpg", "style": "s.jpg"}]',
+            "is a JSON array; expected an object in each line, as `jq -c '.[]'` writes",
+        ),
+        (
+            "m.jsonl",
+            b'{\n "content": "a.jpg",\n "style": "s.jpg"\n}\n',
+            "has objects of several lines; expected one in each line, as `jq -c .` writes",
+        ),
+        (
+            "m.jsonl",
+            b'{"content": "a.jpg", "style": "s.jpg", "x": %s}' % (b"[" * 300 + b"]" * 300),
+            "line 1: is nested more than 100 deep",
+        ),
+        (
+            "m.csv",
+            b'content,style,x\na.jpg,s.jpg,1\na.jpg,s.jpg,"' + b"x" * 140_000,
+            "line 3: not valid CSV: a cell has more than 131,072 characters; is a quotation mark in line 3 not closed?",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_told(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    assert problems(tmp_path, data, name) == [said]
+
+
+def test_brackets_in_texts_are_no_nesting(tmp_path: Path) -> None:
+    row = {"content": "a.jpg", "style": "s.jpg", "x": "[{" * 200, "y": [[1], [2]] * 100}
+    assert len(read(tmp_path, json.dumps(row), "m.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
+def test_two_marks_as_of_joined_files_are_passed_over(tmp_path: Path, name: str) -> None:
+    text = "content,style\na.jpg,s.jpg\n" if name == "m.csv" else '{"content": "a.jpg", "style": "s.jpg"}\n'
+    assert contents(read(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + text.encode(), name)) == ["a.jpg"]
+
+
+def test_the_same_row_twice_is_told_as_that(tmp_path: Path) -> None:
+    said = "line 3, id: the same pair as line 2; leave one out, or give both an id"
+    assert problems(tmp_path, "content,style\na.jpg,s.jpg\na.jpg,s.jpg\n") == [said]

@@ -4,10 +4,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from batchnst.errors import InputError
 from batchnst.painting import inputs
@@ -94,3 +96,14 @@ def test_a_body_without_end_is_read_no_further_than_allowed(endless: str) -> Non
         load_picture(endless, DecodeOptions(megapixels=1))
     time.sleep(0.2)
     assert _Endless.sent < 64e6  # what is on its way in buffers, beside 4 MB
+
+
+def test_transparent_parts_of_a_mask_are_none_of_its_part(tmp_path: Path) -> None:
+    mask = Image.new("LA", (60, 40), (255, 0))
+    mask.paste((255, 255), (0, 0, 30, 40))
+    for name, image in {"mask.png": mask, "a.png": scene(), "s.png": scene(64, 64)}.items():
+        image.save(tmp_path / name)
+    plain = pair("a", tmp_path / "a.png", tmp_path / "s.png", Recipe(size=60))
+    found = gather_pair(replace(plain, content_masks=(str(tmp_path / "mask.png"),)))
+    assert (found.content_masks[0][:, :30] == 255).all()
+    assert (found.content_masks[0][:, 30:] == 0).all()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def test_all_formats_of_the_same_tensors_have_one_hash(tmp_path: Path, cache: Pa
         as_pth({**theirs, **classifier}),
         as_pickle({name: torch.nn.Parameter(tensor) for name, tensor in theirs.items()}),
         as_pth({name: tensor.double() for name, tensor in theirs.items()}),
+        as_pth({"state_dict": {f"module.{name}": tensor for name, tensor in theirs.items()}, "epoch": 90}),
+        as_pth({f"_orig_mod.module.{name}": tensor for name, tensor in theirs.items()}),
         safetensors.torch.save(theirs),
         safetensors.torch.save(STATE, {"normalisation": "imagenet"}),
     ]
@@ -95,6 +98,14 @@ def changed(name: str, tensor: Tensor | None, new: str | None = None) -> State:
     }
 
 
+def as_zip(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return buffer.getvalue()
+
+
 WHOLE, SAFE = as_pth(torchvision_names(STATE)), safetensors.torch.save(STATE, {"normalisation": "imagenet"})
 DAMAGED = "is truncated or damaged"
 
@@ -109,7 +120,25 @@ BAD = {
     "malicious pickle": (pickle.dumps({**STATE, "x": Malice()}), "holds more than tensors, and was not run"),
     "a whole module": (as_pth(torch.nn.Linear(2, 2)), "holds more than tensors, and was not run"),
     "a list": (as_pth([torch.zeros(3)]), "holds a list; expected a state dict, or safetensors"),
-    "no tensors": (as_pth({"state_dict": STATE}), "is not alexnet's: it has no conv1.weight"),
+    "no tensors": (as_pth({"state_dict": {"epoch": 3}}), "is not alexnet's: it has no conv1.weight, nor any tensor"),
+    "other names": (
+        as_pth({f"net.{name}": tensor for name, tensor in STATE.items()}),
+        "is not alexnet's: it has no conv1.weight; its tensors are called net.conv1.weight, net.conv1.bias …",
+    ),
+    "tensors without numbers": (
+        as_pth({name: tensor.to("meta") for name, tensor in STATE.items()}),
+        "is not alexnet's: it has no conv1.weight, nor any tensor",
+    ),
+    "another zip": (as_zip("a.txt"), "is a zip, but none of torch; expected a state dict, or safetensors"),
+    "TorchScript": (as_zip("x/data.pkl", "x/constants.pkl"), "is a TorchScript program; expected a state dict"),
+    "a layer of zeros": (
+        safetensors.torch.save(changed("conv2.weight", torch.zeros(192, 64, 5, 5)), {"normalisation": "caffe"}),
+        "conv2.weight is all zero; expected a trained network",
+    ),
+    "numbers too large to square": (
+        safetensors.torch.save(changed("conv2.weight", STATE["conv2.weight"] * 1e25), {"normalisation": "caffe"}),
+        "relu2 is all zero, or not finite, on a random picture",
+    ),
     "renamed": (
         as_pth(changed("conv3.bias", STATE["conv3.bias"], "conv3.b")),
         "is not alexnet's: it has no conv3.bias",
@@ -138,7 +167,7 @@ BAD = {
         safetensors.torch.save(
             {key: torch.zeros_like(value) for key, value in STATE.items()}, {"normalisation": "caffe"}
         ),
-        "relu1 is all zero, or not finite, on a random picture",
+        "conv1.weight is all zero; expected a trained network",
     ),
     "dead": (
         safetensors.torch.save(changed("conv3.bias", torch.full((384,), -1e9)), {"normalisation": "caffe"}),

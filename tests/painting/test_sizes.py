@@ -131,3 +131,11 @@ def test_the_limit_of_megapixels_holds_for_masks_and_start_pictures(folder: Path
         if failed == 3:
             assert all("400×300 pixels, more than max_megapixels = 0.1 allows" in message for message in messages)
     assert np.asarray(Image.open(folder / "out-250" / "images" / "start.png")).shape == (30, 40, 3)
+
+
+def test_a_long_style_is_no_smaller_at_coarse_scales_than_the_layers_take(tmp_path: Path) -> None:
+    scene(64, 64).save(tmp_path / "square.png")
+    scene(160, 50).save(tmp_path / "long.png")
+    options = ("--size", 64, "--steps", 1, "--weights", "random", "--set", "min_size=16")
+    result = batchnst("stylize", tmp_path / "square.png", tmp_path / "long.png", "--out", tmp_path / "x.png", *options)
+    assert result.exit_code == 0, result.stderr
