@@ -165,7 +165,10 @@ def report(
     from batchnst.storage import files
 
     folder = open_out(out)
-    files.check_writable(to or folder.address)
+    if to:
+        files.check_writable(to)
+    else:
+        folder.folder.check_writable()
     with Bar() as bar:
         page = build(folder, to, bar.update)
     if to:

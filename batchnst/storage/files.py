@@ -315,8 +315,9 @@ def _find_in_store(store: Store, where: str) -> Listing:
 
 
 def check_writable(address: str) -> None:
-    """Raise RequestError if `address` cannot be written to; call it before any costly work."""
-    _target(_store(address), address)
+    """Raise RequestError if no file can be written to `address`; call it before any costly work."""
+    store = _store(address)
+    _check_obstacle(store, address, _target(store, address))
 
 
 def write(address: str, data: bytes) -> None:
@@ -360,6 +361,10 @@ class Folder:
         _check_writable(self._store, address, "written or listed")
         self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)
         self.local = isinstance(self._store, Disk)
+
+    def check_writable(self) -> None:
+        """Raise RequestError if no files can be written into this folder; call it before any costly work."""
+        _check_obstacle(self._store, self.address, self.root, folder=True)
 
     @property
     def streams(self) -> int:
@@ -545,6 +550,12 @@ def _check_writable(store: Store, address: str, action: str) -> None:
         raise RequestError(
             f"{address}: cannot be {action}: files on a web server can only be read, each by its own address"
         )
+
+
+def _check_obstacle(store: Store, address: str, path: str, *, folder: bool = False) -> None:
+    """Raise RequestError if the disk shows that the file `path`, or files in the `folder`, cannot be written."""
+    if isinstance(store, Disk) and (obstacle := store.obstacle(path, folder=folder)):
+        raise RequestError(f"{address}: cannot be written: {obstacle}")
 
 
 @contextmanager

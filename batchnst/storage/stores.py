@@ -258,6 +258,25 @@ class Disk(Store):
                         infos.append(pafs.FileInfo(file, pafs.FileType.File, size=status.st_size))
         return infos
 
+    def obstacle(self, path: str, *, folder: bool = False) -> str | None:
+        """Why nothing can be written to the file `path`, or into the `folder` there; None if it seems possible."""
+        nearest = Path(path)
+        while True:
+            try:
+                status = os.stat(nearest)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR) or nearest.is_symlink():
+                    return f"{nearest}: {error.strerror}"
+                nearest = nearest.parent
+        if not folder and str(nearest) == path:
+            if stat.S_ISDIR(status.st_mode):
+                return "it is a folder; expected the path of a file"
+            nearest = nearest.parent
+        elif not stat.S_ISDIR(status.st_mode):
+            return f"{nearest} is not a folder"
+        return None if os.access(nearest, os.W_OK | os.X_OK) else f"this user may not write to {nearest}"
+
     def create(self, path: str, data: bytes, temporary: str) -> None:
         """Write `data` to `path`; raises FileExistsError if there is a file.
 

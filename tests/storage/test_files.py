@@ -62,6 +62,29 @@ def test_a_device_is_not_replaced_and_a_link_stays(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_bytes() == b"data"
 
 
+def test_what_is_in_the_way_of_a_file_is_known_before_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("missing/folder")
+    for name, said in {
+        "file/x.png": "file is not a folder",
+        "file/x/y.png": "file is not a folder",
+        "loop/x.png": "Too many levels",
+        "nowhere/../file/x.png": "file is not a folder",
+        "x" * 252 + ".png": "File name too long",
+        ".": "it is a folder; expected the path of a file",
+    }.items():
+        with pytest.raises(RequestError, match=said):
+            files.check_writable(str(tmp_path / name))
+    for name in ("file", "new", "new/deeper/x.png", "nowhere"):
+        files.check_writable(str(tmp_path / name))
+    for name, said in {"file": "is not a folder", "nowhere": "No such file", "loop/x": "Too many levels"}.items():
+        with pytest.raises(RequestError, match=said):
+            files.Folder(str(tmp_path / name)).check_writable()
+    files.Folder(str(tmp_path / "new/deeper")).check_writable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "nowhere"]
+
+
 def test_unfinished_files_of_dead_runs_are_cleared(tmp_path: Path) -> None:
     folder = files.Folder(str(tmp_path))
     folder.write("x", b"kept")
