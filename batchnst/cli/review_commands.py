@@ -203,6 +203,7 @@ def seal(
     if new_key or not (out and key):
         raise RequestError("expected OUT and --key FILE, or --new-key FILE alone")
     private, folder = keys.read_private(key), open_out(out)
+    folder.folder.check_writable()
     with folder.claim(f"seal-{secrets.token_hex(6)}") as claim, Bar() as bar:
         sealed = seals.seal(folder, claim, private, bar.update)
     for warning in seals.warnings(sealed):

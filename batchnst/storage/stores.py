@@ -275,7 +275,7 @@ class Disk(Store):
             nearest = nearest.parent
         elif not stat.S_ISDIR(status.st_mode):
             return f"{nearest} is not a folder"
-        return None if os.access(nearest, os.W_OK | os.X_OK) else f"this user may not write to {nearest}"
+        return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is read-only for this user"
 
     def create(self, path: str, data: bytes, temporary: str) -> None:
         """Write `data` to `path`; raises FileExistsError if there is a file.
@@ -285,13 +285,14 @@ class Disk(Store):
         """
         target, unfinished = Path(path), Path(temporary)
         _make_folder(target.parent)
-        _write_synced(unfinished, data)
         try:
-            os.link(unfinished, target)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _write_synced(target, data)
+            _write_synced(unfinished, data)
+            try:
+                os.link(unfinished, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                _write_synced(target, data)
         finally:
             unfinished.unlink(missing_ok=True)
         _sync_folder(target.parent)

@@ -41,8 +41,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left on device; make room and run the same command again"):
-        folder.write("x", b"new, and longer")
+    for write in (lambda: folder.write("x", b"new, and longer"), lambda: folder.create("y", b"new")):
+        with pytest.raises(StorageError, match="No space left on device; make room and run the same command again"):
+            write()
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
 
