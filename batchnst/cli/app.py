@@ -98,7 +98,12 @@ def _check_texts(values: Mapping[str, Any]) -> None:
                 check_utf8(text)
 
 
-def _is_refusal(error: Exception) -> bool:
+def print_refusal(error: Exception) -> None:
+    """Print a line about what this machine has refused."""
+    print_error(f"this machine refused: {' '.join(str(error).split()) or 'memory'}")
+
+
+def is_refusal(error: Exception) -> bool:
     """True if this machine has refused memory, a thread or a file, whatever a library makes of that."""
     return isinstance(error, OSError | MemoryError) or bool(_REFUSALS.search(str(error)))
 
@@ -125,10 +130,10 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             signals.tell()
             raise typer.Exit(signals.INTERRUPTED) from None
         except Exception as error:
-            if not _is_refusal(error):
+            if not is_refusal(error):
                 raise
             _end_if_interrupted()
-            print_error(f"this machine refused: {' '.join(str(error).split()) or 'memory'}")
+            print_refusal(error)
             raise typer.Exit(FAILED) from None
 
     return wrapper

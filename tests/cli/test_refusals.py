@@ -1,4 +1,4 @@
-"""What a machine refuses ends a command in a line, whatever a library makes of it."""
+"""What a machine or its terminal refuses ends no command in a traceback, whatever a library makes of it."""
 
 from __future__ import annotations
 
@@ -53,3 +53,29 @@ def test_a_process_without_memory_says_so_in_a_line(tmp_path: Path) -> None:
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (FAILED, 1), done.stderr
     assert "batchnst: this machine refused: " in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1:strict"])
+def test_a_terminal_that_lacks_a_character_shows_its_number(tmp_path: Path, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    program = [sys.executable, "-c", "from batchnst.cli.streams import make_lasting; make_lasting(); print('…')"]
+    done = subprocess.run(program, env=environment, capture_output=True, check=True)
+    assert done.stdout == b"\\u2026\n"
+    with open(tmp_path / "log", "wb") as log:
+        subprocess.run(program, env=environment, stdout=log, check=True)
+    assert (tmp_path / "log").read_bytes() == b"\\u2026\n"
+
+
+@pytest.mark.parametrize("stdout", ["/dev/full", "a file"])
+def test_a_result_that_finds_no_room_is_told(tmp_path: Path, stdout: str) -> None:
+    with open(tmp_path / "result" if stdout == "a file" else stdout, "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchnst", "--help"],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, "Traceback" in done.stderr) == (FAILED, False), done.stderr
+    assert done.stderr.startswith("batchnst: ")
