@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from batchnst.encodings import WESTERN, find_encoding, marked_encoding
 from batchnst.errors import RequestError
@@ -22,12 +22,26 @@ Rows = Iterator[Cells | tuple[int, Row | str]]
 """Many rows at a time; or the line number of a row, with its values or with the problem that makes it unreadable."""
 
 
+MOST_LEVELS = 100
+"""Most levels of lists and objects in a row: each reader of the ledger must be able to follow them."""
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """True if there are more than `levels` lists and objects in one another in `value`."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        return False
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
+
+
 def _read_json_lines(text: TextIO) -> Rows:
     for line, data in enumerate(text, 1):
         if not data.strip():
             continue
         try:
             row = json.loads(data)
+            if data.count("[") + data.count("{") > MOST_LEVELS and _is_deeper(row, MOST_LEVELS):
+                raise ValueError(f"nested in more than {MOST_LEVELS} levels")
             if "\\u" in data:
                 json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
