@@ -506,6 +506,13 @@ class Folder:
         matching = (info for info in files if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
         return sorted(matching, key=lambda info: str(info.path))
 
+    def links(self, relative: str) -> list[str]:
+        """Links in the subfolder `relative`, as paths relative to this folder, sorted: `files` passes them over."""
+        with _as_storage_error(self._checked(relative), "listed"), suppress(FileNotFoundError):
+            names = os.scandir(self.path(relative)) if self.local else ()
+            return sorted(f"{relative}/{entry.name}" for entry in names if entry.is_symlink())
+        return []
+
     def _temporary(self) -> str:
         """A path on `filesystem` for an unfinished file."""
         return self._checked(f"{self.TEMPORARY}/{uuid.uuid4().hex}")

@@ -40,6 +40,9 @@ def tables(out: Out, table: str, columns: Sequence[str], result: Audit, progress
         if is_counted(name) and not name.endswith(".parquet"):
             text = f"{name}: not a file of a batchnst ledger; move it out of OUT/ledger"
             result.findings.append(Finding("foreign", None, text))
+    for name in filter(is_counted, out.folder.links(f"ledger/{table}")):
+        text = f"{name}: is a link, so its rows do not count; put the file itself there"
+        result.findings.append(Finding("foreign", None, text))
     files = current_files(out.folder, table)
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
