@@ -274,7 +274,7 @@ class Disk(Store):
                 return "it is a folder; expected the path of a file"
             nearest = nearest.parent
         elif not stat.S_ISDIR(status.st_mode):
-            return f"{nearest} is not a folder"
+            return "it is a file; expected a folder" if str(nearest) == path else f"{nearest} is not a folder"
         return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is read-only for this user"
 
     def create(self, path: str, data: bytes, temporary: str) -> None:

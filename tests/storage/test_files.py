@@ -79,7 +79,11 @@ def test_what_is_in_the_way_of_a_file_is_known_before_it_is_written(tmp_path: Pa
             files.check_writable(str(tmp_path / name))
     for name in ("file", "new", "new/deeper/x.png", "nowhere"):
         files.check_writable(str(tmp_path / name))
-    for name, said in {"file": "is not a folder", "nowhere": "No such file", "loop/x": "Too many levels"}.items():
+    for name, said in {
+        "file": "it is a file; expected a folder",
+        "nowhere": "No such file",
+        "loop/x": "Too many levels",
+    }.items():
         with pytest.raises(RequestError, match=said):
             files.Folder(str(tmp_path / name)).check_writable()
     files.Folder(str(tmp_path / "new/deeper")).check_writable()
