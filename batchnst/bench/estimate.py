@@ -43,8 +43,10 @@ def describe(manifest: Manifest, out: str | None, *, redo: Sequence[str] = (), m
 
     `redo` are the values of `--redo`. Raises RequestError if one of them matches nothing.
     """
-    weights = load_networks(manifest.networks)
     folder = Out(out) if out else None
+    if folder:
+        folder.folder.check_writable()
+    weights = load_networks(manifest.networks)
     plan, notices = _plan(manifest, folder, weights, redo)
     gpus = gpu_count()
     workers = gpus or usable_cpus()

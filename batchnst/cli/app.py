@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -39,6 +40,13 @@ app = typer.Typer(
 
 FAILED, WRONG = 1, 2
 """Exit codes: some pairs failed or the run stopped; the request is wrong. 0 means all done, INTERRUPTED a signal."""
+
+_REFUSALS = re.compile(
+    r"failed to map segment|can(?:no|')t allocate memory|not enough memory|out of memory|std::bad_alloc"
+    r"|can't start new thread|failed to launch worker thread|resource temporarily unavailable|too many open files",
+    re.IGNORECASE,
+)
+"""Messages of a machine's refusals that are no OSError: of imports, threads and libraries in other languages."""
 
 MAX_PROBLEMS = 100
 """Largest number of problems of a manifest that are printed."""
@@ -90,6 +98,16 @@ def _check_texts(values: Mapping[str, Any]) -> None:
                 check_utf8(text)
 
 
+def print_refusal(error: Exception) -> None:
+    """Print a line about what this machine has refused."""
+    print_error(f"this machine refused: {' '.join(str(error).split()) or 'memory'}")
+
+
+def is_refusal(error: Exception) -> bool:
+    """True if this machine has refused memory, a thread or a file, whatever a library makes of that."""
+    return isinstance(error, OSError | MemoryError) or bool(_REFUSALS.search(str(error)))
+
+
 def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turn expected errors of `command` into messages and exit codes; others keep their traceback."""
 
@@ -108,12 +126,14 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             _end_if_interrupted()
             print_error(str(error))
             raise typer.Exit(WRONG if isinstance(error, RequestError | InputError) else FAILED) from None
-        except (OSError, MemoryError) as error:
-            _end_if_interrupted()
-            print_error(f"this machine refused: {error or 'memory'}")
-            raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             signals.tell()
             raise typer.Exit(signals.INTERRUPTED) from None
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            _end_if_interrupted()
+            print_refusal(error)
+            raise typer.Exit(FAILED) from None
 
     return wrapper

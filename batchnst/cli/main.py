@@ -6,8 +6,8 @@ import sys
 import traceback
 
 from batchnst.cli import paint_commands, review_commands, signals, tool_commands
-from batchnst.cli.app import COMMANDS, FAILED, app
-from batchnst.cli.streams import make_lasting
+from batchnst.cli.app import COMMANDS, FAILED, app, is_refusal, print_refusal
+from batchnst.cli.streams import finish, make_lasting
 from batchnst.redaction import redact, redact_logs
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -23,8 +23,15 @@ def main() -> None:
     with signals.ending():
         try:
             app()
-        except Exception:
-            if not signals.interrupted():
+        except Exception as error:
+            if signals.interrupted():
+                raise
+            if is_refusal(error):
+                print_refusal(error)
+            else:
                 print(redact(traceback.format_exc()), file=sys.stderr)
+            sys.exit(FAILED)
+        finally:
+            if problem := finish():
+                print(f"batchnst: the result cannot be written: {problem}", file=sys.stderr)
                 sys.exit(FAILED)
-            raise

@@ -324,6 +324,7 @@ def manifest(
     from batchnst.manifest.pairing import Options, encode_rows, pair_rows
     from batchnst.storage import files
 
+    files.check_writable(out)
     filters = Filters(exclude or (), min_side, max_aspect)
     options = Options(pairing.value, seed, limit, output, kind.removeprefix("."), filters)
     rows, left_out = pair_rows(contents, styles, out, options)

@@ -165,7 +165,10 @@ def report(
     from batchnst.storage import files
 
     folder = open_out(out)
-    files.check_writable(to or folder.address)
+    if to:
+        files.check_writable(to)
+    else:
+        folder.folder.check_writable()
     with Bar() as bar:
         page = build(folder, to, bar.update)
     if to:
@@ -200,6 +203,7 @@ def seal(
     if new_key or not (out and key):
         raise RequestError("expected OUT and --key FILE, or --new-key FILE alone")
     private, folder = keys.read_private(key), open_out(out)
+    folder.folder.check_writable()
     with folder.claim(f"seal-{secrets.token_hex(6)}") as claim, Bar() as bar:
         sealed = seals.seal(folder, claim, private, bar.update)
     for warning in seals.warnings(sealed):

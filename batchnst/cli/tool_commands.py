@@ -204,6 +204,7 @@ def compact(out: OutFolder, shard_size: ShardSize = "256MB") -> None:
     from batchnst.ledger.out import open_out
 
     size, folder = size_in_bytes(shard_size, "--shard-size"), open_out(out)
+    folder.folder.check_writable()
     with folder.claim(f"compaction-{secrets.token_hex(6)}") as claim:
         before, after = folder.compact(claim, shard_size=size)
     print_result(f"{out}: {before} files of ledger and pictures, now {after}")

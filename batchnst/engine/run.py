@@ -156,6 +156,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     Raises RequestError before anything is painted, StorageError if OUT cannot be reached any more.
     """
     out = Out(options.out)
+    out.folder.check_writable()
     key = read_private(options.seal) if options.seal else None
     named_rows(options.redo, manifest)
     weights = load_networks(manifest.networks)

@@ -42,11 +42,15 @@ Damaged = Callable[[pa.Array], Any]
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged row of `table`. `where` names its attempt as far as it can, and says what is wrong with a column."""
+    """A damaged row of `table`, at `place` among those that were checked.
+
+    `where` names its attempt as far as it can, and says what is wrong with a column.
+    """
 
     table: str
     pair_id: str | None
     where: str
+    place: int
 
     def __str__(self) -> str:
         pair = f"pair {self.pair_id}: " if self.pair_id else ""
@@ -118,7 +122,7 @@ def _damage(rows: pa.Table, table: str, place: int, text: str) -> Damage:
     run_id, pair_id, attempt = (rows[name][place].as_py() if name in rows.column_names else None for name in ATTEMPT)
     of_attempt = "" if attempt is None else f"attempt {attempt} of "
     of_run = f"run {run_id}" if run_id else "a run"
-    return Damage(table, pair_id or None, f"the row of {of_attempt}{of_run}: {text}")
+    return Damage(table, pair_id or None, f"the row of {of_attempt}{of_run}: {text}", place)
 
 
 # Columns ------------------------------------------------------------------------------------------------------------

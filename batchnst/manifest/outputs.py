@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from batchnst.pictures.encode import FORMATS, OPAQUE
 from batchnst.recipe import Recipe
 from batchnst.storage.files import is_uri, local_path
 from batchnst.text_hashes import Hashes, hashes, repeated
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 MAX_NAME = 255
 """Longest name of a file or folder that Linux file systems take, in bytes."""
@@ -50,8 +53,10 @@ def longest_output(out: str | None) -> int:
 def output_problem(output: str, longest: int) -> str | None:
     """Explain why `output` is not allowed; None if it is. `longest` is that of a path, in bytes."""
     path = PurePosixPath(output)
-    if path.is_absolute() or ".." in path.parts or "\\" in output or "\0" in output:
+    if path.is_absolute() or ".." in path.parts or "\\" in output:
         return f"{output!r} leaves OUT; expected a path inside its images/ folder"
+    if _CONTROL.search(output):  # the ledger's readers take a row with such a name for a damaged one
+        return f"{output!r} has a control character, such as the end of a line; expected a name without"
     if path.suffix.lower() not in FORMATS:
         return f"{output!r} cannot be written; expected a name that ends in {', '.join(FORMATS)}"
     if problem := _length_problem(path, longest):

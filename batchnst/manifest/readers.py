@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from batchnst.encodings import WESTERN, find_encoding, marked_encoding
 from batchnst.errors import RequestError
@@ -32,9 +32,8 @@ def _read_json_lines(text: TextIO) -> Rows:
             _check_is_lines(data.strip())
         try:
             row = json.loads(data)
-            if data.count("[") + data.count("{") > MOST_NESTED and _depth(row) > MOST_NESTED:
-                yield line, f"is nested more than {MOST_NESTED} deep"
-                continue
+            if data.count("[") + data.count("{") > MOST_LEVELS and _depth(row) > MOST_LEVELS:
+                raise ValueError(f"nested in more than {MOST_LEVELS} levels")
             if "\\u" in data:
                 json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
@@ -73,8 +72,8 @@ _TEXT_READERS: dict[str, tuple[Callable[[TextIO], Rows], str]] = {
 }
 """Readers of texts by file name ending, with the end of their lines; empty for any."""
 
-MOST_NESTED = 100
-"""Most lists and objects of JSON that may be nested: readers of the ledger take no more."""
+MOST_LEVELS = 100
+"""Most levels of lists and objects in a row of JSON: each reader of the ledger must be able to follow them."""
 
 _NO_TEXT = {
     b"\x1f\x8b": "is compressed by gzip; expand it",

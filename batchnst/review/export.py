@@ -128,6 +128,7 @@ def _where(pairs: pa.Table, condition: str) -> pa.ChunkedArray:
 def _destination(out: Out, to: str, rows: pa.Table) -> Out:
     """The folder to export to; raises RequestError if it is in OUT, or holds what is not of OUT."""
     dest = Out(to)
+    dest.folder.check_writable()
     if f"{dest.address}/".startswith(f"{out.address}/"):
         raise RequestError(f"--out {to}: is in {out.address}; expected another folder")
     runs = pa.chunked_array([*rows["run_id"].chunks, *out.rows("runs", ["run_id"])["run_id"].chunks], pa.string())
@@ -152,7 +153,8 @@ class _Way:
 
 def _copy_pictures(way: _Way, rows: pa.Table, chosen: pa.Array, result: Exported) -> None:
     """Copy the pictures that count: the newest of each pair and of each output."""
-    stored = way.out.pictures(tables=TABLES)
+    stored = way.out.pictures(tables=TABLES, unreadable=lambda *_: None)
+    result.missing += [f"{problem}; its pictures were not copied" for problem in sorted(stored.unread)]
     ok = rows.filter(pc.equal(rows["status"], "ok"))
     owners, newest = newest_rows(ok, by="output"), newest_rows(ok)
     together = newest.filter(pc.or_(pc.is_in(keys(newest), keys(owners)), pc.is_valid(stored.places(newest))))
@@ -195,7 +197,7 @@ def _copy_files(way: _Way, stored: Pictures, rows: pa.Table) -> Iterator[str | N
     """Write each picture to a file of its own; yields a text for each that cannot be, and None for the others."""
 
     def copy(row: Row, found: Found) -> str | None:
-        if problem := _problem(row, found):
+        if problem := _problem(stored, row, found):
             return problem
         way.dest.folder.write(f"images/{row['output']}", found.data or b"", before=way.claim.check)
         return None
@@ -207,7 +209,7 @@ def _write(way: _Way, stored: Pictures, rows: pa.Table, table: str) -> Iterator[
     """Write pictures into files of about the shard size; yields as `_copy_files`, once a file is complete."""
     missing, written = list[str](), 0
     found = stored.each(rows, lambda row, found: (row, found))
-    pictures = (picture for row, found in found if (picture := _picture(row, found, missing)))
+    pictures = (picture for row, found in found if (picture := _picture(stored, row, found, missing)))
     for first in pictures:
         count = _write_one(way, table, chain([first], pictures))
         written += count
@@ -215,17 +217,17 @@ def _write(way: _Way, stored: Pictures, rows: pa.Table, table: str) -> Iterator[
     yield from missing
 
 
-def _picture(row: Row, found: Found, missing: list[str]) -> Picture | None:
-    if problem := _problem(row, found):
+def _picture(stored: Pictures, row: Row, found: Found, missing: list[str]) -> Picture | None:
+    if problem := _problem(stored, row, found):
         missing.append(problem)
         return None
     return Picture(found.data or b"", row_without_secrets(row))
 
 
-def _problem(row: Row, found: Found) -> str | None:
+def _problem(stored: Pictures, row: Row, found: Found) -> str | None:
     """Why a picture cannot be copied; None if it is there and that of its row."""
     if found.data is None:
-        return f"{row['pair_id']}: {found.problem or f'{found.name} is not there'}"
+        return f"{row['pair_id']}: {found.problem or stored.absence(found.name)}"
     if _sha256(found.data) != row["output_sha256"]:
         return f"{row['pair_id']}: {found.name} is another picture than its row says; it was not copied"
     return None

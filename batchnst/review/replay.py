@@ -169,12 +169,13 @@ def _relative(now: NDArray[np.float64], then: NDArray[np.float64]) -> NDArray[np
 
 def _picture(out: Out, row: dict[str, Any], painting: Painting) -> Compared:
     """Comparison of the pixels of both pictures, each as decoded from its file."""
-    found = out.pictures([row["pair_id"]]).find(row)
+    stored = out.pictures([row["pair_id"]], unreadable=lambda *_: None)
+    found = stored.find(row)
     name, data = found.name, found.data
     if found.problem:
         return Compared("picture", found.problem, holds=False)
     if data is None:
-        return Compared("picture", f"{name} is not there", holds=False)
+        return Compared("picture", stored.absence(name), holds=False)
     if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
         return Compared("picture", f"{name} is not the one that was painted: its hash is not the row's", holds=False)
     then = isolated.load(data, name, DecodeOptions()).pixels.astype(int)

@@ -21,7 +21,6 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import fsspec
 import pyarrow.fs as pafs
@@ -212,16 +211,9 @@ _PYARROW: dict[str, Callable[[str, str], Store]] = {
 def _by_fsspec(prefix: str, name: str) -> Store:
     scheme = prefix.partition(":")[0]
     if scheme in ("http", "https"):
-        return Store(from_fsspec(_web(scheme)), prefix, prefix, writable=False)
+        from batchnst.storage.web import web_filesystem  # the package that it needs may be missing
+
+        filesystem = web_filesystem(scheme, WEB_TOTAL_SECONDS, WEB_CONNECT_SECONDS, TIMEOUT_SECONDS)
+        return Store(from_fsspec(filesystem), prefix, prefix, writable=False)
     filesystem, root = fsspec.core.url_to_fs(prefix)
     return Store(from_fsspec(filesystem), prefix, root, atomic_bytes=sys.maxsize if scheme == "memory" else 0)
-
-
-def _web(scheme: str) -> Any:
-    filesystem_class = fsspec.get_filesystem_class(scheme)  # its error names the missing package
-    from aiohttp import ClientTimeout
-
-    timeout = ClientTimeout(
-        total=WEB_TOTAL_SECONDS, connect=None, sock_connect=WEB_CONNECT_SECONDS, sock_read=TIMEOUT_SECONDS
-    )
-    return filesystem_class(cache_type="none", client_kwargs={"trust_env": True, "timeout": timeout})

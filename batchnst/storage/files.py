@@ -318,8 +318,9 @@ def _find_in_store(store: Store, where: str) -> Listing:
 
 
 def check_writable(address: str) -> None:
-    """Raise RequestError if `address` cannot be written to; call it before any costly work."""
-    _target(_store(address), address)
+    """Raise RequestError if no file can be written to `address`; call it before any costly work."""
+    store = _store(address)
+    _check_obstacle(store, address, _target(store, address))
 
 
 def write(address: str, data: bytes) -> None:
@@ -363,6 +364,10 @@ class Folder:
         _check_writable(self._store, address, "written or listed")
         self.filesystem, self.root = self._store.filesystem, self._store.path(self.address)
         self.local = isinstance(self._store, Disk)
+
+    def check_writable(self) -> None:
+        """Raise RequestError if no files can be written into this folder; call it before any costly work."""
+        _check_obstacle(self._store, self.address, self.root, folder=True)
 
     @property
     def streams(self) -> int:
@@ -504,6 +509,13 @@ class Folder:
         matching = (info for info in files if info.base_name.startswith(prefix) and info.base_name.endswith(ending))
         return sorted(matching, key=lambda info: str(info.path))
 
+    def links(self, relative: str) -> list[str]:
+        """Links in the subfolder `relative`, as paths relative to this folder, sorted: `files` passes them over."""
+        with _as_storage_error(self._checked(relative), "listed"), suppress(FileNotFoundError):
+            names = os.scandir(self.path(relative)) if self.local else ()
+            return sorted(f"{relative}/{entry.name}" for entry in names if entry.is_symlink())
+        return []
+
     def _temporary(self) -> str:
         """A path on `filesystem` for an unfinished file."""
         return self._checked(f"{self.TEMPORARY}/{uuid.uuid4().hex}")
@@ -548,6 +560,12 @@ def _check_writable(store: Store, address: str, action: str) -> None:
         raise RequestError(
             f"{address}: cannot be {action}: files on a web server can only be read, each by its own address"
         )
+
+
+def _check_obstacle(store: Store, address: str, path: str, *, folder: bool = False) -> None:
+    """Raise RequestError if the disk shows that the file `path`, or files in the `folder`, cannot be written."""
+    if isinstance(store, Disk) and (obstacle := store.obstacle(path, folder=folder)):
+        raise RequestError(f"{address}: cannot be written: {obstacle}")
 
 
 @contextmanager

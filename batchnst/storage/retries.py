@@ -43,6 +43,9 @@ PAUSE_SECONDS = 5.0
 SLOWEST = 1 << 15
 """Bytes a second below which reading an input counts as hanging."""
 
+MOST_SHOWN = 200
+"""Characters of a web server's or its client's message that are shown."""
+
 UNREACHABLE = {
     getattr(errno, name)
     for name in [
@@ -265,17 +268,31 @@ def _as_os_error(error: BaseException) -> BaseException:
 
 
 def _web_error(error: BaseException) -> OSError:
-    """The OSError that fits an `error` of aiohttp."""
-    from aiohttp import ClientConnectorDNSError, ClientSSLError
+    """The OSError that fits an `error` of aiohttp; what a server has sent is in its message only in part."""
+    from aiohttp import ClientConnectorDNSError, ClientSSLError, RedirectClientError, TooManyRedirects
+    from aiohttp.http_exceptions import HttpProcessingError
 
-    text, status = str(error) or type(error).__name__, getattr(error, "status", None)
+    status = getattr(error, "status", None)
+    text = _in_a_line(getattr(error, "message", "") or str(error) or type(error).__name__)
+    if isinstance(error, TooManyRedirects):
+        return Unwilling("too many redirects")
+    if isinstance(error, RedirectClientError):
+        return Unwilling(f"it redirects to {text}")
     if isinstance(error, ClientSSLError | ClientConnectorDNSError):
         return Unwilling(text)
+    if isinstance(error.__cause__, HttpProcessingError):  # aiohttp calls it an answer with status 400
+        return ConnectionError(f"its answer is not HTTP: {text}")
     if isinstance(error, ValueError):
         return OSError(errno.EINVAL, f"not a web address: {text}")
     if isinstance(error, TimeoutError):
         return TimeoutError(text)
     return _http_error(status, text) if status else ConnectionError(text)
+
+
+def _in_a_line(text: str) -> str:
+    """The text in one line, cut after MOST_SHOWN characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
 
 
 def _http_error(status: int, text: str) -> OSError:

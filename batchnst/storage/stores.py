@@ -258,6 +258,25 @@ class Disk(Store):
                         infos.append(pafs.FileInfo(file, pafs.FileType.File, size=status.st_size))
         return infos
 
+    def obstacle(self, path: str, *, folder: bool = False) -> str | None:
+        """Why nothing can be written to the file `path`, or into the `folder` there; None if it seems possible."""
+        nearest = Path(path)
+        while True:
+            try:
+                status = os.stat(nearest)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR) or nearest.is_symlink():
+                    return f"{nearest}: {error.strerror}"
+                nearest = nearest.parent
+        if not folder and str(nearest) == path:
+            if stat.S_ISDIR(status.st_mode):
+                return "it is a folder; expected the path of a file"
+            nearest = nearest.parent
+        elif not stat.S_ISDIR(status.st_mode):
+            return "it is a file; expected a folder" if str(nearest) == path else f"{nearest} is not a folder"
+        return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is read-only for this user"
+
     def create(self, path: str, data: bytes, temporary: str) -> None:
         """Write `data` to `path`; raises FileExistsError if there is a file.
 
@@ -266,13 +285,14 @@ class Disk(Store):
         """
         target, unfinished = Path(path), Path(temporary)
         _make_folder(target.parent)
-        _write_synced(unfinished, data)
         try:
-            os.link(unfinished, target)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _write_synced(target, data)
+            _write_synced(unfinished, data)
+            try:
+                os.link(unfinished, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                _write_synced(target, data)
         finally:
             unfinished.unlink(missing_ok=True)
         _sync_folder(target.parent)

@@ -128,7 +128,7 @@ def test_a_bad_picture_is_a_failed_row_and_exit_1(manifest: Path, tmp_path: Path
         (["stylize", "none.png", "s.png", "--out", "x.png"], "none.png: no such file"),
         (["stylize", "c.png", "s.png", "--out", "x.gif"], "--out x.gif: cannot be written"),
         (["run", "m.csv"], "Missing option '--out'"),
-        (["run", "m.csv", "--out", "m.csv"], "cannot be written: Not a directory"),
+        (["run", "m.csv", "--out", "m.csv"], "cannot be written: it is a file; expected a folder"),
         (["run", "m.csv", "--out", "gopher://x"], "gopher://x: no storage can be opened by this URI"),
     ],
 )

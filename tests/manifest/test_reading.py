@@ -131,10 +131,26 @@ def test_masks_come_one_for_each_part(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("output", ["/etc/x.png", "..\\x.png", "a/../../x.png", "a\0.png"])
+@pytest.mark.parametrize("output", ["/etc/x.png", "..\\x.png", "a/../../x.png"])
 def test_no_output_leaves_out(tmp_path: Path, output: str) -> None:
     path = write(tmp_path, json.dumps({"content": "a", "style": "s", "output": output}), "m.jsonl")
     assert "leaves OUT" in problems(path)[0]
+
+
+@pytest.mark.parametrize("output", ["a\0.png", "a\n.png", "\tb/a.png", "a\x7f.png"])
+def test_no_output_has_a_control_character(tmp_path: Path, output: str) -> None:
+    path = write(tmp_path, json.dumps({"content": "a", "style": "s", "output": output}), "m.jsonl")
+    (problem,) = problems(path)
+    assert problem.endswith("has a control character, such as the end of a line; expected a name without")
+
+
+def test_a_row_that_is_nested_too_deep_is_told(tmp_path: Path) -> None:
+    def rows(levels: int) -> str:
+        return f'{{"content": "a", "style": "s", "note": {"[" * levels}{"]" * levels}}}\n'
+
+    path = write(tmp_path, rows(99) + "".join(map(rows, (100, 900, 100_000))), "m.jsonl")
+    assert [problem.partition(":")[0] for problem in problems(path)] == ["line 2", "line 3", "line 4"]
+    assert problems(path)[0] == "line 2: not usable JSON: nested in more than 100 levels"
 
 
 @pytest.mark.parametrize("pair_id", ["..", ".", "a/b", "", "é", "x" * 201])

@@ -215,7 +215,7 @@ def test_a_line_is_numbered_right_wherever_it_is_in_the_file(
         (
             "m.jsonl",
             b'{"content": "a.jpg", "style": "s.jpg", "x": %s}' % (b"[" * 300 + b"]" * 300),
-            "line 1: is nested more than 100 deep",
+            "line 1: not usable JSON: nested in more than 100 levels",
         ),
         (
             "m.csv",

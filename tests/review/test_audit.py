@@ -307,6 +307,7 @@ def test_files_that_do_not_belong(folder: Path) -> None:
     lacking = pa.schema([f for f in SCHEMAS["pairs"] if f.name != "status"], SCHEMAS["pairs"].metadata)
     pq.write_table(lacking.empty_table(), pairs / "d.parquet")
     (folder / "out" / "ledger" / "losses" / "notes.txt").write_text("mine")
+    (folder / "out" / "ledger" / "losses" / "moved").symlink_to("notes.txt")
     (path,) = (folder / "out" / "ledger" / "runs").iterdir()
     path.write_bytes(path.read_bytes()[:-20])
     findings = found(folder)
@@ -317,6 +318,7 @@ def test_files_that_do_not_belong(folder: Path) -> None:
         ("schema", "ledger/pairs/d.parquet"),
         ("unreadable", f"ledger/runs/{path.name}"),
         ("foreign", "ledger/losses/notes.txt"),
+        ("foreign", "ledger/losses/moved"),
     ]
 
 

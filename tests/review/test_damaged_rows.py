@@ -152,3 +152,22 @@ def test_every_command_goes_on_without_the_damaged_rows(night: Path, tmp_path: P
     texts = [finding["text"] for finding in findings if finding["kind"] == "row-damaged"]
     assert {text.partition(".parquet: ")[2] for text in texts} == named
     assert len(named) > 20
+
+
+def test_a_picture_whose_row_is_damaged_is_told_once(night: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(night, tmp_path / "night") / "out"
+    (path,) = (out / "ledger" / "pairs").glob("*.parquet")
+    rows = pq.read_table(path)
+    place = rows["pair_id"].to_pylist().index("b")
+    widths = rows["width"].to_pylist()
+    widths[place] = -1
+    field = rows.schema.field("width")
+    pq.write_table(rows.set_column(rows.schema.get_field_index("width"), field, pa.array(widths, field.type)), path)
+    (out / "previous" / "b").mkdir(parents=True)
+    row = rows.slice(place, 1).to_pylist()[0]
+    shutil.copy(out / "images" / "b.png", out / "previous" / "b" / f"{row['run_id']}-1.png")
+    found = json.loads(batchnst("audit", out, "--json").stdout)
+    assert [(one["kind"], one["pair_id"]) for one in found["findings"]] == [
+        ("row-damaged", "b"), ("picture-missing", "c"),
+    ]  # fmt: skip
+    assert found["unfinished"] == 0, "its losses have a row"

@@ -21,6 +21,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from batchnst.cli.app import FAILED, WRONG
 from batchnst.ledger.out import Out
 from batchnst.ledger.pictures.in_parquet import SCHEMA
 from batchnst.review.report.build import build
@@ -328,6 +329,43 @@ def test_a_change_in_an_archive_is_named(painted: Path, out: Path) -> None:
     assert ("sealed-altered", "plain") in found(out, "--seal", painted / "key.pub")
     archive.write_bytes(whole[:at])
     assert found(out) == [("unreadable", None), ("picture-missing", "plain")]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_exported(
+    painted: Path, out: Path, tmp_path: Path, form: str
+) -> None:
+    (archive,) = (out / "pictures").glob("*.tar")
+    archive.write_bytes(archive.read_bytes()[:700])
+    result = batchnst("export", out, "--to", form, "--out", tmp_path / "copy")
+    assert (result.exit_code, "4 of 4 pairs, 2 pictures copied now" in result.stdout) == (FAILED, True), result.output
+    first, *others = result.stderr.splitlines()
+    assert f"pictures/{archive.name}: not a readable" in first
+    assert first.endswith("; its pictures were not copied")
+    (of_pair,) = (line for line in others if "plain" in line)
+    assert f"pictures/{archive.name}" in of_pair
+    assert sorted(whole_pairs(tmp_path / "copy")) == ["a.b", "a.c"]
+    replayed = batchnst("replay", out, "a.b")
+    assert ("every pixel as it was" in replayed.stdout, replayed.exit_code) == (True, 0), replayed.output
+
+
+def whole_pairs(out: Path) -> list[str]:
+    """The ids of pairs whose pictures are there, as their rows say."""
+    folder = Out(str(out))
+    stored, rows = folder.pictures(), folder.rows("pairs").to_pylist()
+    sha256 = {row["pair_id"]: hashlib.sha256(stored.find(row).data or b"").hexdigest() for row in rows}
+    return [row["pair_id"] for row in rows if sha256[row["pair_id"]] == row["output_sha256"]]
+
+
+@pytest.mark.parametrize("dest", ["file", "file/below", "dangling", "x" * 300])
+def test_a_destination_that_cannot_be_a_folder_is_refused(painted: Path, tmp_path: Path, dest: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    result = batchnst("export", painted / "out", "--to", "files", "--out", tmp_path / dest)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (WRONG, 1), result.output
+    assert f"{dest}: cannot be written: " in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_unknown_and_doubled_pictures_are_named(out: Path) -> None:

@@ -333,8 +333,9 @@ class _GenerationsHandler(BaseHTTPRequestHandler):
 class Web(Background):
     """A web server that has the same file everywhere, in threads of this process, and misbehaves for some paths.
 
-    faults: what happens to a path: a status, `hang` (no answer) or `drip` (a byte a second). requests: how often each
-    path was asked for.
+    faults: what happens to a path: a status, `hang` (no answer), `drip` (a byte a second), `circle` (redirects to
+    itself), `elsewhere` (redirects to a file), `garble` (no HTTP), or `endless` (parts of the file never end).
+    requests: how often each path was asked for. sent: bytes of endless parts.
     """
 
     daemon_threads = True
@@ -343,7 +344,7 @@ class Web(Background):
     def __init__(self, data: bytes, certificate: Path | None = None) -> None:
         super().__init__(_WebHandler)
         self.data, self.faults, self.requests = data, dict[str, int | str](), Counter[str]()
-        self.ended = threading.Event()
+        self.ended, self.sent = threading.Event(), 0
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -368,6 +369,14 @@ class _WebHandler(BaseHTTPRequestHandler):
             self.server.ended.wait()
         elif isinstance(fault, int):
             self.send_error(fault)
+        elif fault in ("circle", "elsewhere"):
+            self.send_response(302)
+            self.send_header("Location", self.path if fault == "circle" else "file:///etc/passwd")
+            self.end_headers()
+        elif fault == "garble":
+            self.wfile.write(b"\x00 \n" * 3000)
+        elif fault == "endless" and self.command == "GET":
+            self._send_endless()
         else:
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.server.data)))
@@ -376,6 +385,14 @@ class _WebHandler(BaseHTTPRequestHandler):
                 self._send(1 if fault == "drip" else len(self.server.data))
 
     do_HEAD = do_GET  # noqa: N815
+
+    def _send_endless(self) -> None:
+        self.send_response(206)
+        self.end_headers()
+        self.wfile.write(self.server.data)
+        while not self.server.ended.is_set():
+            self.wfile.write(bytes(1 << 16))
+            self.server.sent += 1 << 16
 
     def _send(self, part: int) -> None:
         for start in range(0, len(self.server.data), part):

@@ -41,8 +41,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left on device; make room and run the same command again"):
-        folder.write("x", b"new, and longer")
+    for write in (lambda: folder.write("x", b"new, and longer"), lambda: folder.create("y", b"new")):
+        with pytest.raises(StorageError, match="No space left on device; make room and run the same command again"):
+            write()
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
 
@@ -60,6 +61,33 @@ def test_a_device_is_not_replaced_and_a_link_stays(tmp_path: Path) -> None:
     files.write(str(tmp_path / "latest"), b"data")
     assert (tmp_path / "latest").is_symlink()
     assert (tmp_path / "page.html").read_bytes() == b"data"
+
+
+def test_what_is_in_the_way_of_a_file_is_known_before_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("missing/folder")
+    for name, said in {
+        "file/x.png": "file is not a folder",
+        "file/x/y.png": "file is not a folder",
+        "loop/x.png": "Too many levels",
+        "nowhere/../file/x.png": "file is not a folder",
+        "x" * 252 + ".png": "File name too long",
+        ".": "it is a folder; expected the path of a file",
+    }.items():
+        with pytest.raises(RequestError, match=said):
+            files.check_writable(str(tmp_path / name))
+    for name in ("file", "new", "new/deeper/x.png", "nowhere"):
+        files.check_writable(str(tmp_path / name))
+    for name, said in {
+        "file": "it is a file; expected a folder",
+        "nowhere": "No such file",
+        "loop/x": "Too many levels",
+    }.items():
+        with pytest.raises(RequestError, match=said):
+            files.Folder(str(tmp_path / name)).check_writable()
+    files.Folder(str(tmp_path / "new/deeper")).check_writable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "nowhere"]
 
 
 def test_unfinished_files_of_dead_runs_are_cleared(tmp_path: Path) -> None:

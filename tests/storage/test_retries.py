@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import fsspec.implementations.http  # noqa: F401 - its import takes longer than a read may take here
 import pytest
 
 from batchnst.errors import InputError
@@ -60,6 +61,30 @@ def test_an_answer_that_will_not_change_is_a_lasting_reason(web: Web, status: in
     web.faults["/bad.jpg"] = status
     assert not failure(f"{web.url}/bad.jpg").transient
     assert web.requests["/bad.jpg"] <= 2  # HEAD and GET
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("circle", "too many redirects"),
+        ("elsewhere", "it redirects to file:///etc/passwd"),
+        ("garble", "its answer is not HTTP: "),
+    ],
+)
+def test_a_server_that_talks_nonsense_is_a_passing_reason_in_a_short_line(web: Web, fault: str, said: str) -> None:
+    web.faults["/bad.jpg"] = fault
+    error = failure(f"{web.url}/bad.jpg")
+    assert error.transient
+    assert f"bad.jpg: its storage does not answer: {said}" in str(error)
+    assert (len(str(error).splitlines()), len(str(error)) < 400) == (1, True)
+    if fault != "garble":
+        assert web.requests["/bad.jpg"] < 30, "redirects are not asked for again within a minute"
+
+
+def test_a_part_without_an_end_is_read_no_further_than_asked_for(web: Web) -> None:
+    web.faults["/endless.jpg"] = "endless"
+    assert files.read(f"{web.url}/endless.jpg") == DATA
+    assert web.sent < 16e6, "what is on its way in buffers"
 
 
 def test_a_host_that_is_gone_or_unknown_is_a_passing_reason() -> None:

@@ -156,7 +156,7 @@ def audit_rows(address: str) -> None:
     rows = out.rows("pairs", [*names, *outcome])
     list(pair_checks.doubled(rows, ()))
     result = Audit()
-    sum(1 for _ in losses(out, rows, result, lambda *_: None))
+    sum(1 for _ in losses(out, rows, rows.slice(0, 0), result, lambda *_: None))
     print(result.attempts, result.steps)
 
 

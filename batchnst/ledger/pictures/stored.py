@@ -70,6 +70,7 @@ class Pictures:
     """The pictures of OUT at one moment.
 
     `entries` lists those that are in files with others, with the columns of LISTED.
+    `unread` has a text for each such file that could not be read, in any order.
     """
 
     def __init__(
@@ -88,10 +89,16 @@ class Pictures:
         self.folder, self._pair_ids, self._tables = folder, pair_ids, tables
         self._lock, self._next = threading.Lock(), list[Pictures]()
         wanted = None if pair_ids is None else pa.array(pair_ids, pa.string())
+        self.unread = list[str]()
+
+        def refused(file: str, error: LedgerError) -> None:
+            if unreadable is None:
+                raise error
+            self.unread.append(str(error).replace(folder.path(file), file))
+            unreadable(file, error)
+
         files = [info for table in tables for info in current_files(folder, table)]
-        parts = in_parallel(
-            lambda info: _listed(folder, info, wanted, unreadable, claims=claims), files, folder.streams
-        )
+        parts = in_parallel(lambda info: _listed(folder, info, wanted, refused, claims=claims), files, folder.streams)
         self.entries = pa.concat_tables([LISTED.empty_table(), *parts]).combine_chunks()
         self._keys = keys(self.entries)
 
@@ -107,6 +114,10 @@ class Pictures:
         """The name of the place of a row's picture, see Found, whether it is there or not."""
         place = self._positions.get(_key(row))
         return f"{'images' if place is None else self.entries['file'][place]}/{row['output']}"
+
+    def absence(self, name: str) -> str:
+        """The text for a picture that is not at `name`; it names a file that cannot be read, in which it may be."""
+        return f"{name} is not there" + (f"; {min(self.unread)}" if self.unread else "")
 
     def find(self, row: Mapping[str, Any]) -> Found:
         """The picture of a row of `pairs`, by its columns of ATTEMPT and `output`; raises StorageError."""
@@ -204,18 +215,16 @@ def _listed(
     folder: Folder,
     info: pafs.FileInfo,
     wanted: pa.Array | None,
-    unreadable: Callable[[str, LedgerError], None] | None,
+    refused: Callable[[str, LedgerError], None],
     *,
     claims: bool,
 ) -> pa.Table:
-    """The entries of a file."""
+    """The entries of a file; none after a call of `refused`, if it cannot be read."""
     file = folder.relative(info.path)
     try:
         index = read_index(folder, file, claims=claims)
     except LedgerError as error:
-        if unreadable is None:
-            raise
-        unreadable(file, error)
+        refused(file, error)
         return LISTED.empty_table()
     if wanted is not None:
         index = index.filter(pc.is_in(index["pair_id"], wanted))

@@ -15,7 +15,7 @@ from batchnst.redaction import stored
 from batchnst.review.audit import pairs as checks
 from batchnst.review.audit.findings import Audit
 from batchnst.review.audit.hashes import INPUTS, inputs, pictures
-from batchnst.review.audit.ledger_files import tables
+from batchnst.review.audit.ledger_files import Rows, tables
 from batchnst.review.audit.seals import seals
 from batchnst.review.audit.steps import losses
 from batchnst.review.audit.superseded import previous_pictures
@@ -47,22 +47,24 @@ def audit(
     this `root`, if one is given. Raises RequestError for a file without a public key.
     """
     result = Audit()
-    rows = pa.concat_tables([parquet.empty("pairs", _PAIRS), *tables(out, "pairs", _PAIRS, result)])
+    nothing = parquet.empty("pairs", _PAIRS)
+    parts = [Rows(nothing, nothing.cast(parquet.with_gaps(nothing.schema))), *tables(out, "pairs", _PAIRS, result)]
+    rows, damaged = map(pa.concat_tables, zip(*parts, strict=True))
     newest = newest_rows(rows)
     ok = newest.filter(pc.equal(newest["status"], "ok"))
     result.pairs, result.ok, result.failed = len(newest), len(ok), len(newest) - len(ok)
-    runs = [run for part in tables(out, "runs", SCHEMAS["runs"].names, result) for run in part.to_pylist()]
+    runs = [run for part in tables(out, "runs", SCHEMAS["runs"].names, result) for run in part.sound.to_pylist()]
     redone = {run["run_id"] for run in runs if set(run["redo"] or ()) - {"failed"}}
     own = {stored(resolve(manifest, ".")) for manifest in manifests}
     others = {run["run_id"]: run["manifest"] for run in runs if run["manifest"] not in own}
     for findings in (
         checks.manifest_differences(newest, expected, others) if expected is not None else checks.failed(newest),
         checks.doubled(rows, redone),
-        losses(out, rows, result, progress),
+        losses(out, rows, damaged, result, progress),
         checks.outliers(ok),
         checks.unusual_rows(ok, expected),
-        pictures(out, rows, ok, result, progress),
-        previous_pictures(out, rows, result, progress),
+        pictures(out, rows, damaged, ok, result, progress),
+        previous_pictures(out, rows, damaged, result, progress),
         inputs(ok, result, progress) if deep else (),
         seals(out, public_key, root, result, progress) if public_key else (),
     ):

@@ -36,12 +36,20 @@ INPUTS = (
 )
 """Columns of `pairs` that name the files of a pair and their hashes."""
 
+_OF_PICTURE = [*ATTEMPT, "output"]
+"""Columns of `pairs` that name a picture."""
+
 AT_ONCE = 64
 """Files checked by the threads in one block."""
 
 
-def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
-    """Findings on pictures that differ from their rows, then on those without an ok row; sets `result.pictures`."""
+def pictures(
+    out: Out, rows: pa.Table, damaged: pa.Table, ok: pa.Table, result: Audit, progress: Progress
+) -> Iterator[Finding]:
+    """Findings on pictures that differ from their rows, then on those without an ok row; sets `result.pictures`.
+
+    The picture of a `damaged` row is not told beside that row.
+    """
     result.pictures = len(ok)
     stored = out.pictures(unreadable=partial(unreadable, out, result), claims=True)
     columns = ok.select([*ATTEMPT, "output", "output_sha256", "width", "height"]).sort_by("pair_id")
@@ -52,9 +60,10 @@ def pictures(out: Out, rows: pa.Table, ok: pa.Table, result: Audit, progress: Pr
             progress(f"pictures {i}/{len(ok)}", i, len(ok))
         found += [finding] if finding else []
     yield from sorted(found, key=lambda finding: finding.pair_id or "")
-    painted = rows.filter(pc.equal(rows["status"], "ok"))
-    yield from _unknown_files(out, existing, painted)
-    yield from unknown_entries(stored, painted, "picture-unknown")
+    painted = rows.filter(pc.equal(rows["status"], "ok")).select(_OF_PICTURE)
+    told = pa.concat_tables([damaged.select(_OF_PICTURE), painted], promote_options="default")
+    yield from _unknown_files(out, existing, told)
+    yield from unknown_entries(stored, told, "picture-unknown")
 
 
 def unreadable(out: Out, result: Audit, file: str, error: LedgerError) -> None:
@@ -70,21 +79,21 @@ def _with_claims(stored: Pictures, rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _unknown_files(out: Out, existing: set[str], painted: pa.Table) -> Iterator[Finding]:
-    """Findings on files with a picture of their own that no ok row names, and on files that are no pictures."""
-    outputs = {f"images/{output}" for output in pc.unique(painted["output"]).to_pylist()}
+def _unknown_files(out: Out, existing: set[str], told: pa.Table) -> Iterator[Finding]:
+    """Findings on files with a picture of their own that no row of `told` names, and on files that are no pictures."""
+    outputs = {f"images/{output}" for output in pc.unique(told["output"]).to_pylist()}
     others = {out.folder.relative(info.path) for info in out.folder.files("pictures")}
     foreign = {name for name in others if not name.endswith(ENDINGS["pictures"])}
     for name in sorted(filter(is_counted, existing - outputs | foreign)):
         yield Finding("picture-unknown", None, f"{name}: no row says that it was painted")
 
 
-def unknown_entries(stored: Pictures, painted: pa.Table, kind_of_unknown: str) -> Iterator[Finding]:
-    """Findings on pictures in files with others that no ok row names, and on those that are there twice."""
+def unknown_entries(stored: Pictures, told: pa.Table, kind_of_unknown: str) -> Iterator[Finding]:
+    """Findings on pictures in files with others that no row of `told` names, and on those that are there twice."""
     own = keys(stored.entries)
     first = pc.index_in(own, own).to_numpy()
     doubled = pa.array(first != np.arange(len(own)))
-    unknown = pc.invert(pc.is_in(own, keys(painted)))
+    unknown = pc.invert(pc.is_in(own, keys(told)))
     texts = {kind_of_unknown: "no row says that it was painted", "picture-doubled": "is there twice"}
     for (kind, text), which in zip(texts.items(), (unknown, doubled), strict=True):
         entries = stored.entries.filter(which).sort_by([("file", "ascending"), ("pair_id", "ascending")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,10 +23,15 @@ AT_ONCE = 64
 """Files read at the same time, whose rows are in memory together."""
 
 
-def tables(
-    out: Out, table: str, columns: Sequence[str], result: Audit, progress: Progress = silent
-) -> Iterator[pa.Table]:
-    """The sound rows of each file of a table, reduced to `columns`.
+class Rows(NamedTuple):
+    """The `sound` rows of a ledger file, and the `damaged` ones, which may lack any value."""
+
+    sound: pa.Table
+    damaged: pa.Table
+
+
+def tables(out: Out, table: str, columns: Sequence[str], result: Audit, progress: Progress = silent) -> Iterator[Rows]:
+    """The rows of each file of a table, reduced to `columns`.
 
     Adds a finding to `result` for each unreadable file and each damaged row.
     """
@@ -34,17 +40,20 @@ def tables(
         if is_counted(name) and not name.endswith(".parquet"):
             text = f"{name}: not a file of a batchnst ledger; move it out of OUT/ledger"
             result.findings.append(Finding("foreign", None, text))
+    for name in filter(is_counted, out.folder.links(f"ledger/{table}")):
+        text = f"{name}: is a link, so its rows do not count; put the file itself there"
+        result.findings.append(Finding("foreign", None, text))
     files = current_files(out.folder, table)
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
             progress(f"ledger, {table} {start}/{len(files)}", start, len(files))
             for rows, findings in pool.map(partial(_read, out, table), files[start : start + AT_ONCE]):
                 result.findings += findings
-                yield rows.select(columns)
+                yield Rows(*(part.select(columns) for part in rows))
 
 
-def _read(out: Out, table: str, info: pafs.FileInfo) -> tuple[pa.Table, list[Finding]]:
-    """The sound rows of a file, and findings on the others; raises LedgerError if it was merged meanwhile."""
+def _read(out: Out, table: str, info: pafs.FileInfo) -> tuple[Rows, list[Finding]]:
+    """The rows of a file, and findings on the damaged ones; raises LedgerError if it was merged meanwhile."""
     name = out.folder.relative(info.path)
     schema = SCHEMAS[table]
     try:
@@ -52,12 +61,14 @@ def _read(out: Out, table: str, info: pafs.FileInfo) -> tuple[pa.Table, list[Fin
         # A file of an earlier version may lack columns; they become null.
         missing = [pa.field(f.name, f.type) for f in schema if f.nullable and f.name not in rows.column_names]
         rows = pa.concat_tables([rows, pa.schema(missing).empty_table()], promote_options="default")
-        rows, damages = split(rows.select(schema.names).cast(parquet.with_gaps(schema)), table, complete=True)
-        return rows, [Finding("row-damaged", damage.pair_id, f"{name}: {damage.where}") for damage in damages]
+        rows = rows.select(schema.names).cast(parquet.with_gaps(schema))
+        sound, damages = split(rows, table, complete=True)
+        findings = [Finding("row-damaged", damage.pair_id, f"{name}: {damage.where}") for damage in damages]
+        return Rows(sound, rows.take(pa.array([damage.place for damage in damages], pa.int64()))), findings
     except FileNotFoundError:
         raise LedgerError(f"{name}: was merged with other files during the audit; run the audit again") from None
     except LedgerError as error:
         finding = Finding(error.kind, None, str(error).replace(info.path, name))
     except (KeyError, ValueError, pa.ArrowException) as error:
         finding = Finding("schema", None, f"{name}: its columns are not those of schema {VERSION}: {error}")
-    return schema.empty_table(), [finding]
+    return Rows(schema.empty_table(), parquet.with_gaps(schema).empty_table()), [finding]

@@ -20,15 +20,16 @@ COLUMNS = [*ATTEMPT, "step", "scale", *TERMS]
 """Columns of `losses` that `summarize` needs."""
 
 
-def losses(out: Out, rows: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
+def losses(out: Out, rows: pa.Table, damaged: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
     """The worst problem of each ok attempt in `rows` whose losses are not as they should be.
 
-    Counts of attempts and steps go to `result`.
+    Counts of attempts and steps go to `result`. An attempt with a `damaged` row was not cut off.
     """
-    parts = [summarize(part) for part in tables(out, "losses", COLUMNS, result, progress)]
+    parts = [summarize(part.sound) for part in tables(out, "losses", COLUMNS, result, progress)]
     known = merge(parts)
     result.attempts, result.steps = len(known), pc.sum(known["rows"]).as_py() or 0
-    result.unfinished = len(known.join(rows.select(ATTEMPT), ATTEMPT, join_type="left anti"))
+    ended = pa.concat_tables([damaged.select(ATTEMPT), rows.select(ATTEMPT)], promote_options="default")
+    result.unfinished = len(known.join(ended, ATTEMPT, join_type="left anti"))
     ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, *_OUTCOME])
     attempts = ok.join(known, ATTEMPT).sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")])
     kinds = _kinds(attempts)

@@ -19,16 +19,23 @@ from batchnst.progress import Progress
 from batchnst.review.audit.findings import Audit, Finding
 from batchnst.review.audit.hashes import hash_differs, in_threads, unknown_entries, unreadable
 
+_COLUMNS = [*ATTEMPT, "output", "output_sha256"]
+"""Columns of `pairs` that name a picture of an earlier attempt, and its hash."""
 
-def previous_pictures(out: Out, rows: pa.Table, result: Audit, progress: Progress) -> Iterator[Finding]:
+
+def previous_pictures(
+    out: Out, rows: pa.Table, damaged: pa.Table, result: Audit, progress: Progress
+) -> Iterator[Finding]:
     """Findings on files under `previous/` that are not the picture of an ok row; sets `result.previous`.
 
-    None needs to be there: people may remove them to make room.
+    None needs to be there: people may remove them to make room. That of a `damaged` row is not told beside that row.
     """
-    yield from _together(out, rows, result)
+    ok = rows.filter(pc.equal(rows["status"], "ok")).select(_COLUMNS)
+    yield from _together(out, ok, damaged, result)
     files = (out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
-    listed = [name for name in files if not _has_many(name)]
-    known = _known(rows, {name.split("/")[1] for name in listed})
+    told = _known(damaged)
+    listed = [name for name in files if not _has_many(name) and name not in told]
+    known = _known(ok.filter(pc.is_in(ok["pair_id"], pa.array({name.split("/")[1] for name in listed}, pa.string()))))
     table = pa.Table.from_pylist([known[name] for name in listed if name in known])
     result.previous += len(table)
     yield from in_threads(partial(_picture, out), table, "earlier pictures", out, progress)
@@ -42,14 +49,14 @@ def _has_many(name: str) -> bool:
     return name.count("/") == 1 and name.endswith(ENDINGS[PREVIOUS])
 
 
-def _together(out: Out, rows: pa.Table, result: Audit) -> Iterator[Finding]:
+def _together(out: Out, ok: pa.Table, damaged: pa.Table, result: Audit) -> Iterator[Finding]:
     """Findings on pictures in files with many; adds their number to `result.previous`."""
     stored = out.pictures(tables=(PREVIOUS,), unreadable=partial(unreadable, out, result), claims=True)
-    ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, "output", "output_sha256"])
     there = ok.filter(pc.is_valid(stored.places(ok)))
     result.previous += len(there)
     yield from sorted(filter(None, stored.each(there, _found)), key=lambda finding: finding.text)
-    yield from unknown_entries(stored, ok, "previous-unknown")
+    told = pa.concat_tables([damaged.select(_COLUMNS), ok], promote_options="default")
+    yield from unknown_entries(stored, told, "previous-unknown")
 
 
 def _found(row: dict[str, Any], picture: Found) -> Finding | None:
@@ -60,11 +67,10 @@ def _found(row: dict[str, Any], picture: Found) -> Finding | None:
     return Finding("previous-changed", row["pair_id"], hash_differs(picture.name, sha256, row["output_sha256"]))
 
 
-def _known(rows: pa.Table, pair_ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Pair and hash of each picture that may be there, by its path in OUT."""
-    chosen = pc.and_(pc.equal(rows["status"], "ok"), pc.is_in(rows["pair_id"], pa.array(pair_ids, pa.string())))
-    found = rows.filter(chosen).select([*ATTEMPT, "output", "output_sha256"]).to_pylist()
-    names = (previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"]) for row in found)
+def _known(rows: pa.Table) -> dict[str, dict[str, Any]]:
+    """Pair and hash of the picture of each row, by its path in OUT; a damaged row may have none."""
+    found = rows.select(_COLUMNS).to_pylist()
+    names = (previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"] or "") for row in found)
     return {name: {"name": name, **row} for name, row in zip(names, found, strict=True)}
 
 
