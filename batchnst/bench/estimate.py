@@ -11,6 +11,7 @@ from batchnst.engine.back_again import describe_back_again
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
 from batchnst.engine.repaint import Redo, choose, named_rows
+from batchnst.engine.in_the_way import check_outputs
 from batchnst.engine.run import hashes_of, plan_run
 from batchnst.errors import RecipeError
 from batchnst.ledger.out import Out
@@ -91,6 +92,8 @@ def _plan(
 ) -> tuple[Plan, list[str]]:
     """The plan of a run, and the notices of `--redo`; `values` are those of this option."""
     named_rows(values, manifest)
+    if out:
+        check_outputs(manifest, out)
     notices, redo = list[str](), Redo(tuple(values))
     choosing = choose(values, manifest, out, hashes_of(weights)) if out else None
     while choosing:

@@ -178,8 +178,16 @@ def test_a_part_is_chosen_and_what_that_means_is_said(painted: Path, tmp_path: P
     ("options", "text"),
     [
         (["--where", "no_such_column = 1"], "--where no_such_column = 1: Binder Error"),
-        (["--where", "1 = "], "--where 1 = : Parser Error"),
-        (["--where", "true); SELECT (1"], "expected one condition"),
+        (["--where", "1 = "], "--where 1 =: Parser Error"),
+        (["--where", "true); SELECT (1"], "Parser Error"),
+        (["--where", "true) UNION SELECT content FROM pairs WHERE (true"], "Parser Error"),
+        (["--where", "true) LIMIT (1"], "Parser Error"),
+        (["--where", ""], "--where '': Parser Error"),
+        (["--where", "error('two') AND\n true"], "--where error('two') AND true: "),
+        (["--where", "exists(FROM iceberg_scan('x'))"], "not in the catalog"),
+        (["--out", ""], "'' is no folder"),
+        (["--out", "file://{folder}/out"], "expected another folder"),
+        (["--out", "{folder}/link"], "expected another folder"),
         (["--where", "pair_id IN (SELECT content FROM read_csv('{folder}/m.csv'))"], "disabled by configuration"),
         (["--where", "false"], "no pair is as --status and --where ask"),
         (["--shard-size", "big"], "--shard-size big: expected a size"),
@@ -189,6 +197,8 @@ def test_a_part_is_chosen_and_what_that_means_is_said(painted: Path, tmp_path: P
 )
 def test_a_wrong_request_is_one_line(painted: Path, tmp_path: Path, options: list[str], text: str) -> None:
     options = [option.format(folder=painted) for option in options]
+    with suppress(FileExistsError):
+        (painted / "link").symlink_to(painted / "out")
     result = batchnst("export", painted / "out", "--to", "tar", "--out", tmp_path / "x", *options)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert text in result.stderr
@@ -199,6 +209,17 @@ def test_pairs_of_another_run_are_not_mixed_in(painted: Path, tmp_path: Path) ->
     rewrite(tmp_path / "x", "pairs", lambda row: row | {"run_id": "another"})
     refused = batchnst("export", painted / "out", "--to", "tar", "--out", tmp_path / "x")
     assert (refused.exit_code, "holds pairs of other runs" in refused.stderr) == (2, True)
+
+
+def test_a_picture_of_the_users_is_not_replaced(painted: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "x/images/plain.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    refused = batchnst("export", painted / "out", "--to", "files", "--out", tmp_path / "x")
+    assert (refused.exit_code, "images/plain.png is there and not of a run" in refused.stderr) == (2, True)
+    assert [path.name for path in (tmp_path / "x").rglob("*") if path.is_file()] == ["plain.png"]
+    assert "1 pictures copied" in export(painted / "out", "files", tmp_path / "x", "--where", "pair_id = 'a.b'")
+    assert mine.read_bytes() == b"mine"
 
 
 class Killed(BaseException):
