@@ -15,6 +15,7 @@ from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import Weights
+from tests.browser import Browser, Heard, open_browser
 from tests.helpers import CPU, IMAGES
 
 ALL = "BATCHNST_TEST_ALL"
@@ -71,3 +72,16 @@ def weights() -> Weights:
 def vgg(weights: Weights) -> Backbone:
     """The default recipe's network, fp32, on the CPU."""
     return load_backbone(Recipe(precision="fp32"), weights, CPU)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for one module: while it is open, asyncio counts as running in this thread."""
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """An empty record of a page."""
+    return Heard()

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.back_again import describe_back_again
+from batchnst.engine.in_the_way import check_outputs
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
 from batchnst.engine.repaint import Redo, choose, named_rows
-from batchnst.engine.in_the_way import check_outputs
 from batchnst.engine.run import hashes_of, plan_run
 from batchnst.errors import RecipeError
 from batchnst.ledger.out import Out

@@ -356,7 +356,7 @@ def make_chunks(
 
 
 class _Results:
-    """What a run learns from its events: speed, failing stores, and ids of failed pairs that may be tried again."""
+    """Knowledge from the events of a run: speed, failing stores, and ids of failed pairs that may be tried again."""
 
     def __init__(self) -> None:
         self.speed, self.failed = _WorkerSpeed(), set[str]()

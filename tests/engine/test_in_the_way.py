@@ -73,5 +73,6 @@ def test_no_folder_at_all_is_refused(photos: Path, monkeypatch: pytest.MonkeyPat
     before = hashes(photos)
     for command in (["run", manifest(photos, "new.png"), "--out", "", *PAINT], ["status", ""], ["report", ""]):
         result = batchnst(*command)
-        assert (result.exit_code, result.stderr) == (2, "batchnst: '' is no folder: expected a path or URI, such as out\n")
+        said = "batchnst: '' is no folder: expected a path or URI, such as out\n"
+        assert (result.exit_code, result.stderr) == (2, said)
     assert hashes(photos).keys() == {*before, "m.jsonl"}

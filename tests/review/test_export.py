@@ -351,6 +351,44 @@ def test_a_change_in_an_archive_is_named(painted: Path, out: Path) -> None:
     assert found(out) == [("unreadable", None), ("picture-missing", "plain")]
 
 
+def test_a_damaged_header_hides_no_picture_and_a_merge_loses_none(painted: Path, out: Path, tmp_path: Path) -> None:
+    export(out, "tar", tmp_path / "x")
+    (archive,) = (tmp_path / "x/pictures").iterdir()
+    whole = bytearray(archive.read_bytes())
+    whole[whole.rindex(b".json\0")] ^= 1  # of the last picture
+    archive.write_bytes(whole)
+    for options in ([], ["--seal", painted / "key.pub"]):
+        kinds = [kind for kind, _ in found(tmp_path / "x", *options)]
+        assert kinds[:4] == ["unreadable", *["picture-missing"] * 3]
+    paint = ["--engine", "inline", "--size", 32, "--steps", 1, "--pictures", "tar"]
+    batchnst("run", painted / "m.csv", "--out", tmp_path / "x", *paint)  # so that there is something to merge
+    refused = batchnst("ledger", "compact", tmp_path / "x")
+    assert ("is damaged after byte" in refused.stderr, archive.read_bytes()) == (True, bytes(whole)), refused.output
+
+
+def test_a_picture_that_stayed_when_its_pair_was_painted_again_is_checked(painted: Path, out: Path) -> None:
+    paint = ["--engine", "inline", "--size", 32, "--set", "init=noise"]
+    for form, steps in (("files", 1), ("parquet", 2), ("tar", 3)):
+        batchnst("run", painted / "m.csv", "--out", out, *paint, "--steps", steps, "--pictures", form)
+        assert found(out) == []
+    (out / "images/plain.png").write_bytes(OTHER)
+    assert found(out) == [("previous-changed", "plain")]
+
+
+def test_a_picture_of_a_pair_that_failed_then_is_checked(painted: Path, out: Path) -> None:
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        changes = {"status": "failed", "attempt": 9, "error_type": "InputError", "error_message": "x", "steps": None}
+        return row | changes | {"output_sha256": None}
+
+    for path in (out / "ledger/pairs").glob("*.parquet"):
+        rows = pq.read_table(path)
+        ok = [row for row in rows.to_pylist() if row["status"] == "ok"]
+        pq.write_table(pa.Table.from_pylist([*rows.to_pylist(), *map(fail, ok)], rows.schema), path)
+    assert found(out) == []
+    rewrite(out, "pictures", with_bytes(OTHER))
+    assert found(out) == [("previous-changed", "a.b")]
+
+
 def test_unknown_and_doubled_pictures_are_named(out: Path) -> None:
     (first, *_) = sorted((out / "pictures").glob("*.parquet"))
     row = pq.read_table(first).to_pylist()[0]

@@ -36,7 +36,7 @@ from batchnst.review.serve.guard import Guard
 from batchnst.review.serve.measures import Measures
 from batchnst.review.serve.night import Night
 from batchnst.storage.files import Folder
-from tests.browser import open_browser, until
+from tests.browser import until
 from tests.helpers import NOON, as_bytes, loss, row, scene
 
 HOSTILE = '"><img src=x onerror=window.pwned=1>'
@@ -471,12 +471,6 @@ def test_what_is_usual_follows_the_pairs_as_they_are_painted(tmp_path: Path) -> 
 
 
 # The page ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
 
 
 @contextmanager
