@@ -31,6 +31,7 @@ from batchnst.review.audit.pairs import unusual_losses
 from batchnst.review.report import cards, curves
 from batchnst.review.report.curves import key_of
 from batchnst.review.report.loudness import loudness
+from batchnst.review.serve import night as night_module
 from batchnst.review.serve.gallery import Gallery, _size
 from batchnst.review.serve.guard import Guard
 from batchnst.review.serve.measures import Measures
@@ -342,6 +343,28 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     assert sorted(part["part"]["pairs"]) == sorted(cards.LISTED)
     assert part["part"]["pairs"]["before"][1]["path"] == "previous/a/r0-1.png"
     assert [night.state()[name] for name in ("pairs", "done", "alive")] == [3, 2, False]
+
+
+def test_many_attempts_are_put_in_order_at_once_and_pictures_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, orders, listings = Out(str(tmp_path / "out")), list[int](), list[int]()
+    attempts = [row(f"pair-{i}", run_id="r0", run_number=1, attempt=n) for n in (3, 1, 2) for i in range(40)]
+    with out.claim("r0") as claim:
+        for start in range(0, len(attempts), 30):
+            out.commit(claim.lease(), {}, attempts[start : start + 30], [])
+    sort_rows, places = night_module.sort_rows, night_module.Places
+    monkeypatch.setattr(night_module, "sort_rows", lambda rows: [orders.append(len(rows)), sort_rows(rows)][1])
+    monkeypatch.setattr(night_module, "Places", lambda out: [listings.append(1), places(out)][1])
+    monkeypatch.setattr(night_module, "MOST_PAIRS", 10)
+    night, since, more = Night(out), 0, True
+    night.look()
+    while more:
+        part = night.part(night.epoch, since)
+        since, more = part["next"], part["more"]
+    assert {row["attempt"] for row in night.newest([f"pair-{i}" for i in range(40)])} == {3}
+    assert [key[2] for key in night.files_of("pair-7")] == [1, 2, 3]
+    assert (orders, listings) == ([120, 120], [1])
 
 
 def test_a_ledger_that_cannot_be_read_for_a_while_keeps_what_is_known(tmp_path: Path) -> None:

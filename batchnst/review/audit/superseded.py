@@ -22,7 +22,6 @@ from batchnst.review.audit.findings import Audit, Finding
 from batchnst.review.audit.hashes import hash_differs, in_threads, unknown_entries, unreadable
 from batchnst.storage.files import in_parallel
 
-
 _ORDERED = tuple(dict.fromkeys([*ATTEMPT, *ORDERED_BY]))
 
 

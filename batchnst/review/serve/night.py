@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -66,7 +66,8 @@ class Night:
         self._pictures: dict[str, Row] = {}  # ok rows by path in OUT of their pictures
         self._groups = Groups()
         self._regrouped: dict[int, int] = {}  # number of the last change of each group
-        self._listed: tuple[float, Places | None] = (0.0, None)
+        self._listed: tuple[float, Places | None] = (0.0, None)  # with the time at which its listing began
+        self._added_at = 0.0  # time of the last new rows
         self._status: Row = {}
 
     def look(self) -> None:
@@ -99,15 +100,18 @@ class Night:
         self._known.update(zip(keys, rows[FILE.name].to_pylist(), strict=True))
         if not fresh:
             return
+        self._added_at = time.monotonic()
         rows = rows.drop_columns([FILE.name]).take(pa.array(fresh))
         first = len(self._rows)
         self._rows = pa.concat_tables([self._rows, rows]).combine_chunks()
-        for i, row in enumerate(rows.select(["pair_id", *ORDERED_BY]).to_pylist()):
-            self._place(row["pair_id"], first + i)
+        pair_ids = rows["pair_id"].to_pylist()
+        for place, pair_id in enumerate(pair_ids, first):
+            self._places.setdefault(pair_id, []).append(place)
             self.seq += 1
-            self._changes.pop(row["pair_id"], None)
-            self._changes[row["pair_id"]] = self.seq
-        newest = dict.fromkeys(self._places[pair_id][-1] for pair_id in rows["pair_id"].to_pylist())
+            self._changes.pop(pair_id, None)
+            self._changes[pair_id] = self.seq
+        self._order(dict.fromkeys(pair_ids))
+        newest = dict.fromkeys(self._places[pair_id][-1] for pair_id in pair_ids)
         changed = self._groups.put(self._rows.take(pa.array(newest)))
         self._regrouped.update(dict.fromkeys(changed, self.seq))
         ok = rows.filter(pc.equal(rows["status"], "ok"))
@@ -115,13 +119,14 @@ class Night:
             self._pictures[previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])] = row
             self._pictures[f"images/{row['output']}"] = row
 
-    def _place(self, pair_id: str, place: int) -> None:
-        """Add the row at `place` to those of its pair, in the order of attempts."""
-        places = [*self._places.get(pair_id, ()), place]
-        if len(places) > 1:
-            order = sort_rows(self._rows.take(pa.array(places)).append_column("place", pa.array(places)))
-            places = order["place"].to_pylist()
-        self._places[pair_id] = places
+    def _order(self, pair_ids: Iterable[str]) -> None:
+        """Put the rows of each of these pairs in the order of attempts."""
+        several = [pair_id for pair_id in pair_ids if len(self._places[pair_id]) > 1]
+        places = pa.array([place for pair_id in several for place in self._places[pair_id]], pa.int64())
+        ordered = sort_rows(self._rows.take(places).select([*ORDERED_BY]).append_column("place", places))
+        rank = {place: number for number, place in enumerate(ordered["place"].to_pylist())}
+        for pair_id in several:
+            self._places[pair_id].sort(key=rank.__getitem__)
 
     def part(self, epoch: str, since: int) -> Row:
         """Pairs that have changed since `since`, for `addPairs`: the ones that changed first, at most MOST_PAIRS.
@@ -135,7 +140,7 @@ class Night:
             attempts = self._attempts(ids)
             regrouped = [number for number, change in self._regrouped.items() if change > since]
             group, usual = cards.unusual(self._groups, ids, regrouped)
-        places = self.places(fresh=any(len(rows) > 1 for rows in attempts))  # a picture may just have been replaced
+        places = self.places(fresh=any(len(rows) > 1 for rows in attempts))  # the one before may have moved
         chosen = [_card(rows, places) for rows in attempts]
         album = Album(self.out, places.stored)
         part = cards.part(chosen, album.number, {})
@@ -170,11 +175,12 @@ class Night:
         return name in self._files
 
     def places(self, *, fresh: bool = False) -> Places:
-        """Where the pictures are, as of the last KEPT_SECONDS, or as they are now if `fresh`."""
-        when, listed = self._listed
-        if listed is None or fresh or time.monotonic() - when > KEPT_SECONDS:
+        """Where the pictures are, as of the last KEPT_SECONDS; if `fresh`, with those of all rows that are known."""
+        listed_at, listed = self._listed
+        now = time.monotonic()
+        if listed is None or now - listed_at > KEPT_SECONDS or (fresh and listed_at < self._added_at):
             listed = Places(self.out)
-            self._listed = time.monotonic(), listed
+            self._listed = now, listed
         return listed
 
     def picture(self, path: str) -> Row | None:
@@ -245,15 +251,13 @@ def _workers(rows: pa.Table, began: float) -> Iterator[Row]:
     if not len(rows):
         return
     spans, ok = Spans.of(rows), rows["status"].to_numpy() == "ok"
-    names = pc.binary_join_element_wise(rows["host"], rows["pid"].cast(pa.string()), " · ").to_numpy()
     devices = pc.fill_null(rows["device"], "").to_numpy()
-    for name in sorted(set(names)):
-        mask = names == name
-        own = spans.where(mask)
-        device = next(iter(set(devices[mask]) - {""}), "")
-        share = own.busy / max(float(own.end.max()) - began, 1e-3)
-        painted = int(np.count_nonzero(mask & ok))
-        counts = {"painted": painted, "failed": int(np.count_nonzero(mask)) - painted}
+    for name, own in figures.by_worker(rows):
+        times = spans.where(own)
+        device = next(iter(set(devices[own]) - {""}), "")
+        share = times.busy / max(float(times.end.max()) - began, 1e-3)
+        painted = int(np.count_nonzero(ok[own]))
+        counts = {"painted": painted, "failed": len(own) - painted}
         yield {"name": name, "device": device, **counts, "busy": min(1.0, share)}
 
 
