@@ -327,7 +327,7 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
         return ids(night.part(night.epoch, since))
 
     assert look() == []
-    assert night.state() == {"epoch": night.epoch, "seq": 0, "problem": ""}
+    assert night.state() == {"epoch": night.epoch, "seq": 0, "remade": 0, "problem": ""}
     begin(tmp_path / "out", 3)
     paint(tmp_path / "out", "a")
     paint(tmp_path / "out", "b", 1)
@@ -343,6 +343,28 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     assert sorted(part["part"]["pairs"]) == sorted(cards.LISTED)
     assert part["part"]["pairs"]["before"][1]["path"] == "previous/a/r0-1.png"
     assert [night.state()[name] for name in ("pairs", "done", "alive")] == [3, 2, False]
+
+
+def test_an_out_that_was_removed_and_made_anew_has_only_its_own_pairs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    night = Night(Out(str(out)))
+    measures = Measures(night, Gallery(night))
+    for number, name in enumerate("abc"):
+        paint(out, name, number)
+    night.look()
+    epoch, since = night.epoch, night.seq
+    shutil.rmtree(out)
+    assert measures.details("a") is None
+    night.look()
+    assert (night.remade, ids(night.part(epoch, since)), "done" in night.state()) == (1, [], False)
+    paint(out, "z", 5)
+    paint(out, "a", 6)
+    night.look()
+    assert (night.remade, ids(night.part(night.epoch, 0)), night.state()["done"]) == (1, ["z", "a"], 2)
+    shutil.rmtree(out)
+    paint(out, "y", 7)
+    night.look()
+    assert (night.remade, ids(night.part(night.epoch, 0)), night.state()["done"]) == (2, ["y"], 1)
 
 
 def test_many_attempts_are_put_in_order_at_once_and_pictures_are_listed_once(
@@ -538,6 +560,18 @@ def test_the_page_shows_pairs_as_they_are_committed(browser: Browser, tmp_path: 
         paint(out, "a", 3, output=f"{HOSTILE}#%3F.png", attempt=2)
         expect(page.locator(".tag", has_text="attempt 2")).to_have_count(1)
         expect(page.locator(".card")).to_have_count(3)
+
+
+def test_a_page_of_an_out_that_was_made_anew_shows_only_that(browser: Browser, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    paint(out, "a")
+    with serving(out) as server, watching(browser, server.url) as page:
+        expect(page.locator("#shown")).to_have_text("1 pair")
+        shutil.rmtree(out)
+        paint(out, "b", 1)
+        paint(out, "c", 2)
+        expect(page.locator("#shown")).to_have_text("2 pairs")
+        assert page.evaluate("pairs.id") == ["b", "c"]
 
 
 def test_unusual_losses_and_loud_flat_areas_come_first(browser: Browser, painted: Path) -> None:

@@ -51,13 +51,21 @@ KEPT_SECONDS = 10.0
 class Night:
     """The pairs of OUT and the state of its run, as of the last `look`; safe to use from several threads.
 
-    epoch: tells this object from others, whose numbers of changes mean nothing here. seq: the number of changes so far;
-    each new attempt at a pair is one. problem: why the last look failed, "" if it did not.
+    epoch: tells its pairs from those of others, whose numbers of changes mean nothing here. seq: the number of changes
+    so far; each new attempt at a pair is one. remade: number of times that rows had gone, because OUT was removed or
+    another one was put in its place. problem: why the last look failed, "" if it did not.
     """
 
     def __init__(self, out: Out) -> None:
-        self.out, self.epoch, self.seq, self.problem = out, secrets.token_hex(4), 0, ""
+        self.out, self.remade, self.problem = out, 0, ""
         self._lock = threading.Lock()
+        self._listed: tuple[float, Places | None] = (0.0, None)  # with the time at which its listing began
+        self._added_at = 0.0  # time of the last new rows
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with no pairs."""
+        self.epoch, self.seq = secrets.token_hex(4), 0
         self._files = set[str]()  # names of files that were read
         self._known: dict[Key, str] = {}  # name of the file that has an attempt's row now
         self._rows = _slim(parquet.empty("pairs", COLUMNS))
@@ -66,20 +74,27 @@ class Night:
         self._pictures: dict[str, Row] = {}  # ok rows by path in OUT of their pictures
         self._groups = Groups()
         self._regrouped: dict[int, int] = {}  # number of the last change of each group
-        self._listed: tuple[float, Places | None] = (0.0, None)  # with the time at which its listing began
-        self._added_at = 0.0  # time of the last new rows
         self._status: Row = {}
 
     def look(self) -> None:
         """Read what is new; raises LedgerError and StorageError, and keeps what it knew."""
-        new, names = retry_vanished(self._new_rows)
-        with self._lock:
-            self._add(new)
-            self._files = names
-            rows = self._rows
-        status = self._describe(rows)
+        if self._take(*retry_vanished(self._new_rows)):
+            self._take(*retry_vanished(self._new_rows))
+        status = self._describe(self._rows)
         with self._lock:
             self._status = status
+
+    def _take(self, new: pa.Table, names: set[str]) -> bool:
+        """Add the rows `new` of OUT, which has files of these `names`; True if others have gone, and all are forgotten."""
+        with self._lock:
+            self._add(new)
+            # Rows of a file that a compaction has merged are in another file now.
+            gone = bool(self._files - names) and not names.issuperset(self._known.values())
+            self._files = names
+            if gone:
+                self._forget()
+                self.remade += 1
+            return gone
 
     def _new_rows(self) -> tuple[pa.Table, set[str]]:
         """The rows of files that were not read yet, with the names of these, and the names of all files."""
@@ -192,7 +207,8 @@ class Night:
         """The state of the run, as the page's function `showState` takes it."""
         damage = self.out.damage.notice(self.out.address) if self.out.damage else ""
         with self._lock:
-            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem or damage, **self._status}
+            numbers = {"epoch": self.epoch, "seq": self.seq, "remade": self.remade}
+            return numbers | {"problem": self.problem or damage, **self._status}
 
     def _describe(self, rows: pa.Table) -> Row:
         """The state of the newest run; {} if there is none yet."""
