@@ -85,7 +85,7 @@ class Night:
             self._status = status
 
     def _take(self, new: pa.Table, names: set[str]) -> bool:
-        """Add the rows `new` of OUT, which has files of these `names`; True if others have gone, and all are forgotten."""
+        """Add the rows `new`; OUT has files of these `names`. True if known rows have gone, and all are forgotten."""
         with self._lock:
             self._add(new)
             # Rows of a file that a compaction has merged are in another file now.
