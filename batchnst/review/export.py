@@ -133,7 +133,7 @@ def _where(pairs: pa.Table, condition: str) -> pa.ChunkedArray:
             return chosen.project("pair_id").to_arrow_table()["pair_id"].cast(pa.string())
         except duckdb.Error as error:
             reason = str(error).partition("\n")[0]
-            raise RequestError(f"--where {' '.join(condition.split()) or repr(condition)}: {reason}") from None
+            raise RequestError(f"--where {' '.join(condition.split())}: {reason}") from None
 
 
 def _destination(out: Out, to: str, rows: pa.Table) -> Out:

@@ -66,13 +66,3 @@ def test_a_file_in_a_folder_that_is_no_out_yet_is_not_replaced(photos: Path) -> 
     assert (result.exit_code, "images/old.png is not painted by any run" in result.stderr) == (2, True)
     assert batchnst("run", manifest(photos, "new.png"), "--out", photos, *PAINT).exit_code == 0
     assert (photos / "images" / "old.png").read_bytes() == b"mine"
-
-
-def test_no_folder_at_all_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(photos)
-    before = hashes(photos)
-    for command in (["run", manifest(photos, "new.png"), "--out", "", *PAINT], ["status", ""], ["report", ""]):
-        result = batchnst(*command)
-        said = "batchnst: '' is no folder: expected a path or URI, such as out\n"
-        assert (result.exit_code, result.stderr) == (2, said)
-    assert hashes(photos).keys() == {*before, "m.jsonl"}
