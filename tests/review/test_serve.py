@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out
+from batchnst.ledger.pictures import stored
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.pictures import isolated
 from batchnst.review.audit.pairs import unusual_losses
@@ -345,6 +346,38 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     assert [night.state()[name] for name in ("pairs", "done", "alive")] == [3, 2, False]
 
 
+def test_a_file_of_pictures_is_listed_once_also_after_others_came_and_were_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, read, real = Out(str(tmp_path / "out")), list[str](), stored.read_index
+    night = Night(out)
+
+    def read_index(folder: Folder, file: str, **options: Any) -> Any:
+        read.append(file)
+        return real(folder, file, **options)
+
+    def look() -> tuple[int, set[str]]:
+        read.clear()
+        night._added_at = float("inf")
+        found = night.places(fresh=True).stored.entries["pair_id"].to_pylist()
+        return len(read), set(found)
+
+    def add(name: str) -> None:
+        with out.claim(name, "tar") as claim:
+            made = row(name, run_id=name, run_number=claim.run_number, output=f"{name}.png")
+            out.commit(claim.lease(), {made.output: as_bytes(scene(8, 8))}, [made], [])
+
+    monkeypatch.setattr(stored, "read_index", read_index)
+    add("a")
+    add("b")
+    assert (look(), look()) == ((2, {"a", "b"}), (0, {"a", "b"}))
+    add("c")
+    assert look() == (1, {"a", "b", "c"})
+    with out.claim("compaction") as claim:
+        out.compact(claim)
+    assert (look(), len(night._read_pictures)) == ((1, {"a", "b", "c"}), 1)
+
+
 def test_an_out_that_was_removed_and_made_anew_has_only_its_own_pairs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     night = Night(Out(str(out)))
@@ -377,7 +410,7 @@ def test_many_attempts_are_put_in_order_at_once_and_pictures_are_listed_once(
             out.commit(claim.lease(), {}, attempts[start : start + 30], [])
     sort_rows, places = night_module.sort_rows, night_module.Places
     monkeypatch.setattr(night_module, "sort_rows", lambda rows: [orders.append(len(rows)), sort_rows(rows)][1])
-    monkeypatch.setattr(night_module, "Places", lambda out: [listings.append(1), places(out)][1])
+    monkeypatch.setattr(night_module, "Places", lambda out, **known: [listings.append(1), places(out, **known)][1])
     monkeypatch.setattr(night_module, "MOST_PAIRS", 10)
     night, since, more = Night(out), 0, True
     night.look()

@@ -60,6 +60,7 @@ class Night:
         self.out, self.remade, self.problem = out, 0, ""
         self._lock = threading.Lock()
         self._listed: tuple[float, Places | None] = (0.0, None)  # with the time at which its listing began
+        self._read_pictures: dict[tuple[str, int], pa.Table] = {}
         self._added_at = 0.0  # time of the last new rows
         self._forget()
 
@@ -194,7 +195,7 @@ class Night:
         listed_at, listed = self._listed
         now = time.monotonic()
         if listed is None or now - listed_at > KEPT_SECONDS or (fresh and listed_at < self._added_at):
-            listed = Places(self.out)
+            listed = Places(self.out, known=self._read_pictures)
             self._listed = now, listed
         return listed
 
