@@ -9,13 +9,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from playwright.sync_api import Browser
 
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import Weights
-from tests.browser import Browser, Heard, open_browser
+from tests.browser import Heard, open_browser
 from tests.helpers import CPU, IMAGES
 
 ALL = "BATCHNST_TEST_ALL"

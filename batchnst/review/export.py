@@ -110,7 +110,7 @@ def choose(newest: pa.Table, request: Request) -> pa.Array:
     return pc.unique(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
 
 
-_SANDBOX = {
+_SANDBOX: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",

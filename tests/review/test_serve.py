@@ -24,7 +24,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from batchnst.errors import LedgerError
-from batchnst.ledger.out import Out
+from batchnst.ledger.out import Out, sort_rows
 from batchnst.ledger.pictures import stored
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.pictures import isolated
@@ -32,6 +32,7 @@ from batchnst.review.audit.pairs import unusual_losses
 from batchnst.review.report import cards, curves
 from batchnst.review.report.curves import key_of
 from batchnst.review.report.loudness import loudness
+from batchnst.review.report.places import Places
 from batchnst.review.serve import night as night_module
 from batchnst.review.serve.gallery import Gallery, _size
 from batchnst.review.serve.guard import Guard
@@ -408,9 +409,17 @@ def test_many_attempts_are_put_in_order_at_once_and_pictures_are_listed_once(
     with out.claim("r0") as claim:
         for start in range(0, len(attempts), 30):
             out.commit(claim.lease(), {}, attempts[start : start + 30], [])
-    sort_rows, places = night_module.sort_rows, night_module.Places
-    monkeypatch.setattr(night_module, "sort_rows", lambda rows: [orders.append(len(rows)), sort_rows(rows)][1])
-    monkeypatch.setattr(night_module, "Places", lambda out, **known: [listings.append(1), places(out, **known)][1])
+
+    def ordered(rows: Any) -> Any:
+        orders.append(len(rows))
+        return sort_rows(rows)
+
+    def listed(out: Out, **known: Any) -> Places:
+        listings.append(1)
+        return Places(out, **known)
+
+    monkeypatch.setattr(night_module, "sort_rows", ordered)
+    monkeypatch.setattr(night_module, "Places", listed)
     monkeypatch.setattr(night_module, "MOST_PAIRS", 10)
     night, since, more = Night(out), 0, True
     night.look()

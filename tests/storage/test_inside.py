@@ -140,7 +140,7 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "hard link": ("tar", as_type(tarfile.LNKTYPE, "y"), "is a link; name the file itself"),
     "with holes": (
         "tar",
-        with_info(lambda info: info.pax_headers.update({"GNU.sparse.map": "0,1", "GNU.sparse.size": "99999"})),
+        with_info(lambda info: setattr(info, "pax_headers", {"GNU.sparse.map": "0,1", "GNU.sparse.size": "99999"})),
         "is stored with holes; write the archive without --sparse",
     ),
     "device": ("tar", as_type(tarfile.CHRTYPE), "is not a regular file"),
