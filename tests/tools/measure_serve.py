@@ -15,7 +15,7 @@ from pathlib import Path
 from batchnst.ledger.claim import Claim
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow
-from tests.browser import open_browser, until
+from tests.browser import open_browser
 from tests.helpers import NOON, as_bytes, loss, row, scene
 
 PAIRS_A_FILE = 500
@@ -77,7 +77,8 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         began = time.monotonic()
         page.goto(server.stdout.readline().strip())
-        until(page, "pairs.id.length > 0")
+        while not page.evaluate("pairs.id.length"):
+            time.sleep(0.1)
         print(f"first pairs after {time.monotonic() - began:.1f} s", flush=True)
         while page.evaluate("pairs.id.length") < arguments.pairs:
             time.sleep(0.1)
