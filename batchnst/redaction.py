@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from batchnst import chains
 
 HIDDEN = "***"
-"""What is shown in place of a secret."""
+"""The text in place of a secret."""
 
 SHORTEST = 8
 """Shortest value of an environment variable that counts as a secret, in characters."""
@@ -251,7 +251,7 @@ def _is_secret_parameter(name: str) -> bool:
 
 
 def _user(found: re.Match[str], shown: str) -> str:
-    """What is left of the beginning of a URL; `shown` stands for the user."""
+    """The beginning of a URL without its password; `shown` stands for the user."""
     scheme = found["scheme"].lower()
     name_only = found["only"] is not None
     if scheme in _NO_PASSWORD or (name_only and scheme not in ("http", "https", "s3", "s3a", "gs", "gcs")):

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from playwright.sync_api import Browser
 
 from batchnst.cli import display
 from batchnst.painting.named_weights import load_weights
@@ -16,6 +17,7 @@ from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.weights import Weights
+from tests.browser import Heard, open_browser
 from tests.helpers import CPU, IMAGES
 
 ALL = "BATCHNST_TEST_ALL"
@@ -80,3 +82,16 @@ def weights() -> Weights:
 def vgg(weights: Weights) -> Backbone:
     """The default recipe's network, fp32, on the CPU."""
     return load_backbone(Recipe(precision="fp32"), weights, CPU)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for one module: while it is open, asyncio counts as running in this thread."""
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """An empty record of a page."""
+    return Heard()

@@ -153,7 +153,9 @@ def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Pat
     (program,) = blocks(ROOT / "docs/seal.md", "python")
     assert len([line for line in program.splitlines() if line and line[0] != "#"]) <= 30
     key, check = tmp_path / "night.key", tmp_path / "check.py"
-    assert batchnst("seal", "--new-key", key).exit_code == batchnst("seal", demo / "out/demo", "--key", key).exit_code == 0
+    assert (
+        batchnst("seal", "--new-key", key).exit_code == batchnst("seal", demo / "out/demo", "--key", key).exit_code == 0
+    )
     assert batchnst("seal", "--new-key", tmp_path / "other").exit_code == 0
     check.write_text(program)
     picture, other = sorted((demo / "out/demo/images").iterdir())

@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 
 class Kind(Enum):
-    """What a kernel computes."""
+    """Kinds of computation of a kernel."""
 
     CONVOLUTION = "convolution"
     PRODUCT = "product"  # of matrices

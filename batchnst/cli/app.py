@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 import sys
@@ -90,12 +91,29 @@ def _end_if_interrupted() -> None:
         raise typer.Exit(signals.INTERRUPTED) from None
 
 
-def _check_texts(values: Mapping[str, Any]) -> None:
-    """Raise RequestError for a text of the command line that is not UTF-8."""
-    for value in values.values():
+def _check_texts(command: Callable[..., None], values: Mapping[str, Any]) -> None:
+    """Raise RequestError for a text of the command line that is not UTF-8, or empty.
+
+    Most empty ones are variables of a script that are not set. `--seal ""` must not mean that nothing is checked.
+    """
+    for name, value in values.items():
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str):
                 check_utf8(text)
+            if text == "" and inspect.signature(command).parameters[name].default != "":
+                raise RequestError(f"{_shown_name(command, name)} is empty; expected a value")
+
+
+def _shown_name(command: Callable[..., None], name: str) -> str:
+    """The name of a parameter of `command` as users know it, such as `--style-weight` or `OUT`."""
+    annotation = inspect.signature(command, eval_str=True).parameters[name].annotation
+    for info in getattr(annotation, "__metadata__", ()):
+        if isinstance(info, typer.models.ArgumentInfo):
+            return name.upper()
+        for text in (getattr(info, "default", ""), *(getattr(info, "param_decls", None) or ())):
+            if str(text).startswith("--"):
+                return str(text)
+    return f"--{name.replace('_', '-')}"
 
 
 def print_refusal(error: Exception) -> None:
@@ -114,7 +132,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            _check_texts(kwargs)
+            _check_texts(command, kwargs)
             command(*args, **kwargs)
         except ManifestError as error:
             lines = str(error).splitlines()

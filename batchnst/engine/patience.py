@@ -1,4 +1,4 @@
-"""How long a run waits: for a task that is silent, and for a node that can run one."""
+"""Limits to the time that a run waits for a silent task, and for a node that can run one."""
 
 from __future__ import annotations
 

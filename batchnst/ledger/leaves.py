@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from batchnst.errors import LedgerError
 from batchnst.ledger import merkle, parquet
 from batchnst.ledger.canonical import encode_rows, slices
-from batchnst.ledger.compaction import is_counted
+from batchnst.ledger.compaction import SHARDS, is_counted
 from batchnst.ledger.out import ORDERED_BY, Out, newest_rows
 from batchnst.ledger.pictures.form import keys
+from batchnst.ledger.pictures.stored import Pictures
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, VERSION
 from batchnst.progress import Progress
 from batchnst.storage.files import in_parallel
@@ -66,12 +67,15 @@ _OWNER = (*ATTEMPT, "output", *(name for name in ORDERED_BY if name != "attempt"
 def leaves_of(out: Out, progress: Progress, *, skip_unreadable: bool = False) -> tuple[pa.Table, int]:
     """The leaves of OUT, sorted; and the number of pictures that are missing or differ from their rows.
 
-    Raises LedgerError for a ledger file that cannot be read, unless it is to be skipped; StorageError if OUT fails.
+    Raises LedgerError for a file of the ledger or with pictures that cannot be read, unless it is to be skipped;
+    StorageError if OUT fails.
     """
     read = partial(_parts, out, progress, skip_unreadable)
-    pairs, pictures, differing = _pair_and_picture_leaves(out, read, progress)
+    pairs, owners = _pair_leaves(read)
+    stored = out.pictures(tables=SHARDS, unreadable=(lambda *_: None) if skip_unreadable else None)
+    pictures = _sorted([_picture_leaves(out, stored, owners, progress)])
     losses, runs = _loss_leaves(read), _sorted(_row_leaves("runs", part) for part in read("runs"))
-    return pa.concat_tables([losses, pairs, pictures, runs]), differing
+    return pa.concat_tables([losses, pairs, pictures, runs]), _differing(owners, pictures)
 
 
 def hashes_of(leaves: pa.Table) -> bytes:
@@ -124,13 +128,6 @@ def _read(out: Out, table: str, skip_unreadable: bool, info: pafs.FileInfo) -> p
             text = f"{info.path}: its columns are not those of schema {VERSION}: {error}"
             raise LedgerError(text, "schema") from None
     return parquet.with_gaps(SCHEMAS[table]).empty_table()
-
-
-def _pair_and_picture_leaves(out: Out, read: Any, progress: Progress) -> tuple[pa.Table, pa.Table, int]:
-    """The leaves of `pairs` and of pictures; and the number of pictures that are missing or differ from their rows."""
-    pairs, owners = _pair_leaves(read)
-    pictures = _picture_leaves(out, owners, progress)
-    return pairs, _sorted([pictures]), _differing(owners, pictures)
 
 
 def _pair_leaves(read: Any) -> tuple[pa.Table, pa.Table]:
@@ -258,12 +255,12 @@ def _digests(encoded: pa.Array, steps: NDArray[np.int64], starts: NDArray[np.int
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 
-def _picture_leaves(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
+def _picture_leaves(out: Out, stored: Pictures, owners: pa.Table, progress: Progress) -> pa.Table:
     """A leaf for each picture; `owners` has the newest ok row for each output.
 
     An output whose newest picture is in a file with others has no leaf for a file under images/: that is superseded.
     """
-    together = _leaves_together(out, owners, progress)
+    together = _leaves_together(stored, owners, progress)
     images = (out.folder.relative(info.path) for info in out.folder.files("images"))
     known = set(together["output"].to_pylist())
     names = [name for name in images if is_counted(name) and name.removeprefix("images/") not in known]
@@ -278,9 +275,8 @@ def _picture_leaves(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
     return pa.concat_tables([_leaves("pictures", digests, columns), together])
 
 
-def _leaves_together(out: Out, owners: pa.Table, progress: Progress) -> pa.Table:
+def _leaves_together(stored: Pictures, owners: pa.Table, progress: Progress) -> pa.Table:
     """A leaf for each picture of `owners` that is in a file with others, and for each of its doubles."""
-    stored = out.pictures(tables=("pictures", "previous"))
     rows = pc.index_in(keys(stored.entries), keys(owners))
     places, owned = pc.indices_nonzero(pc.is_valid(rows)), owners.take(rows.drop_null())
     owned = owned.select([*ATTEMPT, "output"]).append_column("number", pa.array(range(len(owned)), pa.int64()))

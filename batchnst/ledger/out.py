@@ -27,6 +27,7 @@ from batchnst.ledger.pictures.stored import FORMS, Pictures
 from batchnst.ledger.previous import Previous, keep
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS, LossRow, PairRow, RunRow, to_table
 from batchnst.ledger.soundness import Damage, split
+from batchnst.ledger.state import read_state
 from batchnst.storage.files import Folder, in_parallel
 from batchnst.text_hashes import hashes, repeated
 
@@ -71,6 +72,13 @@ class Out:
     def pictures(self, pair_ids: Collection[str] | None = None, **options: Any) -> Pictures:
         """The pictures of this folder, in every form, or only those of some pairs; `options` are those of Pictures."""
         return retry_vanished(lambda: Pictures(self.folder, pair_ids, **options))
+
+    def foreign_pictures(self) -> set[str]:
+        """Files under `images/`, relative to it, of a folder that no run or export has ever written to."""
+        if read_state(self.folder).number or any(self.files(table) for table in SCHEMAS):
+            return set()
+        listing = self.folder.files("images")
+        return {self.folder.relative(info.path).removeprefix("images/") for info in listing}
 
     def check(self, lease: Lease) -> None:
         """Raise Superseded if the holder of `lease` may no longer write."""

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from batchnst.encodings import WESTERN, find_encoding, marked_encoding
 from batchnst.errors import RequestError

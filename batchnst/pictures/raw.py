@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from PIL import Image
 
 ADVICE = "a camera's raw file: pip install rawpy to have it developed, or convert it to JPEG or TIFF"
-"""What to do where rawpy is not installed."""
+"""Advice where rawpy is not installed."""
 
 ENDINGS = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
 """Endings of the usual cameras' raw files."""

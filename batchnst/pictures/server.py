@@ -55,7 +55,7 @@ Answer = tuple[dict[str, Any], list[bytes]]
 
 @dataclass(frozen=True)
 class Request:
-    """What is requested: `header` says what, `parts` are bytes, the file first.
+    """A request: its `header`, and `parts`, which are bytes, the file first.
 
     `read` returns the part of the file, at an offset and of a length, if the file was not sent. The picture's address,
     which may have secrets, is not told.

@@ -101,7 +101,7 @@ CURVES: dict[int, Callable[[Values], Values]] = {
     17: lambda values: values**2.6 * np.float32(52.37 / 48),
     18: decode_hlg,
 }
-"""What decodes values to linear ones, by H.273's code points; cameras' curves (1, 6, 14, 15) are shown as sRGB's."""
+"""Functions from encoded to linear values, by H.273's code points; cameras' curves (1, 6, 14, 15) as sRGB's."""
 
 PQ, HLG = 16, 18
 """Code points of the curves of HDR."""

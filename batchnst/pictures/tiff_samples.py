@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a page are stored: the kind of numbers, their bits, and the shape of a strip or tile.
+    """Storage of the samples of a page: the kind of numbers, their bits, and the shape of a strip or tile.
 
     rows, columns: of a tile, or of a strip that is not the last. samples: of a pixel in one strip or tile.
     planes: 1, or one for each sample.
@@ -56,7 +56,7 @@ class Layout:
 
 
 def layout(page: TiffPage) -> Layout:
-    """How the samples of `page` are stored. Raises ValueError for ways that are not read."""
+    """The layout of the samples of `page`; raises ValueError for one that is not read."""
     depths = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
     kind, bits = _KINDS.get(int(page.sampleformat or 1), ""), depths[0]
     odd = len(set(depths)) > 1 or not 1 <= bits <= 64

@@ -7,6 +7,7 @@ off goes on when it is started again.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import uuid
 from collections.abc import Iterator
@@ -69,9 +70,10 @@ def export(out: Out, to: str, request: Request, progress: Progress = silent) -> 
     newest = newest_rows(sound)
     chosen = choose(newest, request)
     dest = _destination(out, to, rows)
+    _check_foreign(dest, to, sound.filter(pc.is_in(sound["pair_id"], chosen)))
     numbers = [pc.max(table["run_number"]).as_py() or 0 for table in (sound, out.rows("runs", ["run_number"]))]
     result = Exported(len(chosen), len(newest), missing=[f"{damage}; its picture was not copied" for damage in damages])
-    if not (request.status or request.where):
+    if request.status is None and request.where is None:
         chosen = pc.unique(rows["pair_id"].combine_chunks())  # also those of damaged rows, which are copied as they are
     with dest.claim(f"export-{secrets.token_hex(6)}", above=max(numbers)) as claim:
         dest.recover(claim)
@@ -102,39 +104,61 @@ def choose(newest: pa.Table, request: Request) -> pa.Array:
     """The ids of the chosen pairs; `newest` has the newest row of each. Raises RequestError if there are none."""
     if request.status:
         newest = newest.filter(pc.equal(newest["status"], request.status))
-    ids = _where(newest, request.where) if request.where else newest["pair_id"]
+    ids = newest["pair_id"] if request.where is None else _where(newest, request.where)
     if not len(ids):
         raise RequestError("no pair is as --status and --where ask; nothing was exported")
     return pc.unique(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+
+
+_SANDBOX: dict[str, str | bool | int | float | list[str]] = {
+    "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
+"""Settings of DuckDB for conditions that others may have written: no variables of this program, nothing from a network.
+
+Files are barred once the rows are there.
+"""
 
 
 def _where(pairs: pa.Table, condition: str) -> pa.ChunkedArray:
     """The ids of those of `pairs` that satisfy a condition in SQL."""
     import duckdb
 
-    query = f"SELECT pair_id FROM pairs WHERE ({condition}\n)"
-    with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
+    with duckdb.connect(config=_SANDBOX) as connection:
         connection.register("pairs", pairs)
         connection.execute("SET enable_external_access = false")
         try:
-            if len(connection.extract_statements(query)) != 1:
-                raise RequestError(f"--where {condition}: expected one condition")
-            return connection.sql(query).to_arrow_table()["pair_id"].cast(pa.string())
+            chosen = connection.table("pairs").filter(condition)  # takes one expression, and nothing around it
+            return chosen.project("pair_id").to_arrow_table()["pair_id"].cast(pa.string())
         except duckdb.Error as error:
             reason = str(error).partition("\n")[0]
-            raise RequestError(f"--where {condition}: {reason}") from None
+            raise RequestError(f"--where {' '.join(condition.split())}: {reason}") from None
 
 
 def _destination(out: Out, to: str, rows: pa.Table) -> Out:
     """The folder to export to; raises RequestError if it is in OUT, or holds what is not of OUT."""
     dest = Out(to)
     dest.folder.check_writable()
-    if f"{dest.address}/".startswith(f"{out.address}/"):
+    if f"{_real(dest)}/".startswith(f"{_real(out)}/"):
         raise RequestError(f"--out {to}: is in {out.address}; expected another folder")
     runs = pa.chunked_array([*rows["run_id"].chunks, *out.rows("runs", ["run_id"])["run_id"].chunks], pa.string())
     if not pc.all(pc.is_in(dest.rows("pairs", ["run_id"])["run_id"], runs.combine_chunks()), min_count=0).as_py():
         raise RequestError(f"--out {to}: holds pairs of other runs than {out.address}; expected another folder")
     return dest
+
+
+def _real(out: Out) -> str:
+    """The address of a folder; of one on disk, its path without links."""
+    return os.path.realpath(out.folder.root) if out.folder.local else out.address
+
+
+def _check_foreign(dest: Out, to: str, rows: pa.Table) -> None:
+    """Raise RequestError if the picture of one of `rows` would replace one that no run or export has written."""
+    others = rows.filter(pc.is_in(rows["output"], pa.array(sorted(dest.foreign_pictures()), pa.string())))
+    if len(others):
+        text = f"images/{others['output'][0]} is there and not of a run; it would be replaced"
+        raise RequestError(f"--out {to}: {text}; expected an empty folder, or one with an earlier export")
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Members:
             return
         if len(self.by_path) >= MOST_MEMBERS:
             raise OSError(f"has more than {MOST_MEMBERS:,} members; divide it")
-        if member.offset + member.stored > self.length:
+        if not member.problem and member.offset + member.stored > self.length:
             member = member._replace(problem="is damaged: the archive ends before it does")
         if path in self.by_path:
             member = member._replace(problem="is there more than once; expected a name of its own")

@@ -60,7 +60,9 @@ def is_picture_list(kind: pa.DataType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
+    """True for binary values, also if each is kept once in a dictionary, as pandas does with its categories."""
     types = pa.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return any(check(kind) for check in (types.is_binary, types.is_large_binary, types.is_binary_view))
 
 

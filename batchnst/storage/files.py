@@ -357,7 +357,9 @@ class Folder:
     """Subfolder for unfinished files: in the same folder, so that a rename is atomic."""
 
     def __init__(self, address: str) -> None:
-        """Raises RequestError if no store serves `address` or it is read-only, StorageError if it does not answer."""
+        """Raises RequestError if `address` is empty, read-only or of no store, StorageError if that does not answer."""
+        if not address:  # often a variable of a script that is not set
+            raise RequestError("'' is no folder: expected a path or URI, such as out")
         self.address = resolve(address, ".")
         walk.check_utf8(self.address)
         self._store = _store(address)

@@ -118,7 +118,7 @@ def retry(action: Callable[[], T]) -> T:
 
 
 class Patience:
-    """How long this process waits for one store of inputs, such as a bucket, a web host or a mounted disk.
+    """The time that this process still waits for one store of inputs, such as a bucket, a web host or a mounted disk.
 
     A store that fails is waited for INPUT_SHARE of RETRY_SECONDS, by all reads together; from then on a read has
     LEAST_ATTEMPTS. Patience is renewed when an attempt succeeds after others failed, or after REST_SECONDS. A file that

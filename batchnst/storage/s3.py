@@ -31,7 +31,7 @@ def canonical(address: str) -> str:
 
 @dataclass(frozen=True)
 class S3Options:
-    """How to reach a bucket. `anonymous`: without credentials. What is None is found by the clients themselves."""
+    """Settings to reach a bucket; those that are None are left to the clients. `anonymous`: without credentials."""
 
     bucket: str
     anonymous: bool = False

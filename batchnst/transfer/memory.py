@@ -51,7 +51,7 @@ MOST_POSITIONS = 2**31 // 64
 
 @dataclass(frozen=True)
 class Fitting:
-    """How a batch is painted within a memory limit.
+    """The way to paint a batch within a memory limit.
 
     tile: side of a tile in pixels; inf for the whole picture at once. history: steps that L-BFGS remembers. memory:
     bytes that the batch needs. devices: devices that share the tiles; if empty, the pictures' own device does all.

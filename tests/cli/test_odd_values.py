@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import batchnst
 from tests.tools.command_line import COMMANDS, attempts, prepare, problem
 
 FOUND = [
@@ -39,6 +40,31 @@ def test_a_sample_of_all_calls(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) > 1000
     for name, arguments in random.Random(0).sample(calls, 20):
         assert problem(name, arguments) == "", (name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (["run", "m.csv", "--out", ""], "--out"),
+        (["run", "m.csv", "--out", "out", "--seal", ""], "--seal"),
+        (["run", "m.csv", "--out", "out", "--style-weight", ""], "--style-weight"),
+        (["run", "m.csv", "--out", "out", "--redo", "one", "--redo", ""], "--redo"),
+        (["audit", "out", "--seal", ""], "--seal"),
+        (["audit", "out", "--manifest", ""], "--manifest"),
+        (["audit", ""], "OUT"),
+        (["export", "out", "--to", "tar", "--out", ""], "--out"),
+        (["export", "out", "--to", "tar", "--out", "x", "--where", ""], "--where"),
+        (["report", "out", "--to", ""], "--to"),
+    ],
+)
+def test_an_empty_text_is_refused_and_does_not_mean_that_nothing_was_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: list[str], name: str
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    result = batchnst(*call)
+    assert (result.exit_code, result.stderr) == (2, f"batchnst: {name} is empty; expected a value\n")
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.slow

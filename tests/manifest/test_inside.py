@@ -63,6 +63,12 @@ def test_pictures_in_cells_become_addresses(folder: Path) -> None:
     assert files.read(last.content) == PHOTOS["photos/3.jpg"]
 
 
+def test_pictures_that_are_kept_once_in_a_dictionary(folder: Path) -> None:
+    styles = pa.array([STYLE, PHOTOS["photos/1.jpg"], STYLE, STYLE]).dictionary_encode()
+    make_parquet(folder / "m.parquet", {"content": cells(PHOTOS), "style": styles}, 3)
+    assert [files.read(pair.styles[0]) for pair in pairs()] == [STYLE, PHOTOS["photos/1.jpg"], STYLE, STYLE]
+
+
 def test_lists_of_pictures_are_several_styles(folder: Path) -> None:
     photos = cells(PHOTOS)
     make_parquet(folder / "m.parquet", {"content": photos, "style": [photos[:number] for number in (1, 2, 3, 1)]}, 3)

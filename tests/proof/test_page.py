@@ -21,7 +21,7 @@ from batchnst.proof.grid import read_grid
 from batchnst.proof.render import render
 from batchnst.proof.strip import Strip
 from batchnst.recipe import Recipe
-from tests.browser import Heard, open_browser, open_page, until
+from tests.browser import Heard, open_page, until
 from tests.helpers import pair, row, scene
 
 SCRIPT = "<script>window.pwned=1</script>"
@@ -118,17 +118,6 @@ def test_a_picture_too_large_for_the_page_is_shown_smaller_with_a_link(
 
 
 # In a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
 
 
 @pytest.fixture

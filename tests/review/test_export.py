@@ -179,8 +179,14 @@ def test_a_part_is_chosen_and_what_that_means_is_said(painted: Path, tmp_path: P
     ("options", "text"),
     [
         (["--where", "no_such_column = 1"], "--where no_such_column = 1: Binder Error"),
-        (["--where", "1 = "], "--where 1 = : Parser Error"),
-        (["--where", "true); SELECT (1"], "expected one condition"),
+        (["--where", "1 = "], "--where 1 =: Parser Error"),
+        (["--where", "true); SELECT (1"], "Parser Error"),
+        (["--where", "true) UNION SELECT content FROM pairs WHERE (true"], "Parser Error"),
+        (["--where", "true) LIMIT (1"], "Parser Error"),
+        (["--where", "error('two') AND\n true"], "--where error('two') AND true: "),
+        (["--where", "exists(FROM iceberg_scan('x'))"], "not in the catalog"),
+        (["--out", "file://{folder}/out"], "expected another folder"),
+        (["--out", "{folder}/link"], "expected another folder"),
         (["--where", "pair_id IN (SELECT content FROM read_csv('{folder}/m.csv'))"], "disabled by configuration"),
         (["--where", "false"], "no pair is as --status and --where ask"),
         (["--shard-size", "big"], "--shard-size big: expected a size"),
@@ -190,6 +196,8 @@ def test_a_part_is_chosen_and_what_that_means_is_said(painted: Path, tmp_path: P
 )
 def test_a_wrong_request_is_one_line(painted: Path, tmp_path: Path, options: list[str], text: str) -> None:
     options = [option.format(folder=painted) for option in options]
+    with suppress(FileExistsError):
+        (painted / "link").symlink_to(painted / "out")
     result = batchnst("export", painted / "out", "--to", "tar", "--out", tmp_path / "x", *options)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert text in result.stderr
@@ -200,6 +208,17 @@ def test_pairs_of_another_run_are_not_mixed_in(painted: Path, tmp_path: Path) ->
     rewrite(tmp_path / "x", "pairs", lambda row: row | {"run_id": "another"})
     refused = batchnst("export", painted / "out", "--to", "tar", "--out", tmp_path / "x")
     assert (refused.exit_code, "holds pairs of other runs" in refused.stderr) == (2, True)
+
+
+def test_a_picture_of_the_users_is_not_replaced(painted: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "x/images/plain.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    refused = batchnst("export", painted / "out", "--to", "files", "--out", tmp_path / "x")
+    assert (refused.exit_code, "images/plain.png is there and not of a run" in refused.stderr) == (2, True)
+    assert [path.name for path in (tmp_path / "x").rglob("*") if path.is_file()] == ["plain.png"]
+    assert "1 pictures copied" in export(painted / "out", "files", tmp_path / "x", "--where", "pair_id = 'a.b'")
+    assert mine.read_bytes() == b"mine"
 
 
 class Killed(BaseException):
@@ -366,6 +385,44 @@ def test_a_destination_that_cannot_be_a_folder_is_refused(painted: Path, tmp_pat
     assert f"{dest}: cannot be written: " in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_damaged_header_hides_no_picture_and_a_merge_loses_none(painted: Path, out: Path, tmp_path: Path) -> None:
+    export(out, "tar", tmp_path / "x")
+    (archive,) = (tmp_path / "x/pictures").iterdir()
+    whole = bytearray(archive.read_bytes())
+    whole[whole.rindex(b".json\0")] ^= 1  # of the last picture
+    archive.write_bytes(whole)
+    for options in ([], ["--seal", painted / "key.pub"]):
+        kinds = [kind for kind, _ in found(tmp_path / "x", *options)]
+        assert kinds[:4] == ["unreadable", *["picture-missing"] * 3]
+    paint = ["--engine", "inline", "--size", 32, "--steps", 1, "--pictures", "tar"]
+    batchnst("run", painted / "m.csv", "--out", tmp_path / "x", *paint)  # so that there is something to merge
+    refused = batchnst("ledger", "compact", tmp_path / "x")
+    assert ("is damaged after byte" in refused.stderr, archive.read_bytes()) == (True, bytes(whole)), refused.output
+
+
+def test_a_picture_that_stayed_when_its_pair_was_painted_again_is_checked(painted: Path, out: Path) -> None:
+    paint = ["--engine", "inline", "--size", 32, "--set", "init=noise"]
+    for form, steps in (("files", 1), ("parquet", 2), ("tar", 3)):
+        batchnst("run", painted / "m.csv", "--out", out, *paint, "--steps", steps, "--pictures", form)
+        assert found(out) == []
+    (out / "images/plain.png").write_bytes(OTHER)
+    assert found(out) == [("previous-changed", "plain")]
+
+
+def test_a_picture_of_a_pair_that_failed_then_is_checked(painted: Path, out: Path) -> None:
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        changes = {"status": "failed", "attempt": 9, "error_type": "InputError", "error_message": "x", "steps": None}
+        return row | changes | {"output_sha256": None}
+
+    for path in (out / "ledger/pairs").glob("*.parquet"):
+        rows = pq.read_table(path)
+        ok = [row for row in rows.to_pylist() if row["status"] == "ok"]
+        pq.write_table(pa.Table.from_pylist([*rows.to_pylist(), *map(fail, ok)], rows.schema), path)
+    assert found(out) == []
+    rewrite(out, "pictures", with_bytes(OTHER))
+    assert found(out) == [("previous-changed", "a.b")]
 
 
 def test_unknown_and_doubled_pictures_are_named(out: Path) -> None:

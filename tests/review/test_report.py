@@ -27,7 +27,7 @@ from batchnst.review.report import cards as report_cards
 from batchnst.review.report import curves, figures, previews
 from batchnst.review.report.places import Places
 from batchnst.storage import files
-from tests.browser import Heard, open_browser, open_page, until
+from tests.browser import Heard, open_page, until
 from tests.helpers import NOON, row
 from tests.tools import made_up
 
@@ -314,17 +314,6 @@ def test_the_way_to_the_pictures_is_seen_from_the_page(tmp_path: Path, to: str |
 
 
 # In a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
 
 
 @pytest.fixture

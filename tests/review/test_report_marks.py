@@ -22,7 +22,7 @@ from batchnst.recipe import Recipe
 from batchnst.review.report import build as report
 from batchnst.review.report.loudness import loudness
 from batchnst.review.report.redo import as_texts, request
-from tests.browser import Heard, open_browser, open_page, until
+from tests.browser import Heard, open_page, until
 from tests.helpers import batchnst, row, scene
 
 HANDLER = '"><img src=x onerror=window.pwned=1>'
@@ -83,17 +83,6 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     assert batchnst("run", night.manifest, "--out", night.out, *QUICK).exit_code == 1
     assert batchnst("report", night.out).exit_code == 0
     return night
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
 
 
 @pytest.fixture

@@ -24,19 +24,22 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from batchnst.errors import LedgerError
-from batchnst.ledger.out import Out
+from batchnst.ledger.out import Out, sort_rows
+from batchnst.ledger.pictures import stored
 from batchnst.ledger.schema import PairRow, RunRow
 from batchnst.pictures import isolated
 from batchnst.review.audit.pairs import unusual_losses
 from batchnst.review.report import cards, curves
 from batchnst.review.report.curves import key_of
 from batchnst.review.report.loudness import loudness
+from batchnst.review.report.places import Places
+from batchnst.review.serve import night as night_module
 from batchnst.review.serve.gallery import Gallery, _size
 from batchnst.review.serve.guard import Guard
 from batchnst.review.serve.measures import Measures
 from batchnst.review.serve.night import Night
 from batchnst.storage.files import Folder
-from tests.browser import open_browser, until
+from tests.browser import until
 from tests.helpers import NOON, as_bytes, loss, row, scene
 
 HOSTILE = '"><img src=x onerror=window.pwned=1>'
@@ -326,7 +329,7 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
         return ids(night.part(night.epoch, since))
 
     assert look() == []
-    assert night.state() == {"epoch": night.epoch, "seq": 0, "problem": ""}
+    assert night.state() == {"epoch": night.epoch, "seq": 0, "remade": 0, "problem": ""}
     begin(tmp_path / "out", 3)
     paint(tmp_path / "out", "a")
     paint(tmp_path / "out", "b", 1)
@@ -342,6 +345,90 @@ def test_each_file_is_read_once_and_a_compaction_changes_nothing(
     assert sorted(part["part"]["pairs"]) == sorted(cards.LISTED)
     assert part["part"]["pairs"]["before"][1]["path"] == "previous/a/r0-1.png"
     assert [night.state()[name] for name in ("pairs", "done", "alive")] == [3, 2, False]
+
+
+def test_a_file_of_pictures_is_listed_once_also_after_others_came_and_were_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, read, real = Out(str(tmp_path / "out")), list[str](), stored.read_index
+    night = Night(out)
+
+    def read_index(folder: Folder, file: str, **options: Any) -> Any:
+        read.append(file)
+        return real(folder, file, **options)
+
+    def look() -> tuple[int, set[str]]:
+        read.clear()
+        night._added_at = float("inf")
+        found = night.places(fresh=True).stored.entries["pair_id"].to_pylist()
+        return len(read), set(found)
+
+    def add(name: str) -> None:
+        with out.claim(name, "tar") as claim:
+            made = row(name, run_id=name, run_number=claim.run_number, output=f"{name}.png")
+            out.commit(claim.lease(), {made.output: as_bytes(scene(8, 8))}, [made], [])
+
+    monkeypatch.setattr(stored, "read_index", read_index)
+    add("a")
+    add("b")
+    assert (look(), look()) == ((2, {"a", "b"}), (0, {"a", "b"}))
+    add("c")
+    assert look() == (1, {"a", "b", "c"})
+    with out.claim("compaction") as claim:
+        out.compact(claim)
+    assert (look(), len(night._read_pictures)) == ((1, {"a", "b", "c"}), 1)
+
+
+def test_an_out_that_was_removed_and_made_anew_has_only_its_own_pairs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    night = Night(Out(str(out)))
+    measures = Measures(night, Gallery(night))
+    for number, name in enumerate("abc"):
+        paint(out, name, number)
+    night.look()
+    epoch, since = night.epoch, night.seq
+    shutil.rmtree(out)
+    assert measures.details("a") is None
+    night.look()
+    assert (night.remade, ids(night.part(epoch, since)), "done" in night.state()) == (1, [], False)
+    paint(out, "z", 5)
+    paint(out, "a", 6)
+    night.look()
+    assert (night.remade, ids(night.part(night.epoch, 0)), night.state()["done"]) == (1, ["z", "a"], 2)
+    shutil.rmtree(out)
+    paint(out, "y", 7)
+    night.look()
+    assert (night.remade, ids(night.part(night.epoch, 0)), night.state()["done"]) == (2, ["y"], 1)
+
+
+def test_many_attempts_are_put_in_order_at_once_and_pictures_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, orders, listings = Out(str(tmp_path / "out")), list[int](), list[int]()
+    attempts = [row(f"pair-{i}", run_id="r0", run_number=1, attempt=n) for n in (3, 1, 2) for i in range(40)]
+    with out.claim("r0") as claim:
+        for start in range(0, len(attempts), 30):
+            out.commit(claim.lease(), {}, attempts[start : start + 30], [])
+
+    def ordered(rows: Any) -> Any:
+        orders.append(len(rows))
+        return sort_rows(rows)
+
+    def listed(out: Out, **known: Any) -> Places:
+        listings.append(1)
+        return Places(out, **known)
+
+    monkeypatch.setattr(night_module, "sort_rows", ordered)
+    monkeypatch.setattr(night_module, "Places", listed)
+    monkeypatch.setattr(night_module, "MOST_PAIRS", 10)
+    night, since, more = Night(out), 0, True
+    night.look()
+    while more:
+        part = night.part(night.epoch, since)
+        since, more = part["next"], part["more"]
+    assert {row["attempt"] for row in night.newest([f"pair-{i}" for i in range(40)])} == {3}
+    assert [key[2] for key in night.files_of("pair-7")] == [1, 2, 3]
+    assert (orders, listings) == ([120, 120], [1])
 
 
 def test_a_ledger_that_cannot_be_read_for_a_while_keeps_what_is_known(tmp_path: Path) -> None:
@@ -473,12 +560,6 @@ def test_what_is_usual_follows_the_pairs_as_they_are_painted(tmp_path: Path) -> 
 # The page ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
 @contextmanager
 def watching(browser: Browser, url: str) -> Iterator[Page]:
     """The live page, open; it must stay silent, ask nobody else, and run no foreign script."""
@@ -521,6 +602,18 @@ def test_the_page_shows_pairs_as_they_are_committed(browser: Browser, tmp_path: 
         paint(out, "a", 3, output=f"{HOSTILE}#%3F.png", attempt=2)
         expect(page.locator(".tag", has_text="attempt 2")).to_have_count(1)
         expect(page.locator(".card")).to_have_count(3)
+
+
+def test_a_page_of_an_out_that_was_made_anew_shows_only_that(browser: Browser, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    paint(out, "a")
+    with serving(out) as server, watching(browser, server.url) as page:
+        expect(page.locator("#shown")).to_have_text("1 pair")
+        shutil.rmtree(out)
+        paint(out, "b", 1)
+        paint(out, "c", 2)
+        expect(page.locator("#shown")).to_have_text("2 pairs")
+        assert page.evaluate("pairs.id") == ["b", "c"]
 
 
 def test_unusual_losses_and_loud_flat_areas_come_first(browser: Browser, painted: Path) -> None:

@@ -138,6 +138,11 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "zip link": ("zip", zipped(external_attr=LINK), "is a link; name the file itself"),
     "soft link": ("tar", as_type(tarfile.SYMTYPE, "/etc/passwd"), "is a link; name the file itself"),
     "hard link": ("tar", as_type(tarfile.LNKTYPE, "y"), "is a link; name the file itself"),
+    "with holes": (
+        "tar",
+        with_info(lambda info: setattr(info, "pax_headers", {"GNU.sparse.map": "0,1", "GNU.sparse.size": "99999"})),
+        "is stored with holes; write the archive without --sparse",
+    ),
     "device": ("tar", as_type(tarfile.CHRTYPE), "is not a regular file"),
     "encrypted": ("zip", patched(zipped(), CENTRAL, 8, b"\1"), "is encrypted; write the archive without a password"),
     "bzip2": ("zip", zipped(compress_type=zipfile.ZIP_BZIP2), "is compressed by method 12; expected .* stored or defl"),

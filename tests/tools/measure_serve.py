@@ -1,21 +1,28 @@
-"""Measure the live page with a large ledger: `python -m tests.tools.measure_serve FOLDER PAIRS`."""
+"""Measure the live page of a large OUT with pictures and losses: `python -m tests.tools.measure_serve FOLDER PAIRS`."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from batchnst.ledger.claim import Claim
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import PairRow
-from tests.browser import open_browser, until
-from tests.helpers import NOON, row
+from tests.browser import open_browser
+from tests.helpers import NOON, as_bytes, loss, row, scene
 
 PAIRS_A_FILE = 500
 STYLES = 12
+STEPS = 20
+
+PICTURE = as_bytes(scene(48, 32), "JPEG")
 
 SCROLL = """async () => {
   const times = [];
@@ -31,20 +38,27 @@ SCROLL = """async () => {
 
 
 def made_up(number: int) -> PairRow:
-    """A row without a picture."""
+    """A row of a pair whose picture is PICTURE."""
     ended = NOON + timedelta(seconds=2 * number)
     return row(
         f"photo-{number:06}",
         run_number=1,
         content=f"/photos/{number // STYLES:05}.jpg",
         styles=[f"/paintings/{number % STYLES}.jpg"],
-        output=f"{number:06}.png",
-        output_sha256="0" * 64,
+        output=f"{number:06}.jpg",
+        output_sha256=hashlib.sha256(PICTURE).hexdigest(),
         total_loss=1.0 + number % 97,
         started_at=ended - timedelta(seconds=30),
         finished_at=ended,
         pid=number % 8,
     )
+
+
+def commit(out: Out, claim: Claim, numbers: Sequence[int]) -> None:
+    """Commit pairs with pictures and losses, as a task does."""
+    rows = [made_up(number) for number in numbers]
+    losses = [replace(loss(step, made.pair_id), total=9.0 / (step + 1)) for made in rows for step in range(STEPS)]
+    out.commit(claim.lease(), {made.output: PICTURE for made in rows}, rows, losses)
 
 
 def main() -> None:
@@ -54,28 +68,28 @@ def main() -> None:
     parser.add_argument("pairs", type=int)
     arguments = parser.parse_args()
     out, is_new = Out(str(arguments.folder)), not arguments.folder.exists()
-    with out.claim("r1") as claim:
+    with out.claim("r1", "tar") as claim:
         for start in range(0, arguments.pairs if is_new else 0, PAIRS_A_FILE):
-            numbers = range(start, min(start + PAIRS_A_FILE, arguments.pairs))
-            out.commit(claim.lease(), {}, list(map(made_up, numbers)), [])
+            commit(out, claim, range(start, min(start + PAIRS_A_FILE, arguments.pairs)))
     command = [sys.executable, "-m", "batchnst", "serve", out.address, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, open_browser() as browser:
         assert server.stdout
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         began = time.monotonic()
         page.goto(server.stdout.readline().strip())
-        until(page, "pairs.id.length > 0")
-        first = time.monotonic() - began
+        while not page.evaluate("pairs.id.length"):
+            time.sleep(0.1)
+        print(f"first pairs after {time.monotonic() - began:.1f} s", flush=True)
         while page.evaluate("pairs.id.length") < arguments.pairs:
             time.sleep(0.1)
-        print(f"first pairs after {first:.1f} s, all {arguments.pairs} after {time.monotonic() - began:.1f} s")
+        print(f"all {arguments.pairs} after {time.monotonic() - began:.1f} s", flush=True)
         status = Path(f"/proc/{server.pid}/status").read_text()
         print("memory of the server:", next(line for line in status.splitlines() if line.startswith("VmHWM")))
         frames = page.evaluate(SCROLL)
-        print(f"frames while it scrolls: median {frames[60]:.0f} ms, longest {frames[-1]:.0f} ms")
+        print(f"frames while it scrolls: median {frames[60]:.0f} ms, longest {frames[-1]:.0f} ms", flush=True)
         began = time.monotonic()
-        with out.claim("r1") as claim:
-            out.commit(claim.lease(), {}, [made_up(arguments.pairs)], [])
+        with out.claim("r1", "tar") as claim:
+            commit(out, claim, [arguments.pairs])
         page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
         while page.evaluate("pairs.id.length") == arguments.pairs:
             time.sleep(0.05)

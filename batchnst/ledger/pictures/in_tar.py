@@ -54,8 +54,12 @@ class InTar:
         """The pictures in an archive: its headers and rows are read, and pictures passed over."""
         with _readable(name), tarfile.open(fileobj=file, mode="r:") as archive:
             index = pa.Table.from_pylist(list(_samples(archive, name)), INDEX)
+            # tarfile takes a damaged header, and a cut at a header, for the end.
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise LedgerError(f"{name}: is damaged after byte {archive.offset:,}")
             file.seek(-len(END), io.SEEK_END)
-            if file.read() != END:  # tarfile takes an archive that is cut off at a header for a whole one
+            if file.read() != END:
                 raise LedgerError(f"{name}: ends early")
             return index
 

@@ -81,8 +81,12 @@ class Pictures:
         unreadable: Callable[[str, LedgerError], None] | None = None,
         *,
         claims: bool = False,
+        known: dict[tuple[str, int], pa.Table] | None = None,
     ) -> None:
         """List only pictures of `pair_ids`, if given. tables: folders to look into. claims: as of `Form.index`.
+
+        known: the entries of files by path and size, as far as an earlier listing has read them; it is brought up to
+        date. A file with many pictures never changes.
 
         Raises LedgerError if a file cannot be read; or calls `unreadable` with its path in OUT and the error.
         """
@@ -98,7 +102,15 @@ class Pictures:
             unreadable(file, error)
 
         files = [info for table in tables for info in current_files(folder, table)]
-        parts = in_parallel(lambda info: _listed(folder, info, wanted, refused, claims=claims), files, folder.streams)
+        every = {} if known is None else dict(known)
+        names = [(info.path, info.size) for info in files]
+        new = [info for info, name in zip(files, names, strict=True) if name not in every]
+        parts = in_parallel(lambda info: _listed(folder, info, wanted, refused, claims=claims), new, folder.streams)
+        every |= {(info.path, info.size): part for info, part in zip(new, parts, strict=True)}
+        parts = [every[name] for name in names]
+        if known is not None:
+            known.clear()
+            known.update((name, part) for name, part in zip(names, parts, strict=True) if len(part))
         self.entries = pa.concat_tables([LISTED.empty_table(), *parts]).combine_chunks()
         self._keys = keys(self.entries)
 

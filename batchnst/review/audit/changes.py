@@ -51,9 +51,9 @@ def _distinct(hashes: bytes) -> bytes:
 
 
 class Changes:
-    """What was altered, removed, added or moved from the state `old`, a seal's, to `new`.
+    """Leaves that were altered, removed, added or moved from the state `old`, a seal's, to `new`.
 
-    What a run left that `old` does not cover is no change: it came later, and is not sealed.
+    Leaves of runs that `old` does not cover are no change: they came later, and are not sealed.
     """
 
     def __init__(self, old: State, new: State) -> None:
@@ -117,7 +117,7 @@ def _grouped(leaves: Iterable[Leaf], by: Callable[[Leaf], Any]) -> defaultdict[A
 
 
 def _key(leaf: Leaf) -> tuple[Any, ...]:
-    """What a leaf is about."""
+    """The identity of a leaf's subject: the same before and after its content changes."""
     return (leaf["kind"], *(leaf[name] for name in (["output"] if leaf["kind"] == "pictures" else ATTEMPT)))
 
 

@@ -32,7 +32,7 @@ def seals(out: Out, public: str, root: str | None, result: Audit, progress: Prog
 
 
 def _changes(out: Out, valid: list[seal.Seal], result: Audit, progress: Progress) -> Iterator[Finding]:
-    """What changed between each of the seals and the next one, and between the last one and OUT now."""
+    """Findings on the changes between each of the seals and the next one, and from the last one to OUT now."""
     last = State.empty()
     for number, each in enumerate(valid):
         progress(f"seals {number}/{len(valid)}", number, len(valid))
@@ -58,7 +58,7 @@ class _Chain:
         self._roots = dict[int, str]()  # by number; "" if unknown
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong with the seals; fills `valid`."""
+        """Findings on the seals themselves; fills `valid`."""
         for number, name in seal.seal_names(self._folder, ".json"):
             if number > (expected := max(self._roots, default=0) + 1):
                 gap = f"seal {expected}" if number == expected + 1 else f"seals {expected} to {number - 1}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,28 +11,35 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnst.ledger.compaction import ENDINGS, is_counted
-from batchnst.ledger.out import Out
+from batchnst.ledger.compaction import ENDINGS, SHARDS, is_counted
+from batchnst.ledger.out import ORDERED_BY, Out, newest_rows, sort_rows
+from batchnst.ledger.pictures.form import keys
 from batchnst.ledger.pictures.stored import Found
 from batchnst.ledger.previous import PREVIOUS, previous_name
 from batchnst.ledger.schema import ATTEMPT
 from batchnst.progress import Progress
 from batchnst.review.audit.findings import Audit, Finding
 from batchnst.review.audit.hashes import hash_differs, in_threads, unknown_entries, unreadable
+from batchnst.storage.files import in_parallel
 
 _COLUMNS = [*ATTEMPT, "output", "output_sha256"]
 """Columns of `pairs` that name a picture of an earlier attempt, and its hash."""
+
+_ORDERED = list(dict.fromkeys([*_COLUMNS, *ORDERED_BY]))
+"""These columns, and those by which attempts are put in order."""
 
 
 def previous_pictures(
     out: Out, rows: pa.Table, damaged: pa.Table, result: Audit, progress: Progress
 ) -> Iterator[Finding]:
-    """Findings on files under `previous/` that are not the picture of an ok row; sets `result.previous`.
+    """Findings on pictures of earlier attempts, in `previous/` or elsewhere, that are not those of an ok row.
 
-    None needs to be there: people may remove them to make room. That of a `damaged` row is not told beside that row.
+    Sets `result.previous`, the number of them. None needs to be there: people may remove them to make room. That of a
+    `damaged` row is not told beside that row.
     """
-    ok = rows.filter(pc.equal(rows["status"], "ok")).select(_COLUMNS)
-    yield from _together(out, ok, damaged, result)
+    ok = rows.filter(pc.equal(rows["status"], "ok"))
+    yield from _together(out, ok.select(_COLUMNS), damaged, result)
+    yield from _in_place(out, ok, newest_rows(rows), result)
     files = (out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
     told = _known(damaged)
     listed = [name for name in files if not _has_many(name) and name not in told]
@@ -65,6 +73,49 @@ def _found(row: dict[str, Any], picture: Found) -> Finding | None:
     if sha256 == row["output_sha256"]:
         return None
     return Finding("previous-changed", row["pair_id"], hash_differs(picture.name, sha256, row["output_sha256"]))
+
+
+def _in_place(out: Out, ok: pa.Table, newest: pa.Table, result: Audit) -> Iterator[Finding]:
+    """Findings on pictures that stayed where they were painted, although the row of their pair is not the newest.
+
+    That pair was painted again into a file of another form, or to another output, or failed when it was painted again.
+    """
+    earlier = ok.filter(pc.invert(pc.is_in(keys(ok), keys(newest)))).select(_ORDERED)
+    if not len(earlier):
+        return
+    stored = out.pictures(tables=SHARDS, unreadable=lambda *_: None)  # these are findings already
+    places = stored.places(earlier)
+    files = stored.entries["file"].take(places.drop_null())
+    together = earlier.filter(pc.is_valid(places)).filter(pc.starts_with(files, "pictures/"))
+    result.previous += len(together)
+    yield from sorted(filter(None, stored.each(together, _found)), key=lambda finding: finding.text)
+    current = newest.filter(pc.and_(pc.equal(newest["status"], "ok"), pc.is_null(stored.places(newest))))
+    apart = earlier.filter(pc.and_(pc.is_null(places), pc.invert(pc.is_in(earlier["output"], current["output"]))))
+    expected = _expected(out, apart)
+    result.previous += len(expected)
+    for finding in in_parallel(partial(_stayed, out), expected.values(), out.folder.streams):
+        yield from [finding] if finding else []
+
+
+def _expected(out: Out, apart: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """By each file under `images/` that is there, its attempts of `apart` that are not kept elsewhere, newest last."""
+    there = {out.folder.relative(info.path) for table in ("images", PREVIOUS) for info in out.folder.files(table)}
+    expected = defaultdict[str, list[dict[str, Any]]](list)
+    for row in sort_rows(apart).to_pylist():
+        kept = previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])
+        if (name := f"images/{row['output']}") in there and kept not in there:
+            expected[name].append(row)
+    return expected
+
+
+def _stayed(out: Out, attempts: list[dict[str, Any]]) -> Finding | None:
+    """A finding if the file of these attempts, the newest last, is the picture of none of them."""
+    name = f"images/{attempts[-1]['output']}"
+    sha256 = hashlib.sha256(out.folder.read(name) or b"").hexdigest()
+    if any(sha256 == row["output_sha256"] for row in attempts):
+        return None
+    text = hash_differs(name, sha256, attempts[-1]["output_sha256"])
+    return Finding("previous-changed", attempts[-1]["pair_id"], text)
 
 
 def _known(rows: pa.Table) -> dict[str, dict[str, Any]]:

@@ -114,7 +114,7 @@ def _picture(preview: Preview) -> Row:
 
 
 def _loud(pairs: Row, previews: Sequence[Preview]) -> list[float | None]:
-    """How loud each painting is where its photograph is flat; None if one of the two cannot be seen."""
+    """The loudness of each painting; None if it or its photograph cannot be seen."""
     values = []
     for content, result in zip(pairs["contentPicture"], pairs["result"], strict=True):
         photo, painting = previews[content].gray, None if result is None else previews[result].gray

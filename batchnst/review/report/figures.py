@@ -67,9 +67,9 @@ class Spans:
         """The spans of the rows of `pairs`."""
         return cls(*(_seconds(attempts[name]) for name in ("started_at", "finished_at")))
 
-    def where(self, mask: NDArray[np.bool_]) -> Spans:
-        """The spans for which `mask` is True."""
-        return Spans(self.start[mask], self.end[mask])
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Spans:
+        """The spans for which `chosen` is True, or at the places that it has."""
+        return Spans(self.start[chosen], self.end[chosen])
 
     @cached_property
     def busy(self) -> float:
@@ -152,7 +152,7 @@ def _run(
         "seconds": seconds,
         "end": float(start) + seconds,
         "hosts": sorted(set(attempts["host"].to_pylist())),
-        "workers": len(set(_worker_names(attempts))),
+        "workers": len(_worker_names(attempts).unique()),
         "painted": painted,
         "failed": len(attempts) - painted,
         "rate": _rate(painted, seconds),
@@ -169,24 +169,28 @@ def _left(attempts: pa.Table, run: dict[str, Any] | None) -> int | None:
     return max(0, left)
 
 
-def _worker_names(attempts: pa.Table) -> list[str]:
+def _worker_names(attempts: pa.Table) -> pa.Array:
     """Host and process of each attempt."""
-    names: list[str] = pc.binary_join_element_wise(
-        attempts["host"], pc.cast(attempts["pid"], pa.string()), " · "
-    ).to_pylist()
-    return names
+    names = pc.binary_join_element_wise(attempts["host"], pc.cast(attempts["pid"], pa.string()), " · ")
+    return names.combine_chunks()
+
+
+def by_worker(attempts: pa.Table) -> list[tuple[str, NDArray[np.int64]]]:
+    """The name of each worker and the places of its attempts, sorted by name."""
+    names = _worker_names(attempts).dictionary_encode()
+    codes = names.indices.to_numpy()
+    places = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    return sorted(zip(names.dictionary.to_pylist(), places, strict=False), key=lambda worker: worker[0])
 
 
 def _workers(attempts: pa.Table) -> list[dict[str, Any]]:
     """Statistics of each worker; `busy` is in seconds, `rate` in pairs an hour."""
-    spans, names = Spans.of(attempts), np.array(_worker_names(attempts))
-    ok = attempts["status"].to_numpy() == "ok"
+    spans, ok = Spans.of(attempts), attempts["status"].to_numpy() == "ok"
     workers = []
-    for name in set(names.tolist()):
-        mask = names == name
-        painted, busy = int((mask & ok).sum()), spans.where(mask).busy
+    for name, own in by_worker(attempts):
+        painted, busy = int(ok[own].sum()), spans.where(own).busy
         workers.append(
-            {"name": name, "painted": painted, "failed": int(mask.sum()) - painted, "busy": busy}
+            {"name": name, "painted": painted, "failed": len(own) - painted, "busy": busy}
             | {"rate": _rate(painted, busy)}
         )
     return workers
@@ -196,7 +200,7 @@ def throughput(attempts: pa.Table) -> dict[str, Any]:
     """Painted pairs an hour over time, by worker, or by host if there are many workers. Long breaks are left out."""
     painted = attempts.filter(pc.equal(attempts["status"], "ok"))
     spans = Spans.of(painted)
-    names = np.array(_worker_names(painted))
+    names = np.array(_worker_names(painted).to_pylist())
     if len(set(names.tolist())) > MOST_WORKERS:
         names = painted["host"].to_numpy()
     common = [name for name, _ in Counter(names.tolist()).most_common()]

@@ -1,4 +1,4 @@
-"""How loud a painting is where its photograph is flat, such as in the sky: a measure to sort by.
+"""Loudness, a measure to sort by: the detail of a painting where its photograph is flat, such as in the sky.
 
 Strokes and patterns in flat areas are what people see first. Both pictures are compared as small previews, so the
 measure says which pairs to look at first, and nothing about a pair by itself.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from batchnst.ledger.compaction import SHARDS
 from batchnst.ledger.out import Out
 from batchnst.ledger.previous import PREVIOUS, previous_name
@@ -15,9 +17,11 @@ from batchnst.review.report.previews import Source
 class Places:
     """The places of painted pictures at one moment, in every form; `stored` reads those in files with others."""
 
-    def __init__(self, out: Out, pair_ids: Collection[str] | None = None) -> None:
-        """Only pictures of `pair_ids`, if given."""
-        self.stored = out.pictures(pair_ids, tables=SHARDS, unreadable=lambda *_: None)
+    def __init__(
+        self, out: Out, pair_ids: Collection[str] | None = None, known: dict[tuple[str, int], pa.Table] | None = None
+    ) -> None:
+        """Only pictures of `pair_ids`, if given. known: as of `Pictures`."""
+        self.stored = out.pictures(pair_ids, tables=SHARDS, unreadable=lambda *_: None, known=known)
         self._kept = frozenset(out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
 
     def newest(self, row: Mapping[str, Any]) -> Source:

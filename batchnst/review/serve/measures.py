@@ -84,5 +84,7 @@ class Measures:
         if len(found) < len(parts):  # a compaction has just merged them
             found = [out.rows("pairs", matching=matching)]
         attempts = sort_rows(without_secrets(pa.concat_tables(found, promote_options="default"))).to_pylist()
+        if not attempts:  # OUT was removed, and the next look will tell
+            return None
         newest = key_of(attempts[-1])
         return cards.details(attempts, {}, self._curves.curve(newest, files.get(newest, "")))

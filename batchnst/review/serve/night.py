@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -51,13 +51,22 @@ KEPT_SECONDS = 10.0
 class Night:
     """The pairs of OUT and the state of its run, as of the last `look`; safe to use from several threads.
 
-    epoch: tells this object from others, whose numbers of changes mean nothing here. seq: the number of changes so far;
-    each new attempt at a pair is one. problem: why the last look failed, "" if it did not.
+    epoch: tells its pairs from those of others, whose numbers of changes mean nothing here. seq: the number of changes
+    so far; each new attempt at a pair is one. remade: number of times that rows had gone, because OUT was removed or
+    another one was put in its place. problem: why the last look failed, "" if it did not.
     """
 
     def __init__(self, out: Out) -> None:
-        self.out, self.epoch, self.seq, self.problem = out, secrets.token_hex(4), 0, ""
+        self.out, self.remade, self.problem = out, 0, ""
         self._lock = threading.Lock()
+        self._listed: tuple[float, Places | None] = (0.0, None)  # with the time at which its listing began
+        self._read_pictures: dict[tuple[str, int], pa.Table] = {}
+        self._added_at = 0.0  # time of the last new rows
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with no pairs."""
+        self.epoch, self.seq = secrets.token_hex(4), 0
         self._files = set[str]()  # names of files that were read
         self._known: dict[Key, str] = {}  # name of the file that has an attempt's row now
         self._rows = _slim(parquet.empty("pairs", COLUMNS))
@@ -66,19 +75,27 @@ class Night:
         self._pictures: dict[str, Row] = {}  # ok rows by path in OUT of their pictures
         self._groups = Groups()
         self._regrouped: dict[int, int] = {}  # number of the last change of each group
-        self._listed: tuple[float, Places | None] = (0.0, None)
         self._status: Row = {}
 
     def look(self) -> None:
         """Read what is new; raises LedgerError and StorageError, and keeps what it knew."""
-        new, names = retry_vanished(self._new_rows)
-        with self._lock:
-            self._add(new)
-            self._files = names
-            rows = self._rows
-        status = self._describe(rows)
+        if self._take(*retry_vanished(self._new_rows)):
+            self._take(*retry_vanished(self._new_rows))
+        status = self._describe(self._rows)
         with self._lock:
             self._status = status
+
+    def _take(self, new: pa.Table, names: set[str]) -> bool:
+        """Add the rows `new`; OUT has files of these `names`. True if known rows have gone, and all are forgotten."""
+        with self._lock:
+            self._add(new)
+            # Rows of a file that a compaction has merged are in another file now.
+            gone = bool(self._files - names) and not names.issuperset(self._known.values())
+            self._files = names
+            if gone:
+                self._forget()
+                self.remade += 1
+            return gone
 
     def _new_rows(self) -> tuple[pa.Table, set[str]]:
         """The rows of files that were not read yet, with the names of these, and the names of all files."""
@@ -99,15 +116,18 @@ class Night:
         self._known.update(zip(keys, rows[FILE.name].to_pylist(), strict=True))
         if not fresh:
             return
+        self._added_at = time.monotonic()
         rows = rows.drop_columns([FILE.name]).take(pa.array(fresh))
         first = len(self._rows)
         self._rows = pa.concat_tables([self._rows, rows]).combine_chunks()
-        for i, row in enumerate(rows.select(["pair_id", *ORDERED_BY]).to_pylist()):
-            self._place(row["pair_id"], first + i)
+        pair_ids = rows["pair_id"].to_pylist()
+        for place, pair_id in enumerate(pair_ids, first):
+            self._places.setdefault(pair_id, []).append(place)
             self.seq += 1
-            self._changes.pop(row["pair_id"], None)
-            self._changes[row["pair_id"]] = self.seq
-        newest = dict.fromkeys(self._places[pair_id][-1] for pair_id in rows["pair_id"].to_pylist())
+            self._changes.pop(pair_id, None)
+            self._changes[pair_id] = self.seq
+        self._order(dict.fromkeys(pair_ids))
+        newest = dict.fromkeys(self._places[pair_id][-1] for pair_id in pair_ids)
         changed = self._groups.put(self._rows.take(pa.array(newest)))
         self._regrouped.update(dict.fromkeys(changed, self.seq))
         ok = rows.filter(pc.equal(rows["status"], "ok"))
@@ -115,13 +135,14 @@ class Night:
             self._pictures[previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])] = row
             self._pictures[f"images/{row['output']}"] = row
 
-    def _place(self, pair_id: str, place: int) -> None:
-        """Add the row at `place` to those of its pair, in the order of attempts."""
-        places = [*self._places.get(pair_id, ()), place]
-        if len(places) > 1:
-            order = sort_rows(self._rows.take(pa.array(places)).append_column("place", pa.array(places)))
-            places = order["place"].to_pylist()
-        self._places[pair_id] = places
+    def _order(self, pair_ids: Iterable[str]) -> None:
+        """Put the rows of each of these pairs in the order of attempts."""
+        several = [pair_id for pair_id in pair_ids if len(self._places[pair_id]) > 1]
+        places = pa.array([place for pair_id in several for place in self._places[pair_id]], pa.int64())
+        ordered = sort_rows(self._rows.take(places).select([*ORDERED_BY]).append_column("place", places))
+        rank = {place: number for number, place in enumerate(ordered["place"].to_pylist())}
+        for pair_id in several:
+            self._places[pair_id].sort(key=rank.__getitem__)
 
     def part(self, epoch: str, since: int) -> Row:
         """Pairs that have changed since `since`, for `addPairs`: the ones that changed first, at most MOST_PAIRS.
@@ -135,7 +156,7 @@ class Night:
             attempts = self._attempts(ids)
             regrouped = [number for number, change in self._regrouped.items() if change > since]
             group, usual = cards.unusual(self._groups, ids, regrouped)
-        places = self.places(fresh=any(len(rows) > 1 for rows in attempts))  # a picture may just have been replaced
+        places = self.places(fresh=any(len(rows) > 1 for rows in attempts))  # the one before may have moved
         chosen = [_card(rows, places) for rows in attempts]
         album = Album(self.out, places.stored)
         part = cards.part(chosen, album.number, {})
@@ -170,11 +191,12 @@ class Night:
         return name in self._files
 
     def places(self, *, fresh: bool = False) -> Places:
-        """Where the pictures are, as of the last KEPT_SECONDS, or as they are now if `fresh`."""
-        when, listed = self._listed
-        if listed is None or fresh or time.monotonic() - when > KEPT_SECONDS:
-            listed = Places(self.out)
-            self._listed = time.monotonic(), listed
+        """Where the pictures are, as of the last KEPT_SECONDS; if `fresh`, with those of all rows that are known."""
+        listed_at, listed = self._listed
+        now = time.monotonic()
+        if listed is None or now - listed_at > KEPT_SECONDS or (fresh and listed_at < self._added_at):
+            listed = Places(self.out, known=self._read_pictures)
+            self._listed = now, listed
         return listed
 
     def picture(self, path: str) -> Row | None:
@@ -186,7 +208,8 @@ class Night:
         """The state of the run, as the page's function `showState` takes it."""
         damage = self.out.damage.notice(self.out.address) if self.out.damage else ""
         with self._lock:
-            return {"epoch": self.epoch, "seq": self.seq, "problem": self.problem or damage, **self._status}
+            numbers = {"epoch": self.epoch, "seq": self.seq, "remade": self.remade}
+            return numbers | {"problem": self.problem or damage, **self._status}
 
     def _describe(self, rows: pa.Table) -> Row:
         """The state of the newest run; {} if there is none yet."""
@@ -245,15 +268,13 @@ def _workers(rows: pa.Table, began: float) -> Iterator[Row]:
     if not len(rows):
         return
     spans, ok = Spans.of(rows), rows["status"].to_numpy() == "ok"
-    names = pc.binary_join_element_wise(rows["host"], rows["pid"].cast(pa.string()), " · ").to_numpy()
     devices = pc.fill_null(rows["device"], "").to_numpy()
-    for name in sorted(set(names)):
-        mask = names == name
-        own = spans.where(mask)
-        device = next(iter(set(devices[mask]) - {""}), "")
-        share = own.busy / max(float(own.end.max()) - began, 1e-3)
-        painted = int(np.count_nonzero(mask & ok))
-        counts = {"painted": painted, "failed": int(np.count_nonzero(mask)) - painted}
+    for name, own in figures.by_worker(rows):
+        times = spans.where(own)
+        device = next(iter(set(devices[own]) - {""}), "")
+        share = times.busy / max(float(times.end.max()) - began, 1e-3)
+        painted = int(np.count_nonzero(ok[own]))
+        counts = {"painted": painted, "failed": len(own) - painted}
         yield {"name": name, "device": device, **counts, "busy": min(1.0, share)}
 
 

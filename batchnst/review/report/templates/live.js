@@ -112,6 +112,11 @@ function listen() {
   const events = new EventSource("events");
   events.addEventListener("message", ({ data: text }) => {
     const run = JSON.parse(text);
+    live.remade ??= run.remade;
+    if (run.remade !== live.remade) { // OUT was removed: nothing that is shown is there any more
+      location.reload();
+      return;
+    }
     showRun(run);
     if (run.epoch !== live.epoch || run.seq > live.since) ask();
     else showWaiting();
