@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,6 +108,9 @@ AUTOSCALER_SECONDS = 3600.0
 
 LOCAL_SECONDS = 30.0
 """The same on a cluster on this machine for this run alone, which no node joins."""
+
+_IMPORTED_FROM = Path(__file__).parents[2]
+"""The folder that batchnst was imported from."""
 
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)\s.*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 """The versions of a cluster and of this process in Ray's message that they differ."""
@@ -353,7 +356,8 @@ class Cluster:
                 options["num_gpus"] = gpu_count()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            with _blocked(signal.SIGHUP):
+            # Ray lets workers import from the current folder: not from the user's, which may hold anybody's files.
+            with _blocked(signal.SIGHUP), chdir(_IMPORTED_FROM):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             signal.signal(signal.SIGTERM, handler)  # Ray installs a handler that exits with 15
         except (RayError, RuntimeError, ValueError, OSError) as error:

@@ -110,8 +110,8 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     return started[-1]
 
 
-def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+def finish(arguments: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
@@ -193,12 +193,12 @@ def test_the_pair_that_kills_workers_is_found_and_its_neighbours_are_painted(
     Image.open(images / "coffee.png").resize((98, 98)).save(tmp_path / "good.png")
     rows = [f"{name}.png,{images}/swirls.png,{name}-{i}" for i, name in enumerate(["good", "good", "poison", "good"])]
     (tmp_path / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
+    for module in ("batchnst", "numpy", "PIL", "pyarrow", "pydantic", "ray", "torch"):  # in the folder of the photos
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     out = tmp_path / "out"
-    run = finish(
-        command(
-            tmp_path / "m.csv", out, "--address", cluster, "--batch-size", "4", "--steps", "2", "--max-attempts", "2"
-        )
-    )
+    options = ["--address", cluster, "--batch-size", "4", "--steps", "2", "--max-attempts", "2"]
+    run = finish(command(tmp_path / "m.csv", out, *options), tmp_path)
+    assert not (tmp_path / "executed").exists(), run.stderr
     assert run.returncode == 1, run.stderr
     assert "4 of its pairs are tried again" in run.stderr
     assert run.stdout.count("\n") == 1
