@@ -11,6 +11,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser
 
+from batchnst.bench import speed
 from batchnst.cli import display
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
@@ -50,6 +51,15 @@ def no_progress() -> Iterator[None]:
     """Commands print no lines of progress between others, however slow the machine is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(display, "PLAIN_EVERY", 1e6)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurements() -> Iterator[None]:
+    """This machine's speed is measured in an instant."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SIZE": 64, "ROUNDS": 1, "ROUND_SECONDS": 0.01}.items():
+            patch.setattr(speed, name, value)
         yield
 
 

@@ -29,6 +29,9 @@ from batchnst.transfer.device import (
 from batchnst.transfer.graph import EAGER_CALLS
 from batchnst.transfer.stylize import Guide, stylize
 
+SIZE = 256
+"""Width of the picture that a short measurement paints, in pixels."""
+
 ROUNDS = 3
 """Rounds of each measurement; the result is their median."""
 
@@ -76,12 +79,12 @@ def seconds_per_call(function: Callable[[], Tensor | None], device: torch.device
 
 
 def measure_speed(recipe: Recipe) -> float:
-    """Measure the pixel-steps a second of one worker with one thread, in a few steps at 256 pixels."""
+    """Measure the pixel-steps a second of one worker with one thread, in a few steps at SIZE pixels."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     tune_process()
     try:
-        painting = NoisePainting(recipe, best_device(), 256, 1)
+        painting = NoisePainting(recipe, best_device(), SIZE, 1)
         return painting.pixels / seconds_per_call(painting.step, best_device())
     finally:
         torch.set_num_threads(threads)

@@ -20,7 +20,8 @@ from batchnst.recipe import Recipe
 from batchnst.storage.files import is_uri, local_path
 from batchnst.text_hashes import Hashes, hashes, repeated
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""Control characters, which no output may have."""
 
 MAX_NAME = 255
 """Longest name of a file or folder that Linux file systems take, in bytes."""
@@ -55,7 +56,7 @@ def output_problem(output: str, longest: int) -> str | None:
     path = PurePosixPath(output)
     if path.is_absolute() or ".." in path.parts or "\\" in output:
         return f"{output!r} leaves OUT; expected a path inside its images/ folder"
-    if _CONTROL.search(output):  # the ledger's readers take a row with such a name for a damaged one
+    if CONTROL.search(output):  # the ledger's readers take a row with such a name for a damaged one
         return f"{output!r} has a control character, such as the end of a line; expected a name without"
     if path.suffix.lower() not in FORMATS:
         return f"{output!r} cannot be written; expected a name that ends in {', '.join(FORMATS)}"

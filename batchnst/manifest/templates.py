@@ -13,7 +13,7 @@ from batchnst.chains import path_of
 from batchnst.errors import RequestError
 from batchnst.manifest.columns import OUTPUT_FIELDS
 from batchnst.manifest.left_out import Picture
-from batchnst.manifest.outputs import LONGEST_OUTPUT, Clash, clashes, output_problem
+from batchnst.manifest.outputs import CONTROL, LONGEST_OUTPUT, Clash, clashes, output_problem
 from batchnst.pictures.encode import FORMATS
 from batchnst.recipe import did_you_mean
 
@@ -33,7 +33,7 @@ class Template:
         self._parts = _parse(text)
 
     def output(self, content: Picture, style: Picture, pair_id: str) -> str:
-        """The output of a pair: a relative path, without empty names and without backslashes."""
+        """The output of a pair: a relative path without empty names, backslashes and control characters."""
         values = {
             **_fields(content, "folder", "name", "ending"),
             **_fields(style, "style_folder", "style", "style_ending"),
@@ -41,7 +41,8 @@ class Template:
             "format": self._kind,
         }
         path = "".join(f"{literal}{values[name] if name else ''}" for literal, name in self._parts)
-        return "/".join(part for part in path.replace("\\", "-").split("/") if part not in ("", "."))
+        path = CONTROL.sub("-", path.replace("\\", "-"))
+        return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _fields(picture: Picture, folder: str, name: str, ending: str) -> Mapping[str, str]:

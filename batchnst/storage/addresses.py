@@ -211,7 +211,7 @@ _PYARROW: dict[str, Callable[[str, str], Store]] = {
 def _by_fsspec(prefix: str, name: str) -> Store:
     scheme = prefix.partition(":")[0]
     if scheme in ("http", "https"):
-        from batchnst.storage.web import web_filesystem  # the package that it needs may be missing
+        from batchnst.storage.http import web_filesystem  # the package that it needs may be missing
 
         filesystem = web_filesystem(scheme, WEB_TOTAL_SECONDS, WEB_CONNECT_SECONDS, TIMEOUT_SECONDS)
         return Store(from_fsspec(filesystem), prefix, prefix, writable=False)

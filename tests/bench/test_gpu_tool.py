@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from batchnst.bench import race, speed
+from batchnst.bench import race
 from tests.tools import gpu
 
 
@@ -15,8 +15,6 @@ from tests.tools import gpu
 def test_every_part_of_make_gpu_runs_and_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "STEPS", 3)
     monkeypatch.setattr(race, "REPEATS", 1)
-    monkeypatch.setattr(speed, "ROUNDS", 1)
-    monkeypatch.setattr(speed, "ROUND_SECONDS", 0.05)
     report = gpu.examine(gpu.SMALL, 1e9)
     assert report.errors == {}
     assert report.holds, report.checks

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from batchnst import read_ledger
-from batchnst.bench import estimate, speed
+from batchnst.bench import estimate
 from batchnst.cli.options import RECIPE_OPTIONS
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import PRESETS, Recipe, read_recipe, recipe_keys
@@ -18,13 +18,6 @@ from tests import oracles
 from tests.helpers import batchnst, size_of
 
 QUICK = ["--engine", "inline", "--size", "48", "--steps", "4"]
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`plan` measures this machine's speed in a tenth of a second."""
-    monkeypatch.setattr(speed, "ROUNDS", 1)
-    monkeypatch.setattr(speed, "ROUND_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -244,6 +244,7 @@ def test_arrows_go_by_rows_also_through_groups(page: Page) -> None:
     press(page, "ArrowRight", "Home")
     assert focused(page) == "dunes"
     page.select_option("select[name=group]", "style")
+    expect(page.locator(".group")).to_have_count(2)
     assert groups(page) == [[f"{HANDLER}.png", 2], ["dots.png", 3]]
 
 
