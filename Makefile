@@ -41,6 +41,9 @@ docs: .venv/.ready
 	tests/tools/servers.sh
 	touch $@
 
+# Tests start hundreds of processes, which else compile every module anew.
+test slow: export PYTHONDONTWRITEBYTECODE =
+
 test: .venv/.ready $(IMAGES) .venv/.chromium .venv/.servers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

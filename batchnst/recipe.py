@@ -26,6 +26,7 @@ from pydantic import (
 from batchnst.backbones import BACKBONES, cut, layer_names, smallest_side
 from batchnst.encodings import decode
 from batchnst.errors import RecipeError
+from batchnst.sizes import fit
 
 SMALLEST_TILE = 64
 """Smallest side of a tile, in pixels."""
@@ -294,12 +295,6 @@ class Recipe(BaseModel):
             # Skip layer errors if the backbone is unknown.
             items = (item for item in error.errors() if item["type"] != "default_factory_not_called")
             raise RecipeError(*map(_explain, items)) from None
-
-
-def fit(width: int, height: int, size: float) -> tuple[int, int]:
-    """Working size (width, height): the longest side becomes `size`; both are rounded and at least 1 pixel."""
-    scale = size / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def recipe_keys() -> list[str]:

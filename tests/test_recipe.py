@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnst.errors import RecipeError
-from batchnst.recipe import Recipe, fit, read_recipe_file
+from batchnst.recipe import Recipe, read_recipe_file
+from batchnst.sizes import fit
 
 
 @pytest.mark.parametrize(

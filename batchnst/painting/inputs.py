@@ -15,7 +15,8 @@ from batchnst.pictures import decode, isolated
 from batchnst.pictures.decode import DecodeOptions, Picture, Pixels
 from batchnst.pictures.encode import Finish, unkept
 from batchnst.pictures.metadata import Metadata
-from batchnst.recipe import ORIGINAL, Recipe, fit, is_start_picture
+from batchnst.recipe import ORIGINAL, Recipe, is_start_picture
+from batchnst.sizes import fit
 from batchnst.storage import files
 
 Source = str | Image.Image

@@ -18,7 +18,7 @@ from batchnst.pictures.looks import looks_like
 from batchnst.pictures.metadata import Metadata
 from batchnst.pictures.opening import ACCEPT, Opened, open_file
 from batchnst.pictures.ranges import guess_range, to_bytes
-from batchnst.recipe import fit
+from batchnst.sizes import fit
 
 Pixels = NDArray[np.uint8]
 """A picture as an array: (H, W, 3), RGB, 0..255, or (H, W) for gray and opacity."""

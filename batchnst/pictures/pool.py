@@ -55,7 +55,7 @@ main()
 """
 """Program of a process: imports batchnst from the folder that is its first argument, without a search."""
 
-_NEEDED = ("numpy", "PIL", "pillow_heif", "pydantic", "tifffile", "rawpy", "pillow_jxl", "packaging")
+_NEEDED = ("numpy", "PIL", "pillow_heif", "tifffile", "rawpy", "pillow_jxl", "packaging")
 """Packages that a process imports; `-I` alone does not find those of a user's folder or of PYTHONPATH."""
 
 _PASSED_ON = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH")

@@ -25,7 +25,7 @@ from batchnst.errors import InputError
 from batchnst.pictures import decode, messages, opening, png, raw
 from batchnst.pictures.decode import DecodeOptions
 from batchnst.pictures.metadata import Metadata
-from batchnst.recipe import fit
+from batchnst.sizes import fit
 from batchnst.storage.seekable import Seekable
 
 PROCESSOR_SECONDS = 600

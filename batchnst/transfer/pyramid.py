@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from batchnst.recipe import Recipe, fit
+from batchnst.recipe import Recipe
+from batchnst.sizes import fit
 
 LAYOUT_SIZE = 256
 """A picture gets all its steps at the scale nearest to this one, in pixels: there the layers see whole strokes.

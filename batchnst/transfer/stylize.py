@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from batchnst.recipe import Recipe, fit
+from batchnst.recipe import Recipe
+from batchnst.sizes import fit
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.canvas import Canvas, Extent, Size
 from batchnst.transfer.color import COLORS, ColorMethod

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from batchnst.engine.mixing import Size, mix
-from batchnst.recipe import Recipe, fit
+from batchnst.recipe import Recipe
+from batchnst.sizes import fit
 from batchnst.transfer.memory import GPU_BATCH
 from batchnst.transfer.pyramid import scales
 

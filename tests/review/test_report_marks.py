@@ -92,7 +92,8 @@ def page(browser: Browser, night: Night, heard: Heard) -> Iterator[Page]:
 
 
 def focus(page: Page, pair_id: str) -> None:
-    page.evaluate("id => focusCard(numbers.get(id))", pair_id)
+    """Focus a pair, after the focus has come back from a dialog that was closed just before."""
+    page.evaluate("id => new Promise(done => setTimeout(() => done(focusCard(numbers.get(id))), 50))", pair_id)
 
 
 def press(page: Page, *keys: str) -> None:

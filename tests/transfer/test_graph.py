@@ -92,7 +92,9 @@ def recipe_with(optimizer: str) -> Recipe:
     return Recipe.from_settings(settings | layers)
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "optimizer", ["lbfgs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "sgd"))]
+)
 def test_a_replayed_step_is_the_step(weights: Weights, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     recipe = recipe_with(optimizer)
     expected, eager = curve(recipe, weights)

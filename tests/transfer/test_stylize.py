@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchnst.painting.painter import load_backbone
-from batchnst.recipe import Recipe, fit
+from batchnst.recipe import Recipe
+from batchnst.sizes import fit
 from batchnst.transfer import stylize as module
 from batchnst.transfer.color import luminance
 from batchnst.transfer.pyramid import Scale, resize, scales, work
