@@ -47,11 +47,17 @@ class Damaged(ValueError):
         super().__init__(f"{reason}; {ACCEPT}")
 
 
+_NOT_READ = ("EPS", "BUFR", "GRIB", "HDF5", "WMF")
+"""Formats that Pillow recognises and that are not read: EPS files are programs, which Ghostscript would run; for the
+others Pillow has no decoder.
+"""
+
+
 @cache
 def formats() -> list[str]:
-    """Formats that are read, by Pillow's names: all but EPS, whose files are programs that Ghostscript would run."""
+    """Formats that are read, by Pillow's names."""
     Image.init()
-    return [name for name in Image.OPEN if name != "EPS"]
+    return [name for name in Image.OPEN if name not in _NOT_READ]
 
 
 def open_file(data: bytes, check: Check, draft: Callable[[tuple[int, int]], tuple[int, int]], lenient: bool) -> Opened:

@@ -169,9 +169,22 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(monkeypatch:
             im.open_picture(png(width, height, bomb), "x")
 
 
-def test_postscript_is_not_run() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        b"GRIB\0\0\0\1" + bytes(40),
+        b"BUFR\0\0\0\3" + bytes(40),
+        b"\x89HDF\r\n\x1a\n" + bytes(40),
+        b"\xd7\xcd\xc6\x9a\0\0"
+        + bytes([0, 0, 0, 0, 9, 0, 9, 0, 72, 0, 0, 0, 0, 0, 0, 0, 1, 0, 9, 0, 0, 3])
+        + bytes(40),
+    ],
+    ids=["EPS", "GRIB", "BUFR", "HDF5", "WMF"],
+)
+def test_what_would_be_run_or_has_no_decoder_is_no_picture(data: bytes) -> None:
     with pytest.raises(InputError, match="not a picture that Pillow can read"):
-        decode_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "x")
+        decode_rgb(data, "x")
 
 
 def test_transparent_parts_are_white() -> None:
