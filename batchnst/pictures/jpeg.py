@@ -70,11 +70,17 @@ def layout(data: bytes) -> Layout:
     return found
 
 
-def depth_and_height(data: bytes) -> tuple[int, int]:
-    """The bits of a sample and the height of a JPEG, as its frame tells them; 0 if it has none."""
-    frames = (data[start:stop] for marker, start, stop in _segments(data) if marker in _ANY_FRAME)
-    frame = next(frames, b"").ljust(3, b"\0")
-    return frame[0], int.from_bytes(frame[1:3])
+def refusal(data: bytes) -> str:
+    """Why libjpeg does not read a JPEG of this kind; empty if it does, or if the JPEG has no frame."""
+    frames = ((marker, data[start:stop].ljust(3, b"\0")) for marker, start, stop in _segments(data))
+    for marker, frame in frames:
+        if marker in _ANY_FRAME:
+            if marker not in _FRAMES:
+                return "a JPEG of a rare kind, such as without loss; save it as PNG or TIFF"
+            if frame[0] not in (0, 8):
+                return f"a JPEG of {frame[0]} bits a sample; save it with 8"
+            return "" if any(frame[1:3]) else "a JPEG that does not tell its height"
+    return ""
 
 
 def has_profile(image: Image.Image) -> bool:

@@ -34,7 +34,7 @@ _SHOWN = 40
 def looks_like(data: bytes) -> str:
     """What the file `data`, which no decoder knows, seems to be; empty if that cannot be told."""
     if data.startswith(b"\xff\xd8"):
-        return _jpeg(data)
+        return jpeg.refusal(data) or "a JPEG that is damaged, or ends early"
     for at, (beginnings, kind) in _INSIDE.items():
         if data.startswith(beginnings, at):
             return kind
@@ -55,11 +55,3 @@ def _text(data: bytes) -> list[str]:
         return []
     words = " ".join(text.split())
     return [f"text that begins with {words[:_SHOWN]!r}"] if words.isprintable() and words else []
-
-
-def _jpeg(data: bytes) -> str:
-    """Why a JPEG is of a kind that is not read."""
-    bits, height = jpeg.depth_and_height(data)
-    if bits not in (0, 8):
-        return f"a JPEG of {bits} bits a sample; save it with 8"
-    return "a JPEG that does not tell its height" if bits and not height else "a JPEG that is damaged, or ends early"

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from tifffile import TiffFile
 
 from batchnst.pictures import boxes, jpeg, jxl, metadata, png, raw, srgb, tiff, tiff_colors
@@ -105,6 +105,8 @@ def _open_by_pillow(
 ) -> Opened:
     with Image.open(io.BytesIO(data), formats=formats()) as image:
         check(image.size)
+        if image.format in ("JPEG", "MPO") and jpeg.refusal(data):
+            raise UnidentifiedImageError
         frames = _frames_note(_frames(image))
         image.draft(None, draft(image.size))
         image.load()

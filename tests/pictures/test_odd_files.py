@@ -188,6 +188,8 @@ def test_jpegs_that_are_not_read_are_named() -> None:
     assert refused(bytes(data)).endswith(": a JPEG of 12 bits a sample; save it with 8")
     data[frame + 4 : frame + 7] = b"\x08\0\0"
     assert refused(bytes(data)).endswith(": a JPEG that does not tell its height")
+    lossless = as_bytes(scene(), "JPEG").replace(b"\xff\xc0", b"\xff\xc3")
+    assert refused(lossless).endswith(": a JPEG of a rare kind, such as without loss; save it as PNG or TIFF")
 
 
 @pytest.mark.parametrize(
