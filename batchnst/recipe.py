@@ -357,7 +357,7 @@ def _explain(item: Any) -> str:
 
 
 def _plainer(value: object, message: str) -> str:
-    """What pydantic says of a value, without its own words, and with what else is expected."""
+    """A message of pydantic on a value in plain words, with what else is expected."""
     text = message.replace("Input s", "s").replace(", unable to interpret input", ": true or false")
     text = text.partition(", unable to parse")[0]
     has_comma = isinstance(value, str) and re.fullmatch(r"[\d.]*,\d+(E[+-]?\d+)?", value, re.IGNORECASE)

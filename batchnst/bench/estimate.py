@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from batchnst.bench.speed import known_speed, measure_speed
 from batchnst.engine.back_again import describe_back_again
-from batchnst.engine.in_the_way import check_outputs
+from batchnst.engine.in_the_way import check_replaces_nothing
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Plan, largest_by_recipe, make_batches
 from batchnst.engine.repaint import Redo, choose, named_rows
@@ -95,7 +95,7 @@ def _plan(
     """The plan of a run, and the notices of `--redo`; `values` are those of this option."""
     named_rows(values, manifest)
     if out:
-        check_outputs(manifest, out)
+        check_replaces_nothing(manifest, out)
     notices, redo = list[str](), Redo(tuple(values))
     choosing = choose(values, manifest, out, hashes_of(weights)) if out else None
     while choosing:

@@ -13,7 +13,7 @@ from batchnst.ledger.out import Out
 from batchnst.manifest.manifest import Manifest
 
 
-def check_outputs(manifest: Manifest, out: Out) -> None:
+def check_replaces_nothing(manifest: Manifest, out: Out) -> None:
     """Raise RequestError if a pair's output is the user's own picture in `images/` of OUT."""
     inputs = pa.array(sorted(_inputs_in(manifest, out)), pa.string())
     others = pa.array(sorted(out.foreign_pictures()), pa.string())

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from batchnst.engine.back_again import describe_back_again
 from batchnst.engine.events import Event, Finished, Notice, Sealed
 from batchnst.engine.failing_stores import FailingStores
-from batchnst.engine.in_the_way import check_outputs
+from batchnst.engine.in_the_way import check_replaces_nothing
 from batchnst.engine.newer import describe_newer
 from batchnst.engine.plan import Batch, Chunk, Plan, largest_by_recipe, make_batches, make_plan, with_previous
 from batchnst.engine.ray_address import choose_address
@@ -160,7 +160,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     out.folder.check_writable()
     key = read_private(options.seal) if options.seal else None
     named_rows(options.redo, manifest)
-    check_outputs(manifest, out)
+    check_replaces_nothing(manifest, out)
     weights = load_networks(manifest.networks)
     claim = out.claim(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", options.pictures)
     if rival := claim.rival():

@@ -56,7 +56,7 @@ def _check_is_lines(first: str) -> None:
 
 
 def _depth(value: object) -> int:
-    """How deep lists and objects are nested in `value`."""
+    """The number of levels of lists and objects in `value`."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
@@ -81,7 +81,7 @@ _NO_TEXT = {
     b"\xd0\xcf\x11\xe0": "is a workbook of an old spreadsheet; save it as CSV",
     b"PAR1": "is a Parquet file; let its name end in .parquet",
 }
-"""What files are that begin like this, instead of text."""
+"""Messages on files that are no text, by the beginnings of these files."""
 
 CHUNK = 1 << 20
 """Bytes of a text that are read at a time."""

@@ -60,7 +60,7 @@ def read_table(text: TextIO) -> Iterator[Cells | tuple[int, Row | str]]:
 
 
 def _plainer(error: str, line: int) -> str:
-    """What an error of the reader means for the row that begins in `line`."""
+    """An error of the reader in plain words; its row begins in `line`."""
     if error.startswith("unexpected end"):
         return f"a quotation mark in line {line} or below is not closed"
     if error.startswith("field larger"):

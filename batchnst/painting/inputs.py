@@ -287,7 +287,7 @@ def _load_start(recipe: Recipe, content: Pixels) -> _Fitted | None:
 
 def _load_full_size(key: str, source: Source, recipe: Recipe, background: str = "white") -> Picture:
     """Load a picture at its full size, within the limits of `recipe`. `key` begins the message of an InputError."""
-    options = DecodeOptions(background, megapixels=recipe.max_megapixels, damaged=recipe.damaged)
+    options = DecodeOptions(background=background, megapixels=recipe.max_megapixels, damaged=recipe.damaged)
     try:
         return _load(source, options)
     except InputError as error:

@@ -27,7 +27,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Names under which training programs store a state dict, beside other things."""
 
 _PREFIXES = ("_orig_mod.", "module.")
-"""What torch.compile and DataParallel put before the names of tensors."""
+"""Prefixes that torch.compile and DataParallel add to the names of tensors."""
 
 TEST_SIDE = 64
 """Side of the random picture that tests a network, in pixels."""
@@ -169,7 +169,7 @@ def _from_torch(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _whole_zip(data: bytes) -> str:
-    """What a whole zip is that torch does not read as a state dict; empty for other files, or damaged ones."""
+    """The reason why torch reads no state dict from a whole zip; empty for other files, or damaged ones."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
@@ -186,7 +186,7 @@ def _has_numbers(value: object) -> bool:
 
 
 def _bare(name: str) -> str:
-    """The name of a tensor without what wrappers of networks put before it."""
+    """The name of a tensor without the prefixes of wrappers."""
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name

@@ -41,7 +41,7 @@ _PLAINER = {
     "Truncated File Read": "the file ends before the picture begins",
     "could not create decoder object": "its data is damaged, or ends early",
 }
-"""What decoders' errors mean, by their beginnings."""
+"""Plain words for errors of decoders, by the beginnings of these errors."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Picture:
     sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodeOptions:
     """Settings for decoding a picture.
 

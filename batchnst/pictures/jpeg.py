@@ -71,7 +71,7 @@ def layout(data: bytes) -> Layout:
 
 
 def refusal(data: bytes) -> str:
-    """Why libjpeg does not read a JPEG of this kind; empty if it does, or if the JPEG has no frame."""
+    """The reason why libjpeg does not read a JPEG; empty if it does, or if the JPEG has no frame."""
     frames = ((marker, data[start:stop].ljust(3, b"\0")) for marker, start, stop in _segments(data))
     for marker, frame in frames:
         if marker in _ANY_FRAME:

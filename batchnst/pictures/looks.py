@@ -1,4 +1,4 @@
-"""What a file looks like that is no picture: a page of a web server, a pointer, text."""
+"""Names for files that are no pictures, such as the page of a web server, by their beginnings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN = 40
 
 
 def looks_like(data: bytes) -> str:
-    """What the file `data`, which no decoder knows, seems to be; empty if that cannot be told."""
+    """A name for the file `data`, which no decoder knows; empty if there is none."""
     if data.startswith(b"\xff\xd8"):
         return jpeg.refusal(data) or "a JPEG that is damaged, or ends early"
     for at, (beginnings, kind) in _INSIDE.items():

@@ -137,11 +137,8 @@ def exif_for(data: bytes, width: int, height: int, is_srgb: bool) -> Exif:
     exif = Exif()
     if data:
         exif.load(data)
-        for tag, value in exif.items():
-            exif[tag] = _as_stored(value)
-        for group in (IFD.Exif, IFD.GPSInfo):
-            for tag, value in (values := exif.get_ifd(group)).items():
-                values[tag] = _as_stored(value)
+        for values in (exif, exif.get_ifd(IFD.Exif), exif.get_ifd(IFD.GPSInfo)):
+            values.update({tag: _as_stored(value) for tag, value in values.items()})
         camera = exif.get_ifd(IFD.Exif)
         if camera:
             camera |= {_WIDTH: width, _HEIGHT: height, _COLOUR_SPACE: 1 if is_srgb else 0xFFFF}

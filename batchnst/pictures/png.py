@@ -57,10 +57,11 @@ def readable(data: bytes) -> tuple[bytes, tuple[str, ...]]:
     Those are texts, which may be of any length, except for metadata of photos; and damaged chunks of which a PNG is
     not in need, for which Pillow would refuse the whole file. Raises ValueError for Apple's own kind of PNG.
     """
-    if next((chunk.kind for chunk in chunks(data)), b"") == b"CgBI":
+    found = list(chunks(data))
+    if found and found[0].kind == b"CgBI":
         raise ValueError("Apple's own kind of PNG (CgBI), which only its systems read; convert it there")
-    damaged = [chunk for chunk in chunks(data) if _is_ancillary(chunk) and not _is_whole(chunk)]
-    texts = [chunk for chunk in chunks(data) if chunk.kind in _TEXTS and not _is_metadata(chunk)]
+    damaged = [chunk for chunk in found if _is_ancillary(chunk) and not _is_whole(chunk)]
+    texts = [chunk for chunk in found if chunk.kind in _TEXTS and not _is_metadata(chunk)]
     names = dict.fromkeys(chunk.kind.decode("ascii", "replace") for chunk in damaged if chunk.kind not in _TEXTS)
     notes = (f"damaged parts of its file were left out: {', '.join(names)}",) if names else ()
     dropped = sorted({chunk.start: chunk.end for chunk in (*damaged, *texts)}.items())

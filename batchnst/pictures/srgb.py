@@ -263,7 +263,7 @@ def _is_flat(icc: bytes, mode: str) -> bool:
     """True if a profile for pictures in `mode` tells no colours apart; raises PyCMSError if it is for another mode."""
     levels = np.arange(0, 256, 15).astype(np.uint8)
     channels = {"L": 1, "CMYK": 4}.get(mode, 3)
-    colours = np.stack(np.meshgrid(*[levels[:: channels or 1]] * channels), axis=-1).reshape(1, -1, channels)
+    colours = np.stack(np.meshgrid(*[levels[::channels]] * channels), axis=-1).reshape(1, -1, channels)
     image = Image.frombytes(mode, (colours.shape[1], 1), colours.tobytes())
     after = np.asarray(_transformed(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)))).astype(int)
     return bool(np.ptp(after, axis=1).max() <= FLAT)

@@ -28,10 +28,22 @@ SICK = "2"
 """The GPU that fails for the chunks of `sick` pairs."""
 
 
-def tell(chunk: Chunk, *_: Any) -> Generator[Event, None, None]:
+def meet(folder: Path, gpu: str) -> None:
+    """Wait until a task has begun on every GPU: workers need different times to start."""
+    folder.mkdir(exist_ok=True)
+    (folder / gpu).touch()
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < GPUS:
+        assert time.monotonic() < end, "a GPU gets no task"
+        time.sleep(0.01)
+
+
+def tell(chunk: Chunk, _: Any, out: str, *__: Any) -> Generator[Event, None, None]:
     """In place of `paint_chunk`: tell where it was called."""
     time.sleep(0.3 if chunk.jobs[0].pair.id.startswith("sick") else 0.05)
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
+    if chunk.jobs[0].pair.id.startswith("meeting"):
+        meet(Path(out) / "begun", visible)
     if visible == SICK and chunk.jobs[0].pair.id.startswith("sick"):
         raise DeviceFailed("the GPU failed: CUDA error: an illegal memory access was encountered")
     yield Notice(f"{os.getpid()} {visible!r}")
@@ -72,11 +84,11 @@ def test_every_worker_keeps_its_own_gpu_and_all_are_busy(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_cluster, "_Worker", Worker)
-    events = paint(address, tmp_path, "pair", 32)
+    events = paint(address, tmp_path, "meeting", 32)
     homes = Counter(event.text for event in events if isinstance(event, Notice))
     assert len(homes) == GPUS
     assert {home.split()[1] for home in homes} == {"'0'", "'1'", "'2'", "'3'"}
-    assert min(homes.values()) >= 2
+    assert min(homes.values()) >= 4
     assert len([event for event in events if isinstance(event, Finished)]) == 32
 
 

@@ -102,16 +102,14 @@ class Pictures:
             unreadable(file, error)
 
         files = [info for table in tables for info in current_files(folder, table)]
-        every = {} if known is None else dict(known)
-        names = [(info.path, info.size) for info in files]
-        new = [info for info, name in zip(files, names, strict=True) if name not in every]
-        parts = in_parallel(lambda info: _listed(folder, info, wanted, refused, claims=claims), new, folder.streams)
-        every |= {(info.path, info.size): part for info, part in zip(new, parts, strict=True)}
-        parts = [every[name] for name in names]
+        parts = {(info.path, info.size): (known or {}).get((info.path, info.size)) for info in files}
+        new = [info for info in files if parts[info.path, info.size] is None]
+        read = in_parallel(lambda info: _listed(folder, info, wanted, refused, claims=claims), new, folder.streams)
+        parts |= {(info.path, info.size): part for info, part in zip(new, read, strict=True)}
         if known is not None:
             known.clear()
-            known.update((name, part) for name, part in zip(names, parts, strict=True) if len(part))
-        self.entries = pa.concat_tables([LISTED.empty_table(), *parts]).combine_chunks()
+            known.update((name, part) for name, part in parts.items() if part)  # none of a file that was not read
+        self.entries = pa.concat_tables([LISTED.empty_table(), *parts.values()]).combine_chunks()
         self._keys = keys(self.entries)
 
     def places(self, rows: pa.Table) -> pa.Array:

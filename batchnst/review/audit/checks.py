@@ -64,7 +64,7 @@ def audit(
         checks.outliers(ok),
         checks.unusual_rows(ok, expected),
         pictures(out, rows, damaged, ok, result, progress),
-        previous_pictures(out, rows, damaged, result, progress),
+        previous_pictures(out, rows, damaged, newest, result, progress),
         inputs(ok, result, progress) if deep else (),
         seals(out, public_key, root, result, progress) if public_key else (),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnst.ledger.compaction import ENDINGS, SHARDS, is_counted
-from batchnst.ledger.out import ORDERED_BY, Out, newest_rows, sort_rows
+from batchnst.ledger.out import ORDERED_BY, Out, sort_rows
 from batchnst.ledger.pictures.form import keys
 from batchnst.ledger.pictures.stored import Found
 from batchnst.ledger.previous import PREVIOUS, previous_name
@@ -30,17 +30,17 @@ _ORDERED = list(dict.fromkeys([*_COLUMNS, *ORDERED_BY]))
 
 
 def previous_pictures(
-    out: Out, rows: pa.Table, damaged: pa.Table, result: Audit, progress: Progress
+    out: Out, rows: pa.Table, damaged: pa.Table, newest: pa.Table, result: Audit, progress: Progress
 ) -> Iterator[Finding]:
     """Findings on pictures of earlier attempts, in `previous/` or elsewhere, that are not those of an ok row.
 
     Sets `result.previous`, the number of them. None needs to be there: people may remove them to make room. That of a
-    `damaged` row is not told beside that row.
+    `damaged` row is not told beside that row. newest: the newest of `rows` of each pair.
     """
     ok = rows.filter(pc.equal(rows["status"], "ok"))
     yield from _together(out, ok.select(_COLUMNS), damaged, result)
-    yield from _in_place(out, ok, newest_rows(rows), result)
-    files = (out.folder.relative(info.path) for info in out.folder.files(PREVIOUS))
+    files = [out.folder.relative(info.path) for info in out.folder.files(PREVIOUS)]
+    yield from _in_place(out, ok, newest, files, result)
     told = _known(damaged)
     listed = [name for name in files if not _has_many(name) and name not in told]
     known = _known(ok.filter(pc.is_in(ok["pair_id"], pa.array({name.split("/")[1] for name in listed}, pa.string()))))
@@ -68,17 +68,23 @@ def _together(out: Out, ok: pa.Table, damaged: pa.Table, result: Audit) -> Itera
 
 
 def _found(row: dict[str, Any], picture: Found) -> Finding | None:
-    """A finding if a picture is not that of its row."""
-    sha256 = hashlib.sha256(picture.data or b"").hexdigest()
-    if sha256 == row["output_sha256"]:
+    """A finding if a picture in a file with many is not that of its row."""
+    return _changed(picture.name, picture.data, [row])
+
+
+def _changed(name: str, data: bytes | None, attempts: Sequence[dict[str, Any]]) -> Finding | None:
+    """A finding if the picture `name` is that of none of these attempts at a pair, the newest last."""
+    sha256, newest = hashlib.sha256(data or b"").hexdigest(), attempts[-1]
+    if any(sha256 == row["output_sha256"] for row in attempts):
         return None
-    return Finding("previous-changed", row["pair_id"], hash_differs(picture.name, sha256, row["output_sha256"]))
+    return Finding("previous-changed", newest["pair_id"], hash_differs(name, sha256, newest["output_sha256"]))
 
 
-def _in_place(out: Out, ok: pa.Table, newest: pa.Table, result: Audit) -> Iterator[Finding]:
+def _in_place(out: Out, ok: pa.Table, newest: pa.Table, previous: Sequence[str], result: Audit) -> Iterator[Finding]:
     """Findings on pictures that stayed where they were painted, although the row of their pair is not the newest.
 
     That pair was painted again into a file of another form, or to another output, or failed when it was painted again.
+    previous: the files under `previous/`.
     """
     earlier = ok.filter(pc.invert(pc.is_in(keys(ok), keys(newest)))).select(_ORDERED)
     if not len(earlier):
@@ -91,31 +97,23 @@ def _in_place(out: Out, ok: pa.Table, newest: pa.Table, result: Audit) -> Iterat
     yield from sorted(filter(None, stored.each(together, _found)), key=lambda finding: finding.text)
     current = newest.filter(pc.and_(pc.equal(newest["status"], "ok"), pc.is_null(stored.places(newest))))
     apart = earlier.filter(pc.and_(pc.is_null(places), pc.invert(pc.is_in(earlier["output"], current["output"]))))
-    expected = _expected(out, apart)
+    expected = _expected(out, apart, previous)
     result.previous += len(expected)
-    for finding in in_parallel(partial(_stayed, out), expected.values(), out.folder.streams):
-        yield from [finding] if finding else []
+    checked = in_parallel(
+        lambda stayed: _changed(stayed[0], out.folder.read(stayed[0]), stayed[1]), expected.items(), out.folder.streams
+    )
+    yield from filter(None, checked)
 
 
-def _expected(out: Out, apart: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """By each file under `images/` that is there, its attempts of `apart` that are not kept elsewhere, newest last."""
-    there = {out.folder.relative(info.path) for table in ("images", PREVIOUS) for info in out.folder.files(table)}
+def _expected(out: Out, apart: pa.Table, previous: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """By each file under `images/` that is there, its attempts of `apart` that are not in `previous`, newest last."""
+    there = {*previous, *(out.folder.relative(info.path) for info in out.folder.files("images"))}
     expected = defaultdict[str, list[dict[str, Any]]](list)
     for row in sort_rows(apart).to_pylist():
         kept = previous_name(row["pair_id"], row["run_id"], row["attempt"], row["output"])
         if (name := f"images/{row['output']}") in there and kept not in there:
             expected[name].append(row)
     return expected
-
-
-def _stayed(out: Out, attempts: list[dict[str, Any]]) -> Finding | None:
-    """A finding if the file of these attempts, the newest last, is the picture of none of them."""
-    name = f"images/{attempts[-1]['output']}"
-    sha256 = hashlib.sha256(out.folder.read(name) or b"").hexdigest()
-    if any(sha256 == row["output_sha256"] for row in attempts):
-        return None
-    text = hash_differs(name, sha256, attempts[-1]["output_sha256"])
-    return Finding("previous-changed", attempts[-1]["pair_id"], text)
 
 
 def _known(rows: pa.Table) -> dict[str, dict[str, Any]]:
@@ -127,7 +125,4 @@ def _known(rows: pa.Table) -> dict[str, dict[str, Any]]:
 
 def _picture(out: Out, row: dict[str, Any]) -> Finding | None:
     """A finding if the file is not the picture of its row."""
-    sha256 = hashlib.sha256(out.folder.read(row["name"]) or b"").hexdigest()
-    if sha256 == row["output_sha256"]:
-        return None
-    return Finding("previous-changed", row["pair_id"], hash_differs(row["name"], sha256, row["output_sha256"]))
+    return _changed(row["name"], out.folder.read(row["name"]), [row])
