@@ -35,16 +35,30 @@ def left_by(folder: Folder, process: Process) -> None:
     take_over(folder, "old", process, beat=b"1 1")
 
 
+HOLD = """
+import sys
+from batchnst.ledger import claim
+from batchnst.storage.files import Folder
+claim.BEAT_SECONDS, claim.SILENCE_SECONDS, claim.SETTLE_SECONDS = 0.2, 1.0, 0.0
+try:
+    with claim.Claim(Folder(sys.argv[1]), sys.argv[2]):
+        print("held", flush=True)
+        sys.stdin.read()
+except claim.Occupied as error:
+    print(error)
+"""
+
+
+def hold(folder: Folder, name: str = "first", among: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A process that holds the claim until its input ends. among: a command that starts it somewhere else."""
+    command = [*among, sys.executable, "-c", HOLD, folder.address, name]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    return holder
+
+
 def test_a_second_run_is_refused_as_long_as_the_first_shows_life(folder: Folder) -> None:
-    # Held by another process: of its own, one would know that it is not alive.
-    text = (
-        "import sys, time; from batchnst.ledger import claim; claim.BEAT_SECONDS = 0.2\n"
-        "from batchnst.storage.files import Folder\n"
-        f"with claim.Claim(Folder({folder.address!r}), 'first'):\n"
-        "    print('held', flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdin and holder.stdout and holder.stdout.readline() == "held\n"
+    holder = hold(folder)  # in another process: of its own, one would know that it is not alive
     second = Claim(folder, "second")
     assert second.rival() == f"run first on {socket.gethostname()} (process {holder.pid})"
     with pytest.raises(Occupied, match=r"run first on .* is painting into this folder; wait for it or stop it"), second:
@@ -89,6 +103,27 @@ def test_a_run_that_may_be_alive_blocks_until_it_has_been_silent(folder: Folder,
     with Claim(folder, "new"):
         assert 1.0 <= time.monotonic() - started < 30
     assert Claim(folder, "newer").rival() is None
+
+
+@pytest.fixture
+def elsewhere() -> tuple[str, ...]:
+    """A command that starts another in a PID namespace of its own, where it sees no process of ours."""
+    command = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("PID namespaces are not allowed here")
+    return command
+
+
+def test_nobody_takes_a_run_in_another_pid_namespace_for_dead(folder: Folder, elsewhere: tuple[str, ...]) -> None:
+    contained = hold(folder, "contained", elsewhere)
+    with pytest.raises(Occupied, match=r"run contained on .* is painting into this folder"), Claim(folder, "second"):
+        pass
+    contained.communicate("")
+    with Claim(folder, "outside"):
+        refused = subprocess.run(
+            [*elsewhere, sys.executable, "-c", HOLD, folder.address, "third"], capture_output=True, text=True
+        )
+    assert "run outside on " in refused.stdout, refused.stderr
 
 
 def test_a_task_taken_for_lost_may_not_write_the_others_may(folder: Folder) -> None:
