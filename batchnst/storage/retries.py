@@ -7,12 +7,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import pyarrow as pa
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from batchnst.storage.threads import start
 
@@ -20,7 +21,10 @@ RETRY_SECONDS = 60.0
 """Seconds after which no new attempt is made. The stores' own clients retry a few times within each attempt."""
 
 LONGEST_WAIT_SECONDS = 5.0
-"""Longest wait between two attempts, in seconds: short, so that a store that is back is noticed soon."""
+"""Longest wait between two attempts, in seconds: short, so that a store that is back is noticed soon.
+
+A web server may ask for a longer one.
+"""
 
 INPUT_SHARE = 0.5
 """Share of RETRY_SECONDS for which a process waits for a store of inputs: planning waits, and then painting."""
@@ -97,17 +101,25 @@ class Unwilling(ConnectionError):
     """A host has no address or a bad certificate: this may pass, but not within a minute."""
 
 
+class Busy(ConnectionError):
+    """A web server has too much to do, and asks for no further request within `seconds`."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 def retry(action: Callable[[], T]) -> T:
     """Call `action` until it succeeds, and return its result; transient errors are retried for RETRY_SECONDS.
 
-    For an input it is the store's Patience that ends the retries. The waits between attempts grow. `action`
-    may take effect twice: an answer can be lost after the store has acted. Raises the last error of `action`; errors of
-    the stores' clients are raised as OSError.
+    For an input it is the store's Patience that ends the retries. The waits between attempts grow, and are at least
+    what a web server asks for. `action` may take effect twice: an answer can be lost after the store has acted. Raises
+    the last error of `action`; errors of the stores' clients are raised as OSError.
     """
     patience = _PATIENCE.get()
     retrying = Retrying(
-        stop=patience.is_over if patience else stop_after_delay(RETRY_SECONDS),
-        wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS),
+        stop=patience.is_over if patience else stop_before_delay(RETRY_SECONDS),
+        wait=_wait,
         retry=retry_if_exception(lambda error: is_transient(error) and not isinstance(error, Unwilling)),
         reraise=True,
     )
@@ -121,8 +133,9 @@ class Patience:
     """The time that this process still waits for one store of inputs, such as a bucket, a web host or a mounted disk.
 
     A store that fails is waited for INPUT_SHARE of RETRY_SECONDS, by all reads together; from then on a read has
-    LEAST_ATTEMPTS. Patience is renewed when an attempt succeeds after others failed, or after REST_SECONDS. A file that
-    alone fails does not renew it, so a web host with many bad addresses does not take a minute for each.
+    LEAST_ATTEMPTS, or one if a web server asks for a longer wait than LONGEST_WAIT_SECONDS. Patience is renewed when an
+    attempt succeeds after others failed, or after REST_SECONDS. A file that alone fails does not renew it, so a web
+    host with many bad addresses does not take a minute for each.
 
     After reads of MOST_SILENT files ran out of time, further reads fail at once, but for a try every PAUSE_SECONDS,
     until one succeeds.
@@ -161,7 +174,8 @@ class Patience:
             if now > self._began + REST_SECONDS:
                 self._began = now
             end = self._began + INPUT_SHARE * RETRY_SECONDS
-            return state.attempt_number >= LEAST_ATTEMPTS and now + state.upcoming_sleep > end
+            enough = state.attempt_number >= LEAST_ATTEMPTS or state.upcoming_sleep > LONGEST_WAIT_SECONDS
+            return enough and now + state.upcoming_sleep > end
 
     def renew(self) -> None:
         """Wait as long as at first the next time."""
@@ -241,6 +255,13 @@ def is_of_store(error: BaseException) -> bool:
     )
 
 
+def _wait(state: RetryCallState) -> float:
+    """Seconds before the next attempt."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.seconds if isinstance(error, Busy) else 0.0
+    return asked + wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS)(state)
+
+
 def _call(action: Callable[[], T]) -> T:
     """Call `action`; errors of the stores' clients become OSError."""
     try:
@@ -286,7 +307,8 @@ def _web_error(error: BaseException) -> OSError:
         return OSError(errno.EINVAL, f"not a web address: {text}")
     if isinstance(error, TimeoutError):
         return TimeoutError(text)
-    return _http_error(status, text) if status else ConnectionError(text)
+    headers = getattr(error, "headers", None) or {}
+    return _http_error(status, text, headers.get("Retry-After")) if status else ConnectionError(text)
 
 
 def _in_a_line(text: str) -> str:
@@ -295,9 +317,20 @@ def _in_a_line(text: str) -> str:
     return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
 
 
-def _http_error(status: int, text: str) -> OSError:
+def _http_error(status: int, text: str, retry_after: str | None) -> OSError:
     if status in (404, 410):
         return FileNotFoundError(errno.ENOENT, text)
     if status in (401, 403):
         return PermissionError(errno.EACCES, f"access denied (HTTP status {status})")
+    if status in (429, 503) and retry_after:
+        return Busy(f"HTTP status {status}: {text}", _seconds_from_now(retry_after))
     return OSError(f"HTTP status {status}: {text}")
+
+
+def _seconds_from_now(retry_after: str) -> float:
+    """What the header Retry-After asks for (RFC 9110, section 10.2.3): seconds, or a date. 0 for what is neither."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return min(float(retry_after), REST_SECONDS)
+    with suppress(ValueError):
+        return min(max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time()), REST_SECONDS)
+    return 0.0

@@ -334,8 +334,9 @@ class Web(Background):
     """A web server that has the same file everywhere, in threads of this process, and misbehaves for some paths.
 
     faults: what happens to a path: a status, `hang` (no answer), `drip` (a byte a second), `circle` (redirects to
-    itself), `elsewhere` (redirects to a file), `garble` (no HTTP), or `endless` (parts of the file never end).
-    requests: how often each path was asked for. sent: bytes of endless parts.
+    itself), `elsewhere` (redirects to a file), `garble` (no HTTP), `endless` (parts of the file never end), or `busy`
+    (429 with `retry_after`, until `busy_seconds` after the first request).
+    requests: how often each path was asked for. refused: of these, as busy. sent: bytes of endless parts.
     """
 
     daemon_threads = True
@@ -345,6 +346,8 @@ class Web(Background):
         super().__init__(_WebHandler)
         self.data, self.faults, self.requests = data, dict[str, int | str](), Counter[str]()
         self.ended, self.sent = threading.Event(), 0
+        self.busy_seconds, self.retry_after, self.refused = 1.0, "1", 0
+        self.busy_until: float | None = None
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -369,6 +372,10 @@ class _WebHandler(BaseHTTPRequestHandler):
             self.server.ended.wait()
         elif isinstance(fault, int):
             self.send_error(fault)
+        elif fault == "busy" and self._is_busy():
+            self.send_response(429)
+            self.send_header("Retry-After", self.server.retry_after)
+            self.end_headers()
         elif fault in ("circle", "elsewhere"):
             self.send_response(302)
             self.send_header("Location", self.path if fault == "circle" else "file:///etc/passwd")
@@ -385,6 +392,12 @@ class _WebHandler(BaseHTTPRequestHandler):
                 self._send(1 if fault == "drip" else len(self.server.data))
 
     do_HEAD = do_GET  # noqa: N815
+
+    def _is_busy(self) -> bool:
+        self.server.busy_until = self.server.busy_until or time.monotonic() + self.server.busy_seconds
+        busy = time.monotonic() < self.server.busy_until
+        self.server.refused += busy
+        return busy
 
     def _send_endless(self) -> None:
         self.send_response(206)

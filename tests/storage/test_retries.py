@@ -6,6 +6,7 @@ import errno
 import random
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +80,37 @@ def test_a_server_that_talks_nonsense_is_a_passing_reason_in_a_short_line(web: W
     assert (len(str(error).splitlines()), len(str(error)) < 400) == (1, True)
     if fault != "garble":
         assert web.requests["/bad.jpg"] < 30, "redirects are not asked for again within a minute"
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_busy_web_server_is_left_alone_as_long_as_it_asks(
+    web: Web, monkeypatch: pytest.MonkeyPatch, as_date: bool
+) -> None:
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 20.0)
+    if as_date:  # in whole seconds
+        web.retry_after = formatdate(time.time() + 2, usegmt=True)
+    web.faults["/busy.jpg"] = "busy"
+    assert files.read(f"{web.url}/busy.jpg") == DATA
+    assert web.refused <= 2, "HEAD and GET"
+
+
+def test_a_web_server_that_is_busy_for_long_is_not_waited_for(web: Web) -> None:
+    web.busy_seconds, web.retry_after = 3600, "3600"
+    web.faults["/busy.jpg"] = "busy"
+    began = time.monotonic()
+    error = failure(f"{web.url}/busy.jpg")
+    assert error.transient
+    assert "HTTP status 429" in str(error)
+    assert web.refused <= 2
+    assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    ["", "soon", "-5", "1.5", "9" * 400, "٣", "Fri, 99 Foo 2026 25:61:61 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"],
+)
+def test_nonsense_as_the_time_to_wait_is_no_error_of_ours(retry_after: str) -> None:
+    assert 0 <= retries._seconds_from_now(retry_after) <= retries.REST_SECONDS
 
 
 def test_a_part_without_an_end_is_read_no_further_than_asked_for(web: Web) -> None:
