@@ -223,7 +223,7 @@ class _Committer:
         error = as_pair_error(error)
         row = rows.failed(self._row(job, started), error)
         self.out.commit(self.lease, {}, [rows.with_inputs(row, inputs) if inputs else row], [])
-        self.warn([job], f"failed: {row.error_message}")
+        self._log(logging.INFO, job, f"failed: {row.error_message}")
         return failing_stores.failed(job.pair, error, row.error_message or "")
 
     def warn(self, jobs: Sequence[Job], text: str) -> None:

@@ -211,6 +211,8 @@ def check(folder: Folder, lease: Lease) -> None:
 
 
 def _check(folder: Folder, state: State, lease: Lease) -> None:
+    if not state.number:
+        raise Superseded(f"{folder.address}: its .batchnst is gone, as if the folder had been deleted; this run stops")
     if (state.run_id, state.run_number) != (lease.run_id, lease.run_number):
         raise Superseded(f"{folder.address}: another run has taken this folder over; this one stops")
     if lease.task in state.revoked:

@@ -18,7 +18,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnst.errors import RequestError
+from batchnst.errors import LedgerError, RequestError
 from batchnst.ledger import parquet, seal
 from batchnst.ledger.claim import Claim
 from batchnst.ledger.leaves import in_parts
@@ -143,7 +143,12 @@ def _destination(out: Out, to: str, rows: pa.Table) -> Out:
     if f"{_real(dest)}/".startswith(f"{_real(out)}/"):
         raise RequestError(f"--out {to}: is in {out.address}; expected another folder")
     runs = pa.chunked_array([*rows["run_id"].chunks, *out.rows("runs", ["run_id"])["run_id"].chunks], pa.string())
-    if not pc.all(pc.is_in(dest.rows("pairs", ["run_id"])["run_id"], runs.combine_chunks()), min_count=0).as_py():
+    try:
+        there = dest.rows("pairs", ["run_id"])["run_id"]
+        dest.pictures([], tables=TABLES)  # the merge at the end reads them
+    except LedgerError as error:
+        raise RequestError(f"--out {to}: {error}; expected an empty folder, or one with an earlier export") from None
+    if not pc.all(pc.is_in(there, runs.combine_chunks()), min_count=0).as_py():
         raise RequestError(f"--out {to}: holds pairs of other runs than {out.address}; expected another folder")
     return dest
 

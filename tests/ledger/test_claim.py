@@ -154,5 +154,7 @@ def test_the_number_of_a_run_grows_even_if_somebody_deletes_the_state(tmp_path: 
         with out.claim(f"r{number}") as claim:
             out.commit(claim.lease(), {}, [row("a", run_number=claim.run_number)], [])
     shutil.rmtree(tmp_path / "out" / ".batchnst")
+    with pytest.raises(Superseded, match=r"its \.batchnst is gone"):
+        out.check(Lease("r2", 2))
     with out.claim("r3") as claim:
         assert claim.run_number == 3

@@ -387,6 +387,20 @@ def test_a_destination_that_cannot_be_a_folder_is_refused(painted: Path, tmp_pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("foreign", ["pictures/mine.parquet", "pictures/mine.tar", "ledger/pairs/mine.parquet"])
+@pytest.mark.parametrize("form", ["files", "tar"])
+def test_a_destination_with_files_of_others_is_refused_before_anything_is_copied(
+    painted: Path, tmp_path: Path, foreign: str, form: str
+) -> None:
+    (tmp_path / "x" / foreign).parent.mkdir(parents=True)
+    (tmp_path / "x" / foreign).write_text("mine")
+    result = batchnst("export", painted / "out", "--to", form, "--out", tmp_path / "x")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (WRONG, 1), result.output
+    assert f"--out {tmp_path}/x: " in result.stderr
+    assert "expected an empty folder" in result.stderr
+    assert [path for path in (tmp_path / "x").rglob("*") if path.is_file()] == [tmp_path / "x" / foreign]
+
+
 def test_a_damaged_header_hides_no_picture_and_a_merge_loses_none(painted: Path, out: Path, tmp_path: Path) -> None:
     export(out, "tar", tmp_path / "x")
     (archive,) = (tmp_path / "x/pictures").iterdir()
