@@ -31,7 +31,7 @@ def _read_json_lines(text: TextIO) -> Rows:
             data, begun = data.lstrip("\ufeff"), True
             _check_is_lines(data.strip())
         try:
-            row = json.loads(data)
+            row = _DECODER.decode(data)
             if data.count("[") + data.count("{") > MOST_LEVELS and _depth(row) > MOST_LEVELS:
                 raise ValueError(f"nested in more than {MOST_LEVELS} levels")
             if "\\u" in data:
@@ -53,6 +53,18 @@ def _check_is_lines(first: str) -> None:
         raise Unreadable("is a JSON array; expected an object in each line, as `jq -c '.[]'` writes")
     if first == "{":
         raise Unreadable("has objects of several lines; expected one in each line, as `jq -c .` writes")
+
+
+def _object(members: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; raises ValueError if a name is there twice, of which `json` takes the last without a word."""
+    row = dict(members)
+    if len(row) < len(members):
+        names = [name for name, _ in members]
+        raise ValueError(f"has {next(name for name in row if names.count(name) > 1)!r} twice")
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _depth(value: object) -> int:

@@ -304,6 +304,13 @@ def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
     assert problems(path) == ["line 2: has half of a character, \\ud83d; expected both halves"]
 
 
+@pytest.mark.parametrize("twice", ['"style": "t"', '"options": {"size": 64, "size": 128}'])
+def test_a_name_that_is_twice_in_an_object_is_told_with_its_line(tmp_path: Path, twice: str) -> None:
+    path = write(tmp_path, f'{{"content": "a", "style": "s"}}\n{{"content": "b", "style": "s", {twice}}}\n', "m.jsonl")
+    name = twice.split('"')[-2] if "options" in twice else "style"
+    assert problems(path) == [f"line 2: not usable JSON: has {name!r} twice"]
+
+
 @pytest.mark.parametrize(("kind", "most"), [("webp", 16_383), ("jpg", 65_500), ("JPEG", 65_500), ("avif", 32_768)])
 @pytest.mark.parametrize("by", ["output", "format", "options"])
 def test_a_format_that_cannot_hold_the_size_is_refused(tmp_path: Path, kind: str, most: int, by: str) -> None:
