@@ -22,6 +22,7 @@ from batchnst.pictures.metadata import (
     as_raw_profile,
     as_resource,
     exif_for,
+    has_comment,
     xmp_for,
 )
 
@@ -85,7 +86,7 @@ def is_16_bit(name: str) -> bool:
 
 
 def unkept(finish: Finish, name: str) -> tuple[str, ...]:
-    """Remarks on the content's metadata that the format of the file `name` cannot hold."""
+    """Remarks on the content's metadata that a file `name` of ours, in its format, does not hold."""
     kind = FORMATS[PurePosixPath(name).suffix.lower()]
     kept, notes = _fitting(finish.metadata, kind), list[str]()
     for part, held in asdict(kept).items():
@@ -93,6 +94,8 @@ def unkept(finish: Finish, name: str) -> tuple[str, ...]:
             notes.append(f"its {part.upper()} is not kept, since a {kind} cannot hold it")
     if finish.icc and not _keeps_profile(finish.icc, kind):
         notes.append(f"its colour profile is not kept: a {kind} is written in sRGB")
+    if has_comment(kept.exif):
+        notes.append("its EXIF comment is not kept: batchnst's record of the painting is there")
     return tuple(notes)
 
 

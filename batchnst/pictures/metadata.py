@@ -145,6 +145,15 @@ def exif_for(data: bytes, width: int, height: int, is_srgb: bool) -> Exif:
     return exif
 
 
+def has_comment(data: bytes) -> bool:
+    """True if the EXIF `data` has a comment of a user that says something."""
+    exif = Exif()
+    if data:
+        exif.load(data)
+    comment = exif.get_ifd(IFD.Exif).get(0x9286, b"")
+    return bool(bytes(comment)[8:].strip(b"\0 ") if isinstance(comment, bytes) else comment)
+
+
 def xmp_for(data: bytes, width: int, height: int) -> bytes:
     """The XMP `data` for an upright picture of `width` × `height` pixels, without previews and gain maps."""
     names = {b"Orientation": 1, b"PixelXDimension": width, b"PixelYDimension": height}

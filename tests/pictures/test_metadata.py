@@ -158,19 +158,28 @@ def test_colours_are_told_as_they_are_written() -> None:
 
 
 def test_what_a_format_cannot_hold_is_told() -> None:
-    much = Finish(metadata=Metadata(b"x" * 70_000, b"x" * 70_000, b"x" * 70_000), icc=rgb_profile())
+    long = Image.Exif()
+    long[ExifTags.Base.ImageDescription] = "x" * 70_000
+    much = Finish(metadata=Metadata(long.tobytes(), b"x" * 70_000, b"x" * 70_000), icc=rgb_profile())
     parts = [f"its {part} is not kept, since a JPEG cannot hold it" for part in ("EXIF", "XMP", "IPTC")]
     assert unkept(much, "x.jpg") == tuple(parts)
     assert unkept(much, "x.png") == ()
     assert unkept(much, "x.tif") == ("its colour profile is not kept: a TIFF is written in sRGB",)
     gray = Finish(icc=gray_profile(1.8))
     assert unkept(gray, "x.png") == ("its colour profile is not kept: a PNG is written in sRGB",)
-    long = Image.Exif()
-    long[ExifTags.Base.ImageDescription] = "x" * 70_000
     source = opened(as_bytes(scene(), "PNG", exif=long))
     for ending in ENDINGS:
         data = encode_picture(np.asarray(source.image), f"x.{ending}", Finish(metadata=source.metadata))
         assert (b"x" * 1000 in opened(data).metadata.exif) == (ending != "jpg")
+
+
+@pytest.mark.parametrize("comment", [b"ASCII\0\0\0 \0\0", b"\0" * 8, b"UNICODE\0\0k", b"ASCII\0\0\0my trip"])
+def test_a_comment_that_gives_way_to_the_record_of_the_painting_is_told(comment: bytes) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    source = opened(as_bytes(scene(), "JPEG", exif=exif))
+    told = ("its EXIF comment is not kept: batchnst's record of the painting is there",)
+    assert unkept(Finish(metadata=source.metadata), "x.png") == (told if comment.rstrip(b"\0 ")[8:] else ())
 
 
 @pytest.mark.parametrize("broken", [b"nonsense", b"8BIM", b"8BIM\4\4\0\0\0\0\xff\xff"])
