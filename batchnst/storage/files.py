@@ -33,7 +33,7 @@ from batchnst.storage.inside import Outer, members, open_inside
 from batchnst.storage.retries import Deadline, Patience, is_transient
 from batchnst.storage.s3 import canonical
 from batchnst.storage.seekable import Seekable
-from batchnst.storage.stores import DISK, FILE_URIS, PIECE, Disk, Store
+from batchnst.storage.stores import DISK, FILE_URIS, PIECE, Disk, Store, expand_home
 
 _REFUSED_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
 """Error numbers that say that a file system does not take a name, or has a folder or a file in its way."""
@@ -75,7 +75,7 @@ def resolve(address: str, base: str) -> str:
     if is_uri(base) and not address.startswith(("/", "~")):
         # In a URI of this machine's files, a name is percent-encoded.
         return f"{base.rstrip('/')}/{quote(address) if base.startswith('file://') else address}"
-    return DISK.path(address if is_uri(base) else os.path.join(base, os.path.expanduser(address)))
+    return DISK.path(address if is_uri(base) else os.path.join(base, expand_home(address)))
 
 
 def parent(address: str) -> str:

@@ -228,12 +228,20 @@ class Store:
             self.filesystem.move(source, target)
 
 
+def expand_home(address: str) -> str:
+    """The local `address` with the home of a user in place of `~` or `~name`; unchanged if there is no such user."""
+    try:
+        return os.path.expanduser(address)
+    except ValueError:  # the name has a character that none may have
+        return address
+
+
 class Disk(Store):
     """The local disk; a write or move is on disk when it returns."""
 
     def path(self, address: str) -> str:
         """The absolute path of `address`; `~` is the user's home."""
-        return os.path.abspath(os.path.expanduser(address))
+        return os.path.abspath(expand_home(address))
 
     def retry(self, action: Callable[[], T]) -> T:
         """Call `action` once: the operating system has its own retries."""

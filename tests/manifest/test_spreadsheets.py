@@ -146,6 +146,16 @@ def test_a_recipe_that_is_none(tmp_path: Path, data: bytes) -> None:
         read_recipe_file(tmp_path / "r.toml")
 
 
+@pytest.mark.parametrize("column", ["content", "style", "content_mask", "style_mask"])
+@pytest.mark.parametrize("address", ["~\0", "~\0x/a.png", "a\0.png"])
+def test_a_zero_in_an_address_is_told_also_behind_a_tilde(tmp_path: Path, column: str, address: str) -> None:
+    row = {"content": "a", "style": "s", column: address}
+    for name, joint in (("m.csv", ","), ("m.tsv", "\t")):
+        data = "\n".join(map(joint.join, (row, row.values()))).encode()
+        told = f"line 2, {column}: has a character with the code 0, which no name has"
+        assert told in problems(tmp_path, data, name)
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
