@@ -126,7 +126,8 @@ def empty_values(metadata: pq.FileMetaData, group: int, number: int) -> int | No
     """The number of empty values in the physical column `number` of a row group; None if the file does not tell.
 
     Raises OSError if the file is damaged. pyarrow ends the process if it is asked for damaged metadata of a column, but
-    not if it is to read that column: then it looks at the same metadata before it reads.
+    not if it is to read that column: then it looks at the same metadata before it reads. It also ends the process if
+    it is asked for the statistics of a column that is not of the type that the schema says.
     """
     file = _NotRead()
     try:
@@ -134,7 +135,10 @@ def empty_values(metadata: pq.FileMetaData, group: int, number: int) -> int | No
     except Exception as error:
         if not file.asked:
             raise OSError(str(error)) from None
-    statistics = metadata.row_group(group).column(number).statistics
+    column, kind = metadata.row_group(group).column(number), metadata.schema.column(number).physical_type
+    if column.physical_type != kind:
+        raise OSError(f"a column of {kind} is said to be of {column.physical_type} in row group {group}")
+    statistics = column.statistics
     return statistics.null_count if statistics and statistics.has_null_count else None
 
 

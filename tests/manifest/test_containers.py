@@ -218,3 +218,14 @@ def test_a_damaged_tar_is_told_of(folder: Path) -> None:
     result = manifest("cut.tar")
     assert result.exit_code == 0
     assert "cut.tar: it ends without its end mark: a part of it may be missing" in result.stderr
+
+
+def test_a_column_of_another_type_than_the_schema_says_is_told_of(folder: Path) -> None:
+    make_parquet(folder / "odd.parquet", {"photo": [b"1", None, b"3"]})
+    data = (folder / "odd.parquet").read_bytes()
+    # Thrift, in the footer: the type of a column's chunk, from BYTE_ARRAY to FIXED_LEN_BYTE_ARRAY.
+    at = data.rindex(b"\x15\x0c\x19")
+    (folder / "odd.parquet").write_bytes(data[:at] + b"\x15\x0e\x19" + data[at + 3 :])
+    result = manifest("odd.parquet")
+    assert result.exit_code == 2
+    assert "a column of BYTE_ARRAY is said to be of FIXED_LEN_BYTE_ARRAY" in result.stderr
