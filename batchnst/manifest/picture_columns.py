@@ -15,7 +15,16 @@ import pyarrow.parquet as pq
 
 from batchnst.chains import Cell
 from batchnst.manifest.columns import Unreadable
-from batchnst.storage.cells import WHOLE_GROUP, empty_values, file_name, is_picture, is_picture_list, leaves, values
+from batchnst.storage.cells import (
+    WHOLE_GROUP,
+    empty_values,
+    file_name,
+    is_picture,
+    is_picture_list,
+    leaves,
+    text_of,
+    values,
+)
 
 PICTURES = ("content", "style", "content_mask", "style_mask", "init")
 """Columns that name pictures: a binary value there is a picture."""
@@ -155,8 +164,8 @@ def _paths(parquet: pq.ParquetFile, group: int, column: Column, rows: int) -> li
     name = parquet.schema.column(column.path).path
     cells = parquet.read_row_group(group, columns=[name], use_threads=False)[column.name].to_pylist()
     if column.is_list:
-        return [cell and [(each["path"] or "") if each else None for each in cell] for cell in cells]
-    return [(cell["path"] or "") if cell else None for cell in cells]
+        return [cell and [text_of(each["path"]) if each else None for each in cell] for cell in cells]
+    return [text_of(cell["path"]) if cell else None for cell in cells]
 
 
 def _count_missing(value: Any) -> int:

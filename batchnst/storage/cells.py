@@ -235,13 +235,23 @@ def picture_in(found: list[Any], cell: Cell) -> bytes:
         raise OSError(f"the file has no column {cell.column!r} of pictures")
     if cell.place is not None and isinstance(value, list):
         value = value[cell.place] if cell.place < len(value) else None
-    name = value.get("path") if isinstance(value, dict) else None
+    name = text_of(value.get("path")) if isinstance(value, dict) else ""
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:
         raise OSError("the cell has no picture")
     if cell.name and name and file_name(name) != cell.name:
         raise OSError(f"the row has another picture now, {file_name(name)}: were its rows sorted anew?")
     return data
+
+
+def text_of(path: object) -> str:
+    """The path that a cell gives its picture, empty if that is no text; some programs write texts as bytes of UTF-8."""
+    if isinstance(path, bytes):
+        try:
+            return path.decode()
+        except UnicodeDecodeError:
+            return ""
+    return path if isinstance(path, str) else ""
 
 
 def file_name(path: str) -> str:

@@ -108,6 +108,24 @@ def test_a_file_of_bare_pictures(folder: Path) -> None:
     assert pairs() == {f"parquet://photo/{row}::bare.parquet": f"photo-{row}" for row in (0, 2)}
 
 
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ([b"cats/\xc3\xa9.jpg", b"x.png"], ["cats/é", "x"]),
+        ([7, 8], ["image-0", "image-1"]),
+        ([b"\xff", b"x.png"], ["image-0", "x"]),
+    ],
+)
+def test_paths_that_are_not_marked_as_text(folder: Path, paths: list[object], names: list[str]) -> None:
+    make_parquet(
+        folder / "odd.parquet", {"image": [{"bytes": b"%d" % n, "path": path} for n, path in enumerate(paths)]}
+    )
+    result = manifest("odd.parquet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert list(pairs().values()) == names
+    assert [files.read(address) for address in list_pictures("odd.parquet")] == [b"0", b"1"]
+
+
 def test_of_several_columns_one_is_named(folder: Path) -> None:
     make_parquet(folder / "two.parquet", {"photo": [b"1"], "mask": [b"2"], "both": [cells({"x": b"1"})]})
     result = manifest("two.parquet")
