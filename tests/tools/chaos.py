@@ -32,7 +32,6 @@ from PIL import Image
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from batchnst import read_ledger
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import ATTEMPT, SCHEMAS
 from tests.helpers import IMAGES
@@ -296,7 +295,7 @@ class Storm:
         """The number of pairs that are done. Rows that were there must still be there."""
         if not (self._out / "ledger" / "pairs").is_dir():
             return 0
-        rows = read_ledger(str(self._out), "pairs").to_table(["status", *ATTEMPT]).to_pylist()
+        rows = Out(str(self._out)).rows("pairs", ["status", *ATTEMPT]).to_pylist()  # also while files are merged
         keys = {tuple(row[name] for name in ATTEMPT) for row in rows}
         self.vanished |= self._done - keys
         self._done |= keys
