@@ -385,7 +385,8 @@ def open_out(address: str) -> Out:
 def read_ledger(out: str, table: str) -> ds.Dataset:
     """The table `pairs`, `losses` or `runs` as a pyarrow Dataset; `out` is a run's folder or URI.
 
-    Raises ValueError for another table, and LedgerError if the ledger was written by a newer batchnst.
+    Raises ValueError for another table, and LedgerError if the ledger was written by a newer batchnst. Reading the
+    dataset raises FileNotFoundError if a run or `ledger compact` has merged files meanwhile: call this again then.
     """
     if table not in SCHEMAS:
         raise ValueError(f"no ledger table {table!r}; one of {', '.join(SCHEMAS)}")
