@@ -21,6 +21,7 @@ from batchnst.manifest.columns import Unreadable
 from batchnst.manifest.left_out import LeftOut, Picture
 from batchnst.manifest.readers import PARQUET_BUFFER, ending, is_counted
 from batchnst.storage import walk
+from batchnst.storage.cells import open_parquet
 from batchnst.storage.files import list_archive, open_file, parent, resolve
 from batchnst.storage.guarded import Guarded
 
@@ -105,7 +106,7 @@ def _cells(address: str, column: str, folder: PurePosixPath, left_out: LeftOut) 
     with _as_request_error(), open_file(address, PARQUET_BUFFER) as file:
         guarded = Guarded(file, sys.maxsize)
         try:
-            parquet = pq.ParquetFile(guarded)
+            parquet = open_parquet(guarded)
             chosen = _column(address, parquet, column)
             found = list(picture_columns.read_column(parquet, chosen, address))
         except Unreadable as error:

@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchnst.manifest.columns import Row, Unreadable, check_columns
 from batchnst.manifest.picture_columns import read_batches, remark
 from batchnst.manifest.row_columns import Cells
+from batchnst.storage.cells import open_parquet
 from batchnst.storage.guarded import Guarded
 
 BATCH_ROWS = 1 << 14
@@ -27,7 +27,7 @@ def read_parquet(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iter
     """
     number, guarded = 0, Guarded(file, sys.maxsize)
     try:
-        parquet = pq.ParquetFile(guarded)
+        parquet = open_parquet(guarded)
         check_columns(parquet.schema_arrow.names)
         if text := remark(parquet):
             note(text)

@@ -70,6 +70,19 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
+def open_parquet(file: Guarded) -> pq.ParquetFile:
+    """Open a Parquet file; raises OSError if it contradicts itself on how many rows it has."""
+    parquet = pq.ParquetFile(file)
+    rows, found = parquet.metadata.num_rows, sum(_rows_of_groups(parquet.metadata))
+    if rows != found:
+        raise OSError(f"says that it has {rows:,} rows, and {found:,} in its row groups")
+    return parquet
+
+
+def _rows_of_groups(metadata: pq.FileMetaData) -> list[int]:
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
 def leaves(parquet: pq.ParquetFile | pq.FileMetaData, column: str) -> list[int]:
     """Numbers of the physical columns that hold `column`."""
     paths = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
@@ -99,8 +112,8 @@ def read_footer(file: BinaryIO) -> Footer:
     """Read the end of a Parquet file; raises OSError if it is damaged."""
     guarded = Guarded(file, MOST_READ)
     try:
-        metadata = pq.ParquetFile(guarded).metadata
-        groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        metadata = open_parquet(guarded).metadata
+        groups = _rows_of_groups(metadata)
     except Exception as error:
         raise _as_os_error(guarded, error) from None
     return Footer(metadata, list(accumulate(groups, initial=0)))
