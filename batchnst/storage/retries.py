@@ -328,7 +328,10 @@ def _http_error(status: int, text: str, retry_after: str | None) -> OSError:
 
 
 def _seconds_from_now(retry_after: str) -> float:
-    """What the header Retry-After asks for (RFC 9110, section 10.2.3): seconds, or a date. 0 for what is neither."""
+    """Seconds to wait by a header Retry-After (RFC 9110, section 10.2.3), at most REST_SECONDS.
+
+    The header gives seconds or a date; any other text asks for no wait.
+    """
     if retry_after.isascii() and retry_after.isdigit():
         return min(float(retry_after), REST_SECONDS)
     with suppress(ValueError):

@@ -253,13 +253,12 @@ def test_a_column_of_another_type_than_the_schema_says_is_told_of(folder: Path) 
 def test_a_file_that_contradicts_itself_on_its_rows_is_told_of(folder: Path, rows: int) -> None:
     make_parquet(folder / "odd.parquet", {"content": [b"1", b"2", b"3"], "style": ["s.png"] * 3})
     data = (folder / "odd.parquet").read_bytes()
-    # Thrift, in the footer: the number of rows after the list of columns, and that of the row group after its size.
+    # Thrift, in the footer: 3, the number of rows of the file, before the list of row groups.
     at = data.index(b"\x16\x06\x19", data.index(b"schema"))
-    (folder / "odd.parquet").write_bytes(data[:at] + b"\x16" + varint(2 * rows) + data[at + 2 :])
-    size = len(varint(2 * rows)) - 1
-    length = int.from_bytes(data[-8:-4], "little") + size
-    told = (folder / "odd.parquet").read_bytes()
-    (folder / "odd.parquet").write_bytes(told[:-8] + length.to_bytes(4, "little") + told[-4:])
+    number = varint(2 * rows)
+    length = int.from_bytes(data[-8:-4], "little") + len(number) - 1
+    odd = data[: at + 1] + number + data[at + 2 : -8] + length.to_bytes(4, "little") + data[-4:]
+    (folder / "odd.parquet").write_bytes(odd)
     said = f"says that it has {rows:,} rows, and 3 in its row groups"
     assert said in manifest("odd.parquet").stderr
     assert said in batchnst("plan", "odd.parquet").stderr
