@@ -121,7 +121,9 @@ def test_the_ledger_is_read_from_python(
     assert "none--swirls" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("example", all_blocks("python", without=["ledger.md", "seal.md", "pictures.md"]))
+@pytest.mark.parametrize(
+    "example", all_blocks("python", without=["credentials.md", "ledger.md", "seal.md", "pictures.md"])
+)
 def test_every_other_python_example_paints(example: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo)
     for painted in demo.glob("painted.*"):
@@ -180,6 +182,23 @@ def test_a_stranger_checks_a_picture_with_thirty_lines(demo: Path, tmp_path: Pat
         assert "not in this seal" in checked(public, json.dumps(json.loads(proof) | {"path": path}), picture).stderr
     leaf = json.loads(proof)["leaf"] | {"pair_id": "another"}
     assert "not in this seal" in checked(public, json.dumps(json.loads(proof) | {"leaf": leaf}), picture).stderr
+
+
+def test_content_credentials_are_made_and_checked_as_the_manual_says(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, check = blocks(ROOT / "docs/credentials.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(make, {})
+    (tmp_path / "night.csv").write_text(f"content,style,id\n{demo}/photo.jpg,{demo}/painting.jpg,coffee\n")
+    options = ("--credentials", "studio.pem", "--engine", "inline", "--size", "48", "--steps", "1")
+    assert batchnst("run", "night.csv", "--out", "out/night", *options).exit_code == 0
+    capsys.readouterr()
+    exec(check, {})
+    state, signer, ingredients, weight = capsys.readouterr().out.splitlines()
+    assert (state, signer) == ("Valid", "Studio")
+    assert "photo.jpg" in ingredients
+    assert float(weight) > 0
 
 
 def command_lines(block: str) -> Iterator[list[str]]:

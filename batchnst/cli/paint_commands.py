@@ -93,6 +93,10 @@ def run(
     seal: Annotated[
         str | None, typer.Option(metavar="KEY", help="Seal OUT at the end with this private key; see `seal`.")
     ] = None,
+    credentials: Annotated[
+        str | None,
+        typer.Option(metavar="PEM", help="Sign each picture with content credentials, by this key and certificates."),
+    ] = None,
     notify: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +129,7 @@ def run(
         limit=limit,
         memory=in_bytes(memory),
         seal=seal,
+        credentials=credentials,
         pictures=pictures.value,
         shard_size=size_in_bytes(shard_size, "--shard-size"),
     )

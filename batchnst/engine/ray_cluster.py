@@ -51,6 +51,7 @@ from batchnst.ledger.claim import Claim, Lease
 from batchnst.ledger.out import Out
 from batchnst.painting.inputs import LoadedStyle, StyleCache, StyleFile, load_style
 from batchnst.painting.painter import REPORT_EVERY
+from batchnst.pictures.credentials import ADVICE, Credentials, is_installed
 from batchnst.progress import Work
 from batchnst.redaction import redact_logs
 from batchnst.transfer.device import (
@@ -146,7 +147,9 @@ class _Worker:
     what they have prepared for each thread.
     """
 
-    def __init__(self, memory: float | None, share: float, threads: int, gpus: float) -> None:
+    def __init__(
+        self, memory: float | None, share: float, threads: int, gpus: float, credentials: Credentials | None
+    ) -> None:
         """`memory` is the most to use, in bytes; `share` is this worker's share of its GPU."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         redact_logs()
@@ -156,7 +159,8 @@ class _Worker:
         tune_process()
         self._painter = ThreadPoolExecutor(1)
         self._turn, self._stopped = threading.Lock(), threading.Event()
-        self._problem: str | None = None
+        self._credentials = credentials
+        self._problem = ADVICE if credentials and not is_installed() else None
         try:
             self._hardware = Hardware.here(memory, share, gpus=bool(gpus))
         except DeviceFailed as error:
@@ -190,7 +194,7 @@ class _Worker:
         `styles` are the loaded `files`; Ray replaces their references by the objects only in top-level arguments.
         """
         get_style = StyleCache(dict(zip(files, styles, strict=True)))
-        events = paint_chunk(chunk, weights, out, lease, self._hardware, get_style)
+        events = paint_chunk(chunk, weights, out, lease, self._hardware, get_style, self._credentials)
         with self._turn:
             yield [_Begun()]
             reported, told = time.monotonic(), list[Event | _Begun]()
@@ -227,12 +231,20 @@ def _kill_task(pid: int) -> None:
 class Cluster:
     """A Ray cluster to paint on: a running one, or a local one that ends with this object."""
 
-    def __init__(self, address: str, gpus_per_task: float | None, max_attempts: int, memory: float | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        gpus_per_task: float | None,
+        max_attempts: int,
+        memory: float | None,
+        credentials: Credentials | None = None,
+    ) -> None:
         """Connect to `address`, which `choose_address` returned. `memory` is the most for a worker, in bytes.
 
         Raises EngineError if the cluster cannot be reached or no node can run a task.
         """
         self.address, self.max_attempts, self.memory_limit = address, max_attempts, memory
+        self.credentials = credentials
         self._connect(address)
         self._refreshed, self._running_nodes, self._groups = -math.inf, list[dict[str, float]](), 0
         self._submitted = 0
@@ -494,8 +506,8 @@ class _Crew:
         # No retries by Ray, which does not count every crash as a try; Retries counts.
         options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **resources}
         options |= {"max_concurrency": WINDOW, "concurrency_groups": {"control": 1}}
-        worker = ray.remote(**options)(_Worker)
-        actor = worker.remote(memory, self.cluster.share, int(resources["num_cpus"]), gpus)
+        worker, threads = ray.remote(**options)(_Worker), int(resources["num_cpus"])
+        actor = worker.remote(memory, self.cluster.share, threads, gpus, self.cluster.credentials)
         return _Member(actor, resources, actor.home.remote())
 
     def has_started(self, starting: Any) -> Iterator[Notice]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
+from batchnst.chains import path_of
 from batchnst.engine.plan import Job
 from batchnst.errors import PairError
 from batchnst.ledger.claim import Lease
@@ -104,6 +107,29 @@ def with_picture(row: PairRow, painted: Painted, data: bytes) -> PairRow:
         initial_total=steps.total[0].item(),
         steps=len(steps.total),
     )
+
+
+def ingredients(row: PairRow) -> list[tuple[str, str]]:
+    """The names of the content and the styles, without their folders, and the SHA-256 of their files."""
+    addresses, hashes = [row.content, *row.styles], [row.content_sha256 or "", *(row.style_sha256 or [])]
+    return [(os.path.basename(path_of(address)), sha256) for address, sha256 in zip(addresses, hashes, strict=True)]
+
+
+def facts(row: PairRow) -> dict[str, Any]:
+    """The columns that say how a picture was painted, for its content credentials; no address is among them."""
+    return {
+        "run_id": row.run_id,
+        "pair_id": row.pair_id,
+        "attempt": row.attempt,
+        "fingerprint": row.fingerprint,
+        "recipe": json.loads(row.recipe),
+        "style_weights": row.style_weights,
+        "loss_definition": row.loss_definition,
+        "weights_sha256": row.weights_sha256,
+        "seed": row.seed,
+        "precision": row.precision,
+        "versions": asdict(row.versions),
+    }
 
 
 def with_error(row: PairRow, error: Exception) -> PairRow:

@@ -38,6 +38,7 @@ from batchnst.ledger.schema import RunRow
 from batchnst.manifest.manifest import Manifest
 from batchnst.painting.ahead import ahead
 from batchnst.painting.named_weights import load_networks
+from batchnst.pictures.credentials import Credentials, read_credentials
 from batchnst.progress import Work
 from batchnst.storage.files import resolve
 from batchnst.transfer.device import Hardware, keeps_shapes, tune_process
@@ -70,7 +71,8 @@ class Options:
     `address` is that of a Ray cluster. `batch_size` and `gpus_per_task` are chosen automatically if None. `limit` is
     the largest number of pairs to paint. `redo` says which pairs are painted again, as `repaint.choose` does.
     `memory` is the most that a worker may use, in bytes. `seal` is the file of the private key that OUT is sealed with
-    at the end, if it is to be. `pictures` is the form of the pictures, and `shard_size` the size of the files that they
+    at the end, if it is to be. `credentials` is the file of the key and certificates that pictures are signed with, if
+    they are to be. `pictures` is the form of the pictures, and `shard_size` the size of the files that they
     are merged into, in bytes.
     """
 
@@ -84,6 +86,7 @@ class Options:
     limit: int | None = None
     memory: float | None = None
     seal: str | None = None
+    credentials: str | None = None
     pictures: FormName = "files"
     shard_size: int = SHARD_SIZE
 
@@ -128,8 +131,9 @@ class Inline:
 
     workers = 1
 
-    def __init__(self, memory: float | None) -> None:
+    def __init__(self, memory: float | None, credentials: Credentials | None) -> None:
         tune_process()
+        self._credentials = credentials
         self._hardware = Hardware.here(memory)
 
     def hardware(self) -> Generator[Notice, None, Hardware]:
@@ -143,7 +147,8 @@ class Inline:
         """Paint one chunk after another."""
         for chunk in chunks:
             out = claim.folder.address
-            yield from paint_chunk(chunk, weights[chunk.network], out, claim.lease(), self._hardware)
+            network, lease = weights[chunk.network], claim.lease()
+            yield from paint_chunk(chunk, network, out, lease, self._hardware, credentials=self._credentials)
 
     def close(self) -> None:
         """Do nothing: there are no workers to release."""
@@ -159,6 +164,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
     out = Out(options.out)
     out.folder.check_writable()
     key = read_private(options.seal) if options.seal else None
+    credentials = read_credentials(options.credentials) if options.credentials else None
     named_rows(options.redo, manifest)
     check_replaces_nothing(manifest, out)
     weights = load_networks(manifest.networks)
@@ -183,7 +189,7 @@ def run(manifest: Manifest, options: Options) -> Iterator[Planned | Event]:
         if newer := plan.inputs.newer():
             yield Notice(describe_newer(newer, options.out))
         if len(plan):
-            yield from _paint(plan, out, claim, weights, options)
+            yield from _paint(plan, out, claim, weights, options, credentials)
             yield from _compact(out, claim, options.shard_size)
         else:
             yield Planned(plan, 0, 0, claim.run_id)
@@ -230,10 +236,15 @@ def _run_row(plan: Plan, claim: Claim, engine: str) -> RunRow:
 
 
 def _paint(
-    plan: Plan, out: Out, claim: Claim, weights: Mapping[tuple[str, str], Weights], options: Options
+    plan: Plan,
+    out: Out,
+    claim: Claim,
+    weights: Mapping[tuple[str, str], Weights],
+    options: Options,
+    credentials: Credentials | None,
 ) -> Iterator[Planned | Event]:
     """Paint all jobs of `plan`."""
-    engine = _start(options)
+    engine = _start(options, credentials)
     try:
         hardware = yield from engine.hardware()
         blocks = _check_memory(plan, hardware, _blocks(plan, out, options.batch_size, engine, hardware))
@@ -388,11 +399,11 @@ class _WorkerSpeed:
         return seconds * self._work / self._seconds if self._seconds else 0.0
 
 
-def _start(options: Options) -> Engine:
+def _start(options: Options, credentials: Credentials | None) -> Engine:
     """The engine that `options` ask for."""
     if options.engine == "inline":
-        return Inline(options.memory)
+        return Inline(options.memory, credentials)
     address = choose_address(options.address)
     from batchnst.engine.ray_cluster import Cluster
 
-    return Cluster(address, options.gpus_per_task, options.max_attempts, options.memory)
+    return Cluster(address, options.gpus_per_task, options.max_attempts, options.memory, credentials)

@@ -28,6 +28,7 @@ from batchnst.painting.ahead import ahead
 from batchnst.painting.inputs import Inputs, LoadedStyle, StyleCache, StyleFile, gather_pair
 from batchnst.painting.painter import Painted, Painter, Retry, as_pair_error
 from batchnst.painting.tensors import TensorCache
+from batchnst.pictures.credentials import Credentials
 from batchnst.pictures.decode import Pixels
 from batchnst.pictures.encode import Provenance, encode_picture, is_16_bit
 from batchnst.progress import Work
@@ -48,15 +49,16 @@ def paint_chunk(
     lease: Lease,
     hardware: Hardware,
     get_style: Callable[[StyleFile], LoadedStyle] | None = None,
+    credentials: Credentials | None = None,
 ) -> Generator[Event, None, None]:
     """Paint every pair of `chunk` into `out` and commit it; yields events.
 
     Loading begins at once, everything else with the first `next`. `get_style` loads a style; by default each style is
-    read once from its address. Raises StorageError if `out` cannot be written, Superseded if `lease` is no longer
-    valid, and DeviceFailed.
+    read once from its address. Pictures are signed with `credentials`, if there are any. Raises StorageError if `out`
+    cannot be written, Superseded if `lease` is no longer valid, and DeviceFailed.
     """
     batches = ahead(partial(_load, get_style or StyleCache(), hardware), chunk.batches)
-    return _paint(batches, weights, out, lease, hardware)
+    return _paint(batches, weights, out, lease, hardware, credentials)
 
 
 def _paint(
@@ -65,12 +67,13 @@ def _paint(
     out: str,
     lease: Lease,
     hardware: Hardware,
+    credentials: Credentials | None,
 ) -> Generator[Event, None, None]:
     tensors = TensorCache(hardware.device)
     with _CommitThread() as commits:
         for batch, loaded in batches:
             dtype = network_dtype(batch.recipe.precision, hardware.device)
-            committer = _Committer(Out(out), lease, weights.sha256, hardware.device, dtype)
+            committer = _Committer(Out(out), lease, weights.sha256, hardware.device, dtype, credentials)
             jobs, inputs = list[Job](), list[Inputs]()
             for job, result in zip(batch.jobs, loaded, strict=True):
                 if isinstance(result, Exception):
@@ -182,9 +185,17 @@ class _CommitThread:
 class _Committer:
     """Writes the pictures and ledger rows of one batch's jobs."""
 
-    def __init__(self, out: Out, lease: Lease, weights_sha256: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        out: Out,
+        lease: Lease,
+        weights_sha256: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        credentials: Credentials | None,
+    ) -> None:
         self.out, self.lease, self.weights_sha256 = out, lease, weights_sha256
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.credentials = device, dtype, credentials
 
     def commit(
         self, jobs: Sequence[Job], inputs: Sequence[Inputs], painted: Sequence[Painted], started: datetime
@@ -262,6 +273,8 @@ class _Committer:
         try:
             painted.check_finite()
             data = painted.encode(job.pair.output, replace(inputs.finish, provenance=self._provenance(job)))
+            if self.credentials:
+                data = self.credentials.sign(data, job.pair.output, rows.ingredients(row), rows.facts(row))
         except Exception as error:  # whatever it is, no other picture of the batch fails for it
             return rows.failed(row, as_pair_error(error)), None
         row = rows.with_picture(row, painted, data)

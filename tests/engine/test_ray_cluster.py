@@ -29,6 +29,7 @@ from batchnst.engine.plan import Batch, Chunk, Job
 from batchnst.errors import Superseded
 from batchnst.ledger.claim import Lease
 from batchnst.ledger.out import Out
+from tests.certificates import KEYS, read_credentials_in, write_pem
 from tests.helpers import pair, size_of
 from tests.helpers import row as ledger_row
 from tests.processes import descendants, is_running, task_pids
@@ -149,7 +150,9 @@ def check_complete(out: Path) -> Counter[str]:
 def test_runs_that_are_killed_and_terminated_lose_nothing_and_repeat_nothing(
     manifest: Path, cluster: str, tmp_path: Path
 ) -> None:
-    out, run = tmp_path / "out", command(manifest, tmp_path / "out", "--address", cluster)
+    pem = write_pem(tmp_path, KEYS["ed25519"]())
+    out = tmp_path / "out"
+    run = command(manifest, out, "--address", cluster, "--credentials", str(pem))
     driver = start(run, tmp_path / "log")
     try:
         wait_for(lambda: finished_rows(out) >= 2)
@@ -164,6 +167,7 @@ def test_runs_that_are_killed_and_terminated_lose_nothing_and_repeat_nothing(
     assert f"of {PAIRS} pairs are done already" in again.stderr
     assert f"{PAIRS} of {PAIRS} pairs done" in again.stdout
     assert set(check_complete(out).values()) == {1}
+    assert all(read_credentials_in(path.read_bytes(), "image/png")[0] == "Valid" for path in out.glob("images/*"))
 
 
 @pytest.mark.slow

@@ -608,7 +608,7 @@ def painted(job: Job, lease: Lease) -> Painted:
 
 def work(lease: Lease, jobs: Sequence[Job]) -> None:
     """What a worker does with a chunk, but for the painting: commit each batch."""
-    committer = worker._Committer(Out(ADDRESS), lease, WEIGHTS, torch.device("cpu"), torch.float32)
+    committer = worker._Committer(Out(ADDRESS), lease, WEIGHTS, torch.device("cpu"), torch.float32, None)
     blank: Pixels = np.zeros((2, 2, 3), np.uint8)
     for job in jobs:
         inputs = Inputs(blank, (blank,), (1.0,), content_sha256="c", style_sha256=("s",))
