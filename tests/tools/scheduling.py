@@ -145,7 +145,7 @@ def main() -> None:
     patch.object(ray_cluster, "_Worker", SleepingWorker).start()
     globals()["seconds_a_pair"] = options.pair_seconds
 
-    def start(of: Options) -> run.Engine:
+    def start(of: Options, *_: Any) -> run.Engine:
         cluster = ray_cluster.Cluster(raylets.address, None, of.max_attempts, of.memory)
         if options.processes:
             start_hosts(options.processes, options.slots, options.pair_seconds)
