@@ -173,6 +173,13 @@ class Recipe(BaseModel):
             raise ValueError(f"{init!r} is not allowed{did_you_mean(init, STARTS)}; {', '.join(STARTS)} or a picture")
         return init
 
+    @field_validator("init", "weights")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if "\0" in name:
+            raise ValueError("has a character with the code 0, which no name has")
+        return name
+
     @field_validator("size", mode="plain")
     @classmethod
     def _check_size(cls, size: Any) -> Any:

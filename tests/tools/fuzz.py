@@ -2,7 +2,7 @@
 
 `python -m tests.tools.fuzz [READER…] [--seconds N]` says for each reader how many inputs were tried, how many new edges
 of our code they reached, and what crashed. Each input must give a result or an error of ours, within SECONDS and
-MEGABYTES. The seeds are made here; inputs that crash are kept in `build/fuzz`.
+MEGABYTES. The seeds are made here, Parquet files also with flipped bits; inputs that crash are kept in `build/fuzz`.
 """
 
 from __future__ import annotations
@@ -116,6 +116,16 @@ def ledger_seeds() -> Iterator[bytes]:
     yield b"2" + parquet.encode(to_table([], "runs"), "runs", statistics=False)
 
 
+def with_flipped_footers(seeds: Iterator[bytes]) -> Iterator[bytes]:
+    """The seeds, and each Parquet file with one bit flipped in each byte of its footer in turn."""
+    for seed in seeds:
+        yield seed
+        if seed.endswith(b"PAR1"):
+            length = int.from_bytes(seed[-8:-4], "little")
+            for place in range(len(seed) - length - 8, len(seed)):
+                yield seed[:place] + bytes([seed[place] ^ 1 << place % 8]) + seed[place + 1 :]
+
+
 # Readers -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +236,7 @@ def report(reader: str, seconds: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "corpus")
         corpus.mkdir()
-        for number, seed in enumerate(READERS[reader][1]()):
+        for number, seed in enumerate(with_flipped_footers(READERS[reader][1]())):
             (corpus / f"seed-{number}").write_bytes(seed)
         options = [str(corpus), f"-max_total_time={seconds}", f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
         options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={CRASHES}/{reader}-", "-print_final_stats=1"]
