@@ -1,7 +1,8 @@
-"""Every program that CONTRACT names reads the ledger, from its first moment on."""
+"""Every program that CONTRACT names reads the ledger, from its first moment on, and pictures in Parquet."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ import pytest
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS, RunRow
-from tests.helpers import NOON, loss, row
+from tests.helpers import NOON, as_bytes, loss, row, scene
 
 RUN = RunRow(
     run_id="r1",
@@ -81,6 +82,24 @@ def test_every_reader_reads_every_table(out: Out, reader: str, compacted: bool) 
             groups = pq.ParquetFile(file).metadata.to_dict()["row_groups"]
             used = {encoding for group in groups for column in group["columns"] for encoding in column["encodings"]}
             assert used <= OLDER_ENCODINGS
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("compacted", [False, True])
+def test_every_reader_reads_pictures(out: Out, reader: str, compacted: bool) -> None:
+    painted = {f"p{number}.png": as_bytes(scene(20, 20 + number)) for number in range(3)}
+    with out.claim("r1", "parquet") as claim:
+        for number, (name, data) in enumerate(painted.items()):
+            done = row(f"p{number}", run_number=1, output=name, output_sha256=hashlib.sha256(data).hexdigest())
+            out.commit(claim.lease(), {name: data}, [done], [])
+        if compacted:
+            out.compact(claim)
+    found = [each for file in Path(out.address, "pictures").glob("*.parquet") for each in READERS[reader](file)]
+    if reader == "fastparquet":  # it knows no structs, but their parts
+        assert {each["image.path"]: each["image.bytes"] for each in found} == painted
+    else:
+        assert {each["image"]["path"]: each["image"]["bytes"] for each in found} == painted
+    assert all(each["sha256"] == hashlib.sha256(painted[f"{each['pair_id']}.png"]).hexdigest() for each in found)
 
 
 @pytest.mark.parametrize("reader", READERS)
