@@ -7,30 +7,38 @@ its own, whose time, processor time and peak memory are printed.
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnst.engine.run import Options, Planned, run
+from batchnst.engine import run as engine_run
+from batchnst.engine.events import Event, Finished
+from batchnst.engine.plan import Chunk
+from batchnst.engine.run import Inline, Options, Planned, run
 from batchnst.ledger import parquet
+from batchnst.ledger.claim import Claim
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import RunRow, to_table
 from batchnst.manifest.manifest import Manifest
 from batchnst.manifest.reading import read_manifest
 from batchnst.painting.named_weights import load_networks
+from batchnst.progress import Work
 from batchnst.review.audit import pairs as pair_checks
 from batchnst.review.audit.findings import Audit
 from batchnst.review.audit.steps import losses
+from batchnst.transfer.weights import Weights
 from tests.helpers import row
 from tests.tools.volume import losses as made_up_losses
 
@@ -42,6 +50,9 @@ FILE_PAIRS = 1 << 17
 
 LOSS_PAIRS = 1 << 13
 """Pairs whose losses are in a file."""
+
+PAINTED = 1_000_000
+"""Pairs that a run paints to see whether its memory grows."""
 
 RUN = "20261121T210400-fc513a"
 
@@ -121,6 +132,8 @@ def measured(what: str, code: str) -> None:
     cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     if child.returncode:
         sys.exit(child.stderr)
+    if "pairs after" in child.stdout:
+        print(child.stdout, end="")
     peak = int(child.stderr.rpartition("VmHWM:")[2].split()[0]) * 1024 / 1e9
     print(f"{what:44} {wall:7.1f} s {cpu:7.1f} s of CPU {peak:6.2f} GB", flush=True)
 
@@ -146,6 +159,33 @@ def first_task(manifest: str, out: str) -> None:
     """A run, until it would start its first task."""
     events = run(read_manifest(manifest, {}, out), Options(out=out, engine="inline"))
     next(event for event in events if isinstance(event, Planned))
+
+
+class Instant(Inline):
+    """An engine whose pictures take no time, and leave nothing in OUT: what is left is the driver's own work."""
+
+    def paint(
+        self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
+    ) -> Generator[Event, None, None]:
+        """Report each pair as painted."""
+        for chunk in chunks:
+            for batch in chunk.batches:
+                yield Work(100, batch.work, 60.0)
+                for job in batch.jobs:
+                    yield Finished(job.pair.id, None)
+
+
+def begun_run(manifest: str, out: str) -> None:
+    """The first PAINTED pairs of a run by an instant engine; prints the memory that the driver uses as it goes on."""
+    began, painted = time.monotonic(), 0
+    with patch.object(engine_run, "_start", lambda options, _: Instant(options.memory, None)):
+        for event in run(read_manifest(manifest, {}, out), Options(out=out, engine="inline")):
+            painted += isinstance(event, Finished)
+            if isinstance(event, Planned) or (isinstance(event, Finished) and painted % (PAINTED // 5) == 0):
+                (used,) = re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+                print(f"  {painted:,} pairs after {time.monotonic() - began:.0f} s: {int(used) / 1e6:.2f} GB")
+            if painted == PAINTED:
+                break
 
 
 def audit_rows(address: str) -> None:
@@ -186,6 +226,7 @@ def measure(folder: Path, rows: int, steps: int, curves: int) -> None:
     measured("plan, Parquet", command("plan", manifest))
     if rows <= 1_000_000:
         measured("plan, CSV with a seed each", command("plan", write_manifest(folder / "m.csv", rows)))
+    measured(f"a run whose first {PAINTED:,} take no time", call("begun_run", manifest, str(folder / "begun")))
     out = Out(str(folder / "out"))
     ids = write_pairs(out, read_manifest(manifest, {}))
     measured("resume, 99 % done, to the first task", call("first_task", manifest, out.address))
