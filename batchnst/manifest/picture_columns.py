@@ -6,6 +6,7 @@ in Hugging Face's datasets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from batchnst.manifest.columns import Unreadable
 from batchnst.storage.cells import (
     WHOLE_GROUP,
     empty_values,
+    extremes,
     file_name,
     is_picture,
     is_picture_list,
@@ -32,6 +34,9 @@ PICTURES = ("content", "style", "content_mask", "style_mask", "init")
 LONGEST_NAME = 255
 """Longest name of a picture that becomes a part of its address, in bytes."""
 
+
+_ADDRESS = re.compile(rb"[^\x00-\x1f]{1,300}\.[A-Za-z0-9]{2,5}")
+"""Names of files: no picture is one from its first to its last byte."""
 
 MOST_ROWS = 10_000_000
 """Most rows of a row group with pictures: more are no pictures."""
@@ -141,9 +146,12 @@ def _text(column: Column, row: int, place: int | None, path: str | None, file: s
 def _present_paths(parquet: pq.ParquetFile, group: int, column: Column) -> list[Any]:
     """The path of each picture, External if it has no bytes: as `_paths`, after a look at what is missing."""
     paths = _paths(parquet, group, column, parquet.metadata.row_group(group).num_rows)
-    if _missing(parquet, group, column) != sum(map(_count_missing, paths)):
-        return _checked(parquet, group, column, paths)
-    return paths
+    missing = _missing(parquet, group, column)
+    ends = extremes(parquet.metadata, group, column.bytes)
+    if ends and all(map(_ADDRESS.fullmatch, ends)):
+        shown = ends[0].decode(errors="replace")
+        raise Unreadable(f"has names such as {shown!r} in the column {column.name}, as bytes; mark the column as text")
+    return paths if missing == sum(map(_count_missing, paths)) else _checked(parquet, group, column, paths)
 
 
 class External(str):

@@ -138,6 +138,25 @@ class _NotRead(Seekable):
 def empty_values(metadata: pq.FileMetaData, group: int, number: int) -> int | None:
     """The number of empty values in the physical column `number` of a row group; None if the file does not tell.
 
+    Raises OSError if the file is damaged.
+    """
+    statistics = _statistics(metadata, group, number)
+    return statistics.null_count if statistics and statistics.has_null_count else None
+
+
+def extremes(metadata: pq.FileMetaData, group: int, number: int) -> list[bytes]:
+    """The least and the greatest value of the binary physical column `number` of a row group, if the file tells them.
+
+    Raises OSError if the file is damaged.
+    """
+    statistics = _statistics(metadata, group, number)
+    values = [statistics.min_raw, statistics.max_raw] if statistics and statistics.has_min_max else []
+    return [value for value in values if isinstance(value, bytes)]
+
+
+def _statistics(metadata: pq.FileMetaData, group: int, number: int) -> pq.Statistics | None:
+    """What the file tells of the physical column `number` of a row group.
+
     Raises OSError if the file is damaged. pyarrow ends the process if it is asked for damaged metadata of a column, but
     not if it is to read that column: then it looks at the same metadata before it reads. It also ends the process if
     it is asked for the statistics of a column that is not of the type that the schema says.
@@ -151,8 +170,7 @@ def empty_values(metadata: pq.FileMetaData, group: int, number: int) -> int | No
     column, kind = metadata.row_group(group).column(number), metadata.schema.column(number).physical_type
     if column.physical_type != kind:
         raise OSError(f"a column of {kind} is said to be of {column.physical_type} in row group {group}")
-    statistics = column.statistics
-    return statistics.null_count if statistics and statistics.has_null_count else None
+    return column.statistics
 
 
 def _as_os_error(guarded: Guarded, error: Exception) -> Exception:

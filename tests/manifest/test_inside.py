@@ -104,6 +104,15 @@ def test_what_is_no_picture_gets_a_line(folder: Path) -> None:
         pairs("a::b.parquet")
 
 
+@pytest.mark.parametrize("column", ["content", "style"])
+def test_addresses_that_are_not_marked_as_text_are_no_pictures(folder: Path, column: str) -> None:
+    row = {"content": "a.png", "style": "s.png"} | {column: [b"photos/b.jpg", "photos/é.jpg".encode()]}
+    values = {name: value if isinstance(value, list) else [value] * 2 for name, value in row.items()}
+    pq.write_table(pa.table(values), folder / "m.parquet")
+    with pytest.raises(ManifestError, match=f"has names such as 'photos/b.jpg' in the column {column}, as bytes"):
+        pairs()
+
+
 def test_the_same_rows_have_the_same_ids_wherever_they_lie(folder: Path) -> None:
     (folder / "here").mkdir()
     (folder / "there" / "deep").mkdir(parents=True)

@@ -167,7 +167,10 @@ def test_a_zero_in_an_address_is_told_also_behind_a_tilde(tmp_path: Path, column
         (b'{"content": "a", "style": "s", "x": ' + b"1" * 5000 + b"}", "line 1: not usable JSON"),
         (b'{"content": "a\\u0000", "style": "s"}', "line 1, content: has a character with the code 0"),
         (b'{"content": "a", "style": "s", "init": "a\\u0000.png"}', "line 1: init: has a character with the code 0"),
-        (b'{"content": "a", "style": "s", "weights": "a\\u0000.pth"}', "line 1: weights: has a character with the code 0"),
+        (
+            b'{"content": "a", "style": "s", "weights": "a\\u0000.pth"}',
+            "line 1: weights: has a character with the code 0",
+        ),
     ],
 )
 def test_json_that_python_takes_and_nobody_else(tmp_path: Path, line: bytes, problem: str) -> None:
