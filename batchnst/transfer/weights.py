@@ -129,7 +129,7 @@ def _bundled(backbone: str) -> Weights:
     tensors = {}
     for name in (layer.name for layer in BACKBONES[backbone].layers if layer.is_convolution):
         key = f"block{name[4]}_conv{name[6]}"
-        indices, table = state[f"{key}_W_q"].numpy(), state[f"{key}_W_table"].numpy()
+        indices, table = state.pop(f"{key}_W_q").numpy(), state[f"{key}_W_table"].numpy()
         tensors[f"{name}.weight"] = table[indices]
         tensors[f"{name}.bias"] = state[f"{key}_b"].numpy()
     return to_weights(backbone, tensors, "caffe")
@@ -190,5 +190,5 @@ def _sha256(tensors: Tensors) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
+        digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").reshape(-1).data)
     return digest.hexdigest()
