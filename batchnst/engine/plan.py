@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -166,10 +165,9 @@ class Plan:
 
     def jobs(self, part: slice | NDArray[np.int64] = slice(None)) -> list[Job]:
         """The jobs of this plan: all, or the selected `part`."""
-        blocks = list(self.manifest.take_blocks(self.rows[part]))
-        fingerprints = (self.manifest.fingerprints(block, self.weights_sha256).to_pylist() for block in blocks)
-        pairs = chain.from_iterable(map(self.manifest.pairs, blocks))
-        each = zip(pairs, chain.from_iterable(fingerprints), self.attempts[part].tolist(), strict=True)
+        block = self.manifest.take_block(self.rows[part])
+        fingerprints = self.manifest.fingerprints(block, self.weights_sha256).to_pylist()
+        each = zip(self.manifest.pairs(block), fingerprints, self.attempts[part].tolist(), strict=True)
         return [Job(pair, mark, attempt) for pair, mark, attempt in each]
 
     def once_more(self, outcomes: Outcomes, pair_ids: Collection[str]) -> Plan:

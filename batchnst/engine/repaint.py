@@ -238,16 +238,13 @@ def _done(
     manifest: Manifest, start: int, outcomes: Outcomes, weights_sha256: Mapping[tuple[str, str], str]
 ) -> dict[int, Pair]:
     """The pairs that are done among BLOCK rows from `start`, by row."""
-    done = dict[int, Pair]()
-    for block in manifest.take_blocks(np.arange(start, min(start + BLOCK, len(manifest)))):
-        places = outcomes.places(block["id"])
-        known = np.flatnonzero(places >= 0)
-        pairs = block.take(pa.array(known))
-        is_done = outcomes.at(places[known], manifest.fingerprints(pairs, weights_sha256)).done
-        rows = (start + known[is_done]).tolist()
-        done |= zip(rows, manifest.pairs(pairs.filter(pa.array(is_done))), strict=True)
-        start += len(block)
-    return done
+    block = manifest.take_block(np.arange(start, min(start + BLOCK, len(manifest))))
+    places = outcomes.places(block["id"])
+    known = np.flatnonzero(places >= 0)
+    pairs = block.take(pa.array(known))
+    is_done = outcomes.at(places[known], manifest.fingerprints(pairs, weights_sha256)).done
+    rows = (start + known[is_done]).tolist()
+    return dict(zip(rows, manifest.pairs(pairs.filter(pa.array(is_done))), strict=True))
 
 
 def _rows(out: Out, pair_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:

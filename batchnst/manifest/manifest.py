@@ -114,11 +114,11 @@ class Manifest:
 
     def take(self, rows: NDArray[np.int64]) -> Iterator[Pair]:
         """The pairs with the row numbers `rows`, which must be in ascending order."""
-        return chain.from_iterable(map(self.pairs, self.take_blocks(rows)))
+        return self.pairs(self.take_block(rows))
 
-    def take_blocks(self, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-        """The rows with these numbers, which must be in ascending order, in the columns of SCHEMA."""
-        return self._rows.take(rows)
+    def take_block(self, rows: NDArray[np.int64]) -> pa.RecordBatch:
+        """The rows with these numbers, which must be in ascending order, uncompressed in one block."""
+        return pa.concat_batches([pa.RecordBatch.from_pylist([], SCHEMA), *self._rows.take(rows)])
 
     def take_ids(self, rows: NDArray[np.int64]) -> pa.ChunkedArray:
         """The ids of the pairs with the row numbers `rows`, which must be in ascending order."""
