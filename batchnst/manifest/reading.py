@@ -213,6 +213,7 @@ class _Builder:
             self._line = clash.line
             self._report(self._clash_text(clash), clash.column)
         del self._names, self._lines  # this object stays until the garbage collector finds it: its caches refer to it
+        pa.default_memory_pool().release_unused()  # else Arrow keeps, for each thread, what it has freed
         problems = [text for _, text in sorted(self._problems, key=itemgetter(0))]
         if unreadable:
             problems.append(unreadable)
