@@ -123,7 +123,11 @@ class Objective:
             factors = [_guide(region, name, core, tile) for region in self.regions]
             seen = [core if factor is None else core * factor for factor in factors]
             products[name] = [channel_products(part) for part in seen]
-        return Sums(squares, products, total_variation(pictures, self.canvas.differences, tile.core[""]))
+        if self.recipe.tv_weight:
+            variation = total_variation(pictures, self.canvas.differences, tile.core[""])
+        else:
+            variation = pictures.new_zeros(len(pictures))
+        return Sums(squares, products, variation)
 
     def losses(self, sums: Sums) -> tuple[Losses, Slopes]:
         """Compute the losses from the sums over whole pictures, and the slopes."""
@@ -169,8 +173,9 @@ class Objective:
 
         result = backbone.backward(tape, add, tile.crops, self.canvas)
         result = result.to(pictures.dtype, memory_format=torch.contiguous_format)
-        inside, weights = self.canvas.differences, slopes.variation.to(result.device)
-        add_variation_(result, pictures.expand_as(result), weights, inside, tile.core[""])
+        if self.recipe.tv_weight:
+            inside, weights = self.canvas.differences, slopes.variation.to(result.device)
+            add_variation_(result, pictures.expand_as(result), weights, inside, tile.core[""])
         return result if pictures.shape[1] == 3 else result.sum(1, keepdim=True)
 
     def _content_weight(self, name: str, target: Tensor) -> Tensor:
