@@ -182,11 +182,11 @@ def _real_to_complex(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
 
 
 def _complex_to_real(arguments: Sequence[Any], result: Tensor) -> list[Kernel]:
-    """A copy, which cuFFT may overwrite; one pass for each dimension; the division by the number of values."""
-    spectrum, dimensions = arguments[:2]
+    """A copy, which cuFFT may overwrite; one pass for each dimension; the division by the number of values, if any."""
+    spectrum, dimensions, normalization = arguments[:3]
     copies = [_kernel([spectrum], [spectrum])] * len(dimensions)
     last = _kernel([spectrum], [result], flops=_fft_flops(result, dimensions))
-    return [*copies, last, _kernel([result], [result])]
+    return [*copies, last, *[_kernel([result], [result])] * (normalization != 0)]
 
 
 def _fft_flops(signal: Tensor, dimensions: Sequence[int]) -> float:
