@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ class Backbone(nn.Module):
         if canvas:
             canvas.pixels.clear_(x)
         convolve, rectified, features = _fastest(x.device, x.dtype), False, {}
-        for layer in self.layers:
+        for layer, following in zip_longest(self.layers, self.layers[1:]):
             before, winners = x, None
             if layer.is_convolution:
                 weight, bias = getattr(self, f"{layer.name}_weight"), getattr(self, f"{layer.name}_bias")
@@ -126,7 +127,8 @@ class Backbone(nn.Module):
                 x, winners = F.max_pool2d(x, layer.kernel, layer.stride, return_indices=True)
             else:
                 x = F.avg_pool2d(x, layer.kernel, layer.stride)
-            if canvas and (layer.is_convolution or layer.is_pooling):  # a ReLU of zeros is zero
+            # No window of a pooling reaches outside, so what it reads is not cleared. The last layer is wanted.
+            if canvas and (layer.name in self.wanted or following.is_convolution):
                 canvas[layer.name].clear_(x)
             if tape is not None:
                 tape.append(Pass(layer, before, x, winners))

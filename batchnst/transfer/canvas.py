@@ -1,7 +1,7 @@
 """Pictures of several sizes in one batch: each in the upper left corner of its place on a canvas, with zeros around.
 
-After each layer of the network the positions outside each picture's own features are set to zero. So the next layer
-finds the zeros there with which it pads a picture that is alone, and sums over positions are the picture's own.
+The positions outside each picture's own features are set to zero before a convolution or a sum reads them. So the
+convolution finds the zeros there with which it pads a picture that is alone, and the sum is the picture's own.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,9 +14,13 @@ from torch.profiler import record_function
 
 from batchnst.bench.peaks import DEVICES
 from batchnst.bench.trace import Recorder, pretended_gpu, trace
+from batchnst.painting.named_weights import load_weights
+from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
+from batchnst.transfer.graph import EAGER_CALLS
 from batchnst.transfer.losses import add_product_, gram_matrix
-from tests.helpers import batchnst
+from batchnst.transfer.stylize import stylize
+from tests.helpers import batchnst, whole
 
 B, C, H, W = 2, 8, 12, 16
 BF16, INT64 = 2, 8
@@ -186,6 +191,23 @@ def test_a_step_has_every_count(counted: dict[str, Any]) -> None:
 def test_a_step_moves_and_starts_little(counted: dict[str, Any]) -> None:
     assert counted["bytes_per_pixel"]["outside_convolutions"] <= 6000
     assert counted["launches"]["outside_graphs"] <= 60
+
+
+def test_a_step_of_pictures_of_several_sizes_moves_and_starts_little() -> None:
+    sizes = [(height, 512) for height in (384, 341, 360)] * 7
+    recipe = Recipe.from_settings({"size": 512, "min_size": 512, "precision": "bf16"})
+    recorder = Recorder()
+    with recorder, pretended_gpu(recorder):
+        contents = [torch.empty(1, 3, *size, device="meta") for size in sizes]
+        network = partial(load_backbone, weights=load_weights(*recipe.network), device=torch.device("meta"))
+        painting = stylize(contents, [whole(contents[0])] * len(sizes), recipe, network)
+        for _ in range(EAGER_CALLS + 1):
+            next(painting)
+        recorder.clear()
+        next(painting)
+    bytes_outside = sum(kernel.bytes for name, kernel in recorder.inside + recorder.outside if name != "convolutions")
+    assert bytes_outside / (21 * 384 * 512) <= 6000
+    assert 0 < len(recorder.outside) <= 60 < len(recorder.inside)
 
 
 def test_the_convolutions_of_a_step_are_counted_as_by_hand(counted: dict[str, Any]) -> None:
