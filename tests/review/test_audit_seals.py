@@ -551,7 +551,7 @@ def test_a_run_with_a_bad_key_paints_nothing(manifest: Path, tmp_path: Path, key
 def test_an_interrupted_run_is_not_sealed(
     manifest: Path, tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine_run, "paint_chunk", interrupted)
