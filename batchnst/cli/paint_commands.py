@@ -112,12 +112,13 @@ def run(
 ) -> None:
     """Stylise every pair of the manifest. Run again, it paints the pairs that are left."""
     from batchnst.cli.notify import check_hook
-    from batchnst.engine.run import Options
 
     if notify is not None:
         check_hook(notify)
         os.environ.pop(NOTIFY, None)  # workers have no need of it
     pairs = _read_manifest(manifest, settings, out)
+    from batchnst.engine.run import Options  # imports torch: what is wrong with a manifest is told before
+
     options = Options(
         out=out,
         engine=engine.value,
@@ -178,9 +179,9 @@ def plan(
     memory: Memory = None,
 ) -> None:
     """Show everything that `run` would check and decide, without running."""
-    from batchnst.bench.estimate import describe
-
     pairs, values = _read_manifest(manifest, settings, out), _redo(redo, retry_failed=retry_failed)
+    from batchnst.bench.estimate import describe  # imports torch: what is wrong with a manifest is told before
+
     print_result(describe(pairs, out, redo=values, memory=in_bytes(memory)))
 
 
