@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
-from playwright.sync_api import Browser
 
-from batchnst.bench import speed
-from batchnst.cli import display
-from batchnst.painting.named_weights import load_weights
-from batchnst.painting.painter import load_backbone
-from batchnst.recipe import Recipe
-from batchnst.transfer.backbone import Backbone
-from batchnst.transfer.weights import Weights
-from tests.browser import Heard, open_browser
-from tests.helpers import CPU, IMAGES
+if TYPE_CHECKING:  # the process that only hands out the tests does not wait until torch is imported
+    from playwright.sync_api import Browser
+
+    from batchnst.transfer.backbone import Backbone
+    from batchnst.transfer.weights import Weights
+    from tests.browser import Heard
 
 ALL = "BATCHNST_TEST_ALL"
 """`make test` sets this variable: then missing pictures fail the tests that need them, instead of skipping them."""
@@ -34,6 +30,8 @@ hypothesis.settings.load_profile("batchnst")
 # a run with two threads takes more than four times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch
+
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
@@ -49,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_progress() -> Iterator[None]:
     """Commands print no lines of progress between others, however slow the machine is."""
+    from batchnst.cli import display
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(display, "PLAIN_EVERY", 1e6)
         yield
@@ -57,6 +57,8 @@ def no_progress() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def short_measurements() -> Iterator[None]:
     """This machine's speed is measured in an instant."""
+    from batchnst.bench import speed
+
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"SIZE": 64, "ROUNDS": 1, "ROUND_SECONDS": 0.01}.items():
             patch.setattr(speed, name, value)
@@ -74,6 +76,8 @@ def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def images() -> Path:
     """The folder of real pictures."""
+    from tests.helpers import IMAGES
+
     if not (IMAGES / "woodcut.png").exists():
         missing = f"no pictures in {IMAGES}: run `make test`, which makes them"
         if os.environ.get(ALL):
@@ -85,18 +89,26 @@ def images() -> Path:
 @pytest.fixture(scope="session")
 def weights() -> Weights:
     """The weights of the default recipe."""
+    from batchnst.painting.named_weights import load_weights
+
     return load_weights("vgg19", "bundled")
 
 
 @pytest.fixture(scope="session")
 def vgg(weights: Weights) -> Backbone:
     """The default recipe's network, fp32, on the CPU."""
+    from batchnst.painting.painter import load_backbone
+    from batchnst.recipe import Recipe
+    from tests.helpers import CPU
+
     return load_backbone(Recipe(precision="fp32"), weights, CPU)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, for one module: while it is open, asyncio counts as running in this thread."""
+    from tests.browser import open_browser
+
     with open_browser() as browser:
         yield browser
 
@@ -104,4 +116,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def heard() -> Heard:
     """An empty record of a page."""
+    from tests.browser import Heard
+
     return Heard()

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import get_model
-from torchvision.transforms.functional import normalize
 
 from batchnst.backbones import layer_names
 from batchnst.transfer.backbone import Backbone
@@ -33,7 +30,9 @@ UNIT = 255 * sum(IMAGENET_DEVIATION) / 3
 
 def torchvision_vgg19(weights: Weights) -> nn.Sequential:
     """torchvision's own VGG19 layers, not in place, holding our tensors."""
-    layers: nn.Sequential = torchvision.models.vgg19(weights=None).features
+    from torchvision.models import vgg19  # here, as below, because it takes seconds
+
+    layers: nn.Sequential = vgg19(weights=None).features
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     names = [name.removesuffix(".weight") for name in weights.tensors if name.endswith(".weight")]
     assert len(convolutions) == len(names) == 16
@@ -49,6 +48,8 @@ def torchvision_vgg19(weights: Weights) -> nn.Sequential:
 
 def torchvision_features(backbone: str) -> nn.Sequential:
     """The feature layers of torchvision's module, not in place, with random weights that keep features alive."""
+    from torchvision.models import get_model
+
     with torch.device("meta"):
         features: nn.Sequential = get_model(backbone).features
     features.to_empty(device="cpu")
@@ -65,6 +66,8 @@ def torchvision_features(backbone: str) -> nn.Sequential:
 
 def check_features(backbone: str, weights: Weights, theirs: nn.Sequential) -> None:
     """Assert that every layer's features are those of torchvision's module with its normalisation, times UNIT."""
+    from torchvision.transforms.functional import normalize
+
     pictures = torch.rand(1, 3, 64, 69, generator=torch.Generator().manual_seed(3)) * 255
     ours = Backbone(backbone, weights, layer_names(backbone))(pictures)
     x = normalize(pictures / 255, IMAGENET_MEAN, IMAGENET_DEVIATION)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model
 
 from batchnst.backbones import BACKBONES
 from batchnst.recipe import Recipe
@@ -131,6 +130,8 @@ def _gram(features: Tensor) -> Tensor:
 
 def _torchvision(backbone: str, weights: Weights) -> nn.Sequential:
     """The convolutional part of torchvision's `backbone` with `weights`; its modules have the papers' layer names."""
+    from torchvision.models import get_model  # here, because it takes seconds
+
     named = nn.Sequential()
     with torch.device("meta"):  # allocates no memory for weights that are replaced or left out
         features = get_model(backbone).features

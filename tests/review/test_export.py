@@ -6,15 +6,12 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import datasets
 import duckdb
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +48,15 @@ def painted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert "Traceback" not in result.output
     assert batchnst("seal", folder / "out", "--key", folder / "key").exit_code == 0
     return folder
+
+
+@pytest.fixture
+def datasets() -> Any:
+    """The library of this name, without progress bars; imported here, because that takes long."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
 
 
 @pytest.fixture
@@ -128,7 +134,10 @@ def test_a_later_run_into_an_export_is_newer_than_all_runs_before(painted: Path,
         assert claim.run_number > max(row["run_number"] for row in Out(str(painted / "out")).runs())
 
 
-def test_pictures_in_parquet_open_everywhere(painted: Path, tmp_path: Path) -> None:
+def test_pictures_in_parquet_open_everywhere(painted: Path, tmp_path: Path, datasets: Any) -> None:
+    import pandas as pd  # here, because others wait for it
+    import polars as pl
+
     to = tmp_path / "x"
     export(painted / "out", "parquet", to)
     files = f"{to}/pictures/*.parquet"
@@ -147,7 +156,7 @@ def test_pictures_in_parquet_open_everywhere(painted: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its file open
-def test_pictures_in_archives_open_in_webdataset_and_datasets(painted: Path, tmp_path: Path) -> None:
+def test_pictures_in_archives_open_in_webdataset_and_datasets(painted: Path, tmp_path: Path, datasets: Any) -> None:
     to = tmp_path / "x"
     export(painted / "out", "tar", to)
     (archive,) = (to / "pictures").iterdir()
@@ -449,10 +458,3 @@ def test_unknown_and_doubled_pictures_are_named(out: Path) -> None:
     assert sorted(found(out), key=str) == [
         ("picture-doubled", row["pair_id"]), ("picture-unknown", "stray"), ("picture-unknown", None),
     ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet_progress() -> Iterator[None]:
-    """No progress bars of other libraries."""
-    datasets.disable_progress_bars()
-    yield
