@@ -246,16 +246,24 @@ def test_compaction_and_other_files_leave_seals_valid(out: Path, keys: Path) -> 
     assert batchnst("seal", out, "--key", keys / "a").stdout.startswith("nothing has changed since seal 1\n")
 
 
-def three_seals(out: Path, keys: Path) -> list[Path]:
-    """Make three seals; return their statements."""
+@pytest.fixture(scope="module")
+def sealed_again(sealed: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sealed OUT after two more runs that painted pair-0 again, each of which was sealed."""
+    out = shutil.copytree(sealed, tmp_path_factory.mktemp("sealed-again") / "out")
     for run_id in ("r2", "r3"):
         fill(Out(str(out)), run_id, range(1))
         seal(out, keys)
+    return out
+
+
+def three_seals(sealed_again: Path, out: Path) -> list[Path]:
+    """Put the OUT with three seals in the place of `out`; return their statements."""
+    shutil.copytree(sealed_again, out, dirs_exist_ok=True)
     return sorted((out / "ledger/seals").glob("*.json"))
 
 
-def test_a_seal_that_was_removed(out: Path, keys: Path) -> None:
-    first, second, third = three_seals(out, keys)
+def test_a_seal_that_was_removed(out: Path, sealed_again: Path, keys: Path) -> None:
+    first, second, third = three_seals(sealed_again, out)
     assert audit(out, keys)["seals"] == 3
     data = second.read_bytes()
     second.unlink()
@@ -285,8 +293,8 @@ def test_a_seal_of_a_number_out_of_reach(out: Path, keys: Path) -> None:
     assert kinds(out, keys)[1:] == [("seal-damaged", None)]
 
 
-def test_the_newest_seal_removed(out: Path, keys: Path) -> None:
-    newest = three_seals(out, keys)[-1]
+def test_the_newest_seal_removed(out: Path, sealed_again: Path, keys: Path) -> None:
+    newest = three_seals(sealed_again, out)[-1]
     root = json.loads(newest.read_text())["seal"]["root"]
     values = audit(out, keys, "--root", root.upper())
     assert (values["findings"], values["root_of"]) == ([], 3)
@@ -329,8 +337,8 @@ REST = ("number", "previous", "counts", "batchnst", "format")
 @pytest.mark.parametrize(
     "field", ["root", "leaves", "time", *(pytest.param(name, marks=pytest.mark.slow) for name in REST)]
 )
-def test_a_seal_that_says_something_else(out: Path, keys: Path, field: str) -> None:
-    path = three_seals(out, keys)[1]
+def test_a_seal_that_says_something_else(out: Path, sealed_again: Path, keys: Path, field: str) -> None:
+    path = three_seals(sealed_again, out)[1]
     values = json.loads(path.read_text())
     new = {int: 9, str: "00" * 32, dict: {"pairs": 5}}[type(values["seal"][field])]
     path.write_text(json.dumps(values | {"seal": values["seal"] | {field: new}}))
@@ -338,9 +346,9 @@ def test_a_seal_that_says_something_else(out: Path, keys: Path, field: str) -> N
     assert {kind for kind, _ in kinds(out, keys)} <= {"seal-damaged", "seal-chain"}
 
 
-def test_seals_that_do_not_follow_one_another(out: Path, keys: Path, tmp_path: Path) -> None:
+def test_seals_that_do_not_follow_one_another(out: Path, sealed_again: Path, keys: Path, tmp_path: Path) -> None:
     """The key's holder makes another second seal, and puts it in place of the one that the third one names."""
-    second = three_seals(out, keys)[1]
+    second = three_seals(sealed_again, out)[1]
     other = tmp_path / "other"
     shutil.copytree(out, other, ignore=shutil.ignore_patterns("00000[23]-*"))
     change(other, "pairs", of_pair(2, lambda row: row | {"seed": 5}))
@@ -483,10 +491,10 @@ def test_requests_that_are_wrong(arguments: list[str]) -> None:
     assert batchnst(*arguments).exit_code == 2
 
 
-def test_a_proof_is_of_the_newest_seal_that_has_the_picture(out: Path, keys: Path, tmp_path: Path) -> None:
+def test_a_proof_is_of_the_newest_seal_that_has_the_picture(out: Path, sealed_again: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(out / "images/pair-0.png", tmp_path / "mailed.png"))
     assert proof(out, copy)["seal"]["number"] == 1
-    three_seals(out, keys)  # pair-0 is painted again
+    three_seals(sealed_again, out)  # pair-0 is painted again
     assert proof(out, copy)["seal"]["number"] == 1
     assert proof(out, out / "images/pair-3.png")["seal"]["number"] == 3
     values = proof(out, out / "images/pair-0.png")
