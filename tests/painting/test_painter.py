@@ -141,7 +141,8 @@ def test_in_tiles_and_after_a_failure_pictures_go_on_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
     batch = [photo(96, 64), photo(64, 96), photo(96, 64)]
-    in_tiles = painter_of(weights, size=96, steps=1, tile=64)
+    settings = {"size": 96, "steps": 1, "style_layers": "relu1_1", "content_layers": "relu2_1"}
+    in_tiles = painter_of(weights, **settings, tile=64)
     assert [group.indices for group in groups_of(in_tiles, batch)] == [[0, 2], [1]]
     real, canvases = stylize.stylize, list[tuple[int, int]]()
 
@@ -152,7 +153,7 @@ def test_in_tiles_and_after_a_failure_pictures_go_on_in_smaller_parts(
         return (yield from real(contents, *rest))
 
     monkeypatch.setattr(painter, "stylize", short_of_memory)
-    groups = groups_of(painter_of(weights, size=96, steps=1), batch, canvas=(96, 100))
+    groups = groups_of(painter_of(weights, **settings), batch, canvas=(96, 100))
     assert [group.indices for group in groups] == [[0], [1, 2]]
     assert all(isinstance(group.result, list) for group in groups)
     assert canvases == [(100, 96), (96, 64), (100, 96)]

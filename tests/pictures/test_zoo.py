@@ -22,7 +22,7 @@ UNCHANGED = [
     "--set",
     f"min_size={SIZE}",
     "--set",
-    "content_layers=relu4_2",
+    "content_layers=relu2_1",
 ]
 """What leaves a picture as it was: the content alone, from the content."""
 

@@ -215,7 +215,7 @@ def broken() -> Iterator[Animal]:
     yield Animal("zero-sized.png", png(0, 0, b""), fails="cannot be decoded|not a picture")
     yield Animal("bomb.png", png(20_000, 20_000, bytes(99)), fails="20000×20000 pixels, more than max_megapixels = 250")
     yield Animal("long.png", png(60_000, 4, bytes(99)), fails="60000×4 pixels, more than max_megapixels = 250")
-    yield Animal("thread.png", file(scene(10_000, 1), "PNG"), fails="at this size, but relu4_2 needs 8 on each side")
+    yield Animal("thread.png", file(scene(10_000, 1), "PNG"), fails="at this size, but relu2_1 needs 2 on each side")
     limited: dict[str, object] = {"max_megapixels": 0.001}
     yield Animal("limited.png", file(scene(), "PNG"), fails="60×40 pixels, more than max_megapixels", settings=limited)
     yield Animal("one.png", file(Image.new("RGB", (1, 1), "teal"), "PNG"), np.full((1, 1, 3), (0, 128, 128)))

@@ -25,8 +25,11 @@ from tests.helpers import CPU, canvas_for, each_layer, finish, in_double, whole
 SIZES = [(33, 47), (48, 31), (40, 40), (33, 47)]
 """(height, width); the canvas is larger than each of them."""
 
-STYLE = (64, 67)
-"""Height and width of the style pictures: no smaller, since AlexNet's last layer would have no position."""
+STYLES = {"alexnet": (64, 67), "vgg19": (33, 35)}
+"""Height and width of the style pictures: just enough for a position in the last layer."""
+
+SHALLOW = {"style_layers": "relu1_1,relu2_1", "content_layers": "relu2_1"}
+"""Layers on both sides of a pooling, for what does not depend on the layer."""
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -53,7 +56,8 @@ def objective_of(
     with torch.no_grad():
         contents = [exact(noise(sizes, seed=1)[i]) for i in which]
         parts = (1, 2) if masked else (1,)
-        styles = [[exact(255 * random(1, 3, *STYLE, seed=100 * part + i)) for i in which] for part in parts]
+        size = STYLES[recipe.backbone]
+        styles = [[exact(255 * random(1, 3, *size, seed=100 * part + i)) for i in which] for part in parts]
     regions = []
     for part, painted in enumerate(styles):
         grams = {name: torch.cat([gram_matrix(style[name]) for style in painted]) for name in recipe.style_layers}
@@ -113,7 +117,7 @@ def test_losses_and_gradients_are_each_pictures_own(pooling: str, masked: bool) 
     ],
 )
 def test_every_term_is_each_pictures_own(settings: dict[str, Any]) -> None:
-    check(settings, masked=True)
+    check(SHALLOW | settings, masked=True)
 
 
 def test_a_canvas_larger_than_all_pictures_changes_nothing() -> None:
@@ -221,8 +225,7 @@ def painted(
     settings: dict[str, Any], which: list[int], canvas: tuple[int, int] = (0, 0)
 ) -> tuple[Stylized, list[Step]]:
     """Some of the pictures PHOTOS painted together, in float64."""
-    layers = {"style_layers": "relu1_1,relu2_1", "content_layers": "relu2_2", "min_size": 24, "size": 48, "steps": 8}
-    recipe, exact = network(layers | settings)
+    recipe, exact = network({"min_size": 24, "size": 48, "steps": 6} | SHALLOW | settings)
     contents, styles = smooth(PHOTOS, 1), smooth([(40, 52)] * 4, 2)
     masks = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in PHOTOS]
     for mask in masks:
@@ -258,7 +261,7 @@ def smooth(sizes: list[tuple[int, int]], seed: int) -> list[Tensor]:
 )
 def test_whole_paintings_are_each_pictures_own(settings: dict[str, Any]) -> None:
     together, steps = painted(settings, [0, 1, 2, 3], (48, 64))
-    assert [step.scale for step in steps] == [24] * 2 + [48] * 8
+    assert [step.scale for step in steps] == [24] * 2 + [48] * 6
     assert steps[0].pixels == 24 * 32 and steps[-1].pixels == 48 * 64
     for i, size in enumerate(PHOTOS):
         alone, own = painted(settings, [i])
@@ -293,10 +296,8 @@ def batches_of(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 def test_a_picture_that_stops_leaves_its_place_until_half_are_free(
     monkeypatch: pytest.MonkeyPatch, early: list[int], places: set[int]
 ) -> None:
-    settings = {"size": 48, "min_size": 48, "steps": 22, "tolerance": 0.02}
-    layers = {"style_layers": "relu1_1,relu2_1", "content_layers": "relu2_2"}
-    recipe, exact = network(settings | layers)
-    sizes = [(33, 48), (48, 48), (33, 48), (48, 48), (40, 48)]
+    recipe, exact = network({"size": 32, "min_size": 32, "steps": 22, "tolerance": 0.02} | SHALLOW)
+    sizes = [(21, 32), (32, 32), (21, 32), (32, 32), (27, 32)]
     contents, styles = smooth(sizes, 1), smooth([(40, 52)] * 5, 2)
     for i in early:  # nothing to gain: their own styles
         styles[i] = contents[i] = contents[i] / 50 + 100
@@ -306,11 +307,11 @@ def test_a_picture_that_stops_leaves_its_place_until_half_are_free(
         monkeypatch.setattr(stylize_module, "keeps_shapes", lambda _, keeps=keeps: keeps)
         with monkeypatch.context() as patch:
             shapes = batches_of(exact, patch)
-            runs[keeps] = *finish(stylize(contents, guides, recipe, lambda _: exact, canvas=(48, 48))), shapes
+            runs[keeps] = *finish(stylize(contents, guides, recipe, lambda _: exact, canvas=(32, 32))), shapes
     kept, steps, shapes = runs[True]
     dropped, expected, others = runs[False]
-    assert set(shapes) == {(count, 48, 48) for count in places}
-    assert set(others) == {(count, 48, 48) for count in (5, 5 - len(early))}
+    assert set(shapes) == {(count, 32, 32) for count in places}
+    assert set(others) == {(count, 32, 32) for count in (5, 5 - len(early))}
     assert [step.active for step in steps] == [step.active for step in expected]
     assert steps[-1].active == [i for i in range(5) if i not in early]
     for i in range(5):

@@ -49,14 +49,14 @@ def test_different_pairs_in_a_batch_with_the_other_optimisers(
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", pytest.param("adam", marks=pytest.mark.slow)])
 def test_it_paints(images: Path, weights: Weights, optimizer: str) -> None:
-    recipe = Recipe(size=64, steps=20, min_size=32, tolerance=0, optimizer=optimizer)
+    recipe = Recipe(size=48, steps=20, min_size=24, tolerance=0, optimizer=optimizer)
     content = load(images / "astronaut.png", recipe)
     result, steps = paint([content], [whole(load(images / "swirls.png", recipe))], recipe, weights)
-    totals = [float(step.losses.total) for step in steps if step.scale == 64]
+    totals = [float(step.losses.total) for step in steps if step.scale == 48]
     assert result.losses.total.item() == min(totals)
     assert min(totals) < 0.2 * totals[0]
     assert result.pictures[0].min() >= 0 and result.pictures[0].max() <= 255
-    assert [step.scale for step in steps] == [32] * 5 + [64] * 20
+    assert [step.scale for step in steps] == [24] * 5 + [48] * 20
     assert [step.index for step in steps] == list(range(25))
     assert steps[-1].share == 1
 
@@ -71,7 +71,7 @@ def test_lbfgs_losses_never_rise_within_a_scale_and_end_at_the_written_pictures(
 
 
 def test_fp32_is_the_same_byte_for_byte(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=64, steps=6, init="noise", seed=5)
+    recipe = Recipe(size=48, steps=6, init="noise", seed=5)
     content, style = load(images / "chelsea.png", recipe), load(images / "ihc.png", recipe)
     first, second = (paint([content], [whole(style)], recipe, weights)[0].pictures[0] for _ in range(2))
     assert torch.equal(first, second)
@@ -80,7 +80,7 @@ def test_fp32_is_the_same_byte_for_byte(images: Path, weights: Weights) -> None:
 
 
 def test_two_equal_styles_are_one(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=64, steps=5)
+    recipe = Recipe(size=48, steps=5)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
     one, _ = paint([content], [whole(style)], recipe, weights)
     two, _ = paint([content], [[Guide((style, style.clone()), (0.25, 0.75))]], recipe, weights)
@@ -88,7 +88,7 @@ def test_two_equal_styles_are_one(images: Path, weights: Weights) -> None:
 
 
 def test_masks_of_ones_are_no_masks(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=64, steps=5)
+    recipe = Recipe(size=48, steps=5)
     content, style = load(images / "coffee.png", recipe), load(images / "swirls.png", recipe)
     ones = torch.ones(1, 1, *content.shape[2:]), torch.ones(1, 1, *style.shape[2:])
     free, _ = paint([content], [whole(style)], recipe, weights)
@@ -100,16 +100,16 @@ def test_masks_of_ones_are_no_masks(images: Path, weights: Weights) -> None:
 
 def test_each_part_gets_its_own_style(images: Path, weights: Weights) -> None:
     # Two flat styles: one half must turn bright, the other dark.
-    recipe = Recipe(size=64, steps=15, min_size=64, content_weight=0, style_layers={"relu1_1": 1.0, "relu2_1": 1.0})
+    recipe = Recipe(size=48, steps=15, min_size=48, content_weight=0, style_layers={"relu1_1": 1.0, "relu2_1": 1.0})
     content = load(images / "astronaut.png", recipe)
-    left = torch.zeros(1, 1, 64, 64)
-    left[..., :32] = 1
-    bright, dark = torch.full((1, 3, 64, 64), 230.0), torch.full((1, 3, 64, 64), 20.0)
+    left = torch.zeros(1, 1, 48, 48)
+    left[..., :24] = 1
+    bright, dark = torch.full((1, 3, 48, 48), 230.0), torch.full((1, 3, 48, 48), 20.0)
     brighter = []
     for first, second in ((bright, dark), (dark, bright)):
         parts = [Guide((first,), (1.0,), 0.5, left), Guide((second,), (1.0,), 0.5, 1 - left)]
         result, _ = paint([content], [parts], recipe, weights)
-        brighter.append(result.pictures[0][..., 4:28].mean() - result.pictures[0][..., 36:60].mean())
+        brighter.append(result.pictures[0][..., 4:20].mean() - result.pictures[0][..., 28:44].mean())
     assert brighter[0] - brighter[1] > 80
 
 
@@ -169,7 +169,7 @@ def test_a_style_is_measured_once_for_as_long_as_it_is_in_memory(
 
 
 def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=64, steps=8, preserve_color="luminance")
+    recipe = Recipe(size=48, steps=8, preserve_color="luminance")
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
     result, _ = paint([content], [whole(style)], recipe, weights)
     painted, photo = result.pictures[0], content
@@ -182,8 +182,8 @@ def test_luminance_keeps_the_photos_colours_and_writes_what_it_scores(images: Pa
 
 def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights: Weights) -> None:
     # In float64: in fewer bits, roundings grow to percents.
-    layers: dict[str, Any] = {"content_layers": "relu2_2", "style_layers": "relu1_1,relu2_1,relu3_1"}
-    recipe = Recipe(size=48, steps=40, min_size=48, tolerance=0.03, precision="fp32", **layers)
+    layers: dict[str, Any] = {"content_layers": "relu2_1", "style_layers": "relu1_1,relu2_1"}
+    recipe = Recipe(size=32, steps=40, min_size=32, tolerance=0.03, precision="fp32", **layers)
     network = in_double(load_backbone(recipe, weights, CPU))
     content, style = (load(images / name, recipe).double() for name in ("astronaut.png", "swirls.png"))
     # The first picture is its own style and content: nothing to gain. The second has far to go.
@@ -200,7 +200,7 @@ def test_a_picture_on_its_plateau_stops_and_costs_no_more(images: Path, weights:
 
 
 def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=48, steps=12, optimizer="sgd", learning_rate=1e9)
+    recipe = Recipe(size=32, steps=12, optimizer="sgd", learning_rate=1e9)
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
     contents = [content, content]
     result, steps = paint(contents, [whole(style), whole(style)], recipe, weights)
@@ -211,7 +211,7 @@ def test_what_explodes_is_painted_again_in_a_safer_way(images: Path, weights: We
 
 
 def test_losses_beyond_all_numbers_end_as_diverged(images: Path, weights: Weights) -> None:
-    recipe = Recipe(size=48, steps=10, loss="neural-style", style_weight=1e38)
+    recipe = Recipe(size=32, steps=10, loss="neural-style", style_weight=1e38)
     content, style = load(images / "astronaut.png", recipe), load(images / "swirls.png", recipe)
     result, _ = paint([content], [whole(style)], recipe, weights)
     assert result.stopped == ["diverged"]

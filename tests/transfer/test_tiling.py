@@ -5,6 +5,7 @@ import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ RELUS = [name for name in layer_names("vgg19") if name.startswith("relu")]
 
 SIZES = [(37, 41, 16), (80, 48, 512), (97, 131, 48), (80, 100, 64), (33, 203, 48)]
 """Height, width and side of a tile: odd, not divisible by 16, tiles smaller and larger than the picture."""
+
+SHALLOW: dict[str, Any] = {"content_layers": "relu2_2", "style_layers": "relu1_1,relu2_1,relu3_1"}
+"""Layers for what does not depend on their depth: tiles overlap less."""
 
 FAST_SIZES = [*SIZES[:2], *(pytest.param(*size, marks=pytest.mark.slow) for size in SIZES[2:])]
 
@@ -121,16 +125,16 @@ def test_every_backbone(backbone: str) -> None:
 
 
 def test_a_batch_several_regions_gray_pictures_and_the_papers_loss(weights: Weights) -> None:
-    recipe = Recipe(loss="gatys2016", content_layers={"relu2_2": 1.0, "relu4_2": 0.5})
+    recipe = Recipe.from_settings(SHALLOW | {"loss": "gatys2016", "content_layers": {"relu1_2": 1.0, "relu2_2": 0.5}})
     backbone, count, size = network(weights, recipe), 2, (60, 75)
     content, shown = pictures(count, *size, seed=1, channels=1), pictures(count, *size, channels=1)
     masks = [pictures(count, *size, seed=seed, channels=1) / 255 for seed in (5, 6)]
-    shapes = backbone.shapes(*size)
+    shapes, layers = backbone.shapes(*size), list(recipe.style_layers)
     with torch.no_grad():
         target = {name: backbone(content)[name] for name in recipe.content_layers}
         regions = [
             Region(
-                {name: gram.expand(count, -1, -1) for name, gram in gram_matrices(backbone, style, RELUS, 32).items()},
+                {name: gram.expand(count, -1, -1) for name, gram in gram_matrices(backbone, style, layers, 32).items()},
                 {name: guide(mask, *shapes[name][1:]) for name in recipe.style_layers},
                 torch.tensor([0.3, 0.7], dtype=torch.float64),
             )
@@ -149,7 +153,7 @@ def test_a_batch_several_regions_gray_pictures_and_the_papers_loss(weights: Weig
 
 
 def test_tiles_spread_over_devices_give_the_same(weights: Weights) -> None:
-    recipe = Recipe()
+    recipe = Recipe.from_settings(SHALLOW)
     backbone = network(weights, recipe)
     whole, tiled = both(backbone, recipe, 50, 77, 32)
     spread = TiledObjective(backbone, recipe, tiled.content, tiled.regions, tiled.canvas, 32, devices=[CPU] * 3)
@@ -205,7 +209,7 @@ def test_a_run_in_tiles_follows_the_whole_ones_curve(
     images: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, masked: bool
 ) -> None:
     # In float64: in fewer bits, roundings grow to percents in fifty steps, whoever makes them.
-    layers = {"content_layers": "relu2_2", "style_layers": "relu1_1,relu2_1,relu3_1"} if masked else {}
+    layers = SHALLOW if masked else {}
     recipe = Recipe.from_settings({"size": 48, "min_size": 24, "steps": 12, "tolerance": 0, **layers})
     exact = network(weights, recipe)
     content, style = (load(images / name, recipe).double() for name in ("coffee.png", "swirls.png"))
