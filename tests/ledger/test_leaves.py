@@ -11,7 +11,7 @@ import pytest
 
 from batchnst.errors import LedgerError
 from batchnst.ledger import parquet
-from batchnst.ledger.leaves import BLOCK, hashes_of, leaves_of
+from batchnst.ledger.leaves import hashes_of, leaves_of
 from batchnst.ledger.out import Out
 from batchnst.ledger.schema import SCHEMAS, LossRow, PairRow, to_table
 from batchnst.progress import silent
@@ -71,8 +71,10 @@ def test_leaves_are_those_of_the_rows_in_whatever_files_and_order(tmp_path: Path
     assert leaves(tmp_path / "3", pairs, sorted(losses, key=lambda loss: loss.step), files=2).equals(expected)
 
 
-def test_curves_longer_than_a_block(tmp_path: Path) -> None:
-    lengths = {"a": BLOCK + 3, "b": 2, "c": BLOCK - 1}
+def test_curves_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = 1 << 10
+    monkeypatch.setattr("batchnst.ledger.leaves.BLOCK", block)
+    lengths = {"a": block + 3, "b": 2, "c": block - 1}
     losses = [loss(step, name) for name, length in lengths.items() for step in range(length)]
     out = Out(str(tmp_path / "all"))
     out.folder.write("ledger/losses/a.parquet", encoded(losses))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,17 +11,28 @@ from PIL import Image
 from tests.helpers import batchnst
 
 
-@pytest.fixture
-def folder(images: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def painted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of its own, and an OUT with two pairs painted together and one that failed."""
+    folder = tmp_path_factory.mktemp("painted") / "folder"
+    folder.mkdir()
     for name in ("coffee.png", "rocket.jpg", "swirls.png"):
-        shutil.copy(images / name, tmp_path)
-    (tmp_path / "m.csv").write_text(
+        shutil.copy(images / name, folder)
+    (folder / "m.csv").write_text(
         "content,style,id,output,seed\ncoffee.png,swirls.png,a,a.jpg,3\nrocket.jpg,swirls.png,b,,\nnone.png,swirls.png,c,,\n"
     )
     options = ["--engine", "inline", "--size", 48, "--steps", 6, "--precision", "fp32", "--init", "noise"]
-    assert batchnst("run", tmp_path / "m.csv", "--out", tmp_path / "out", *options).exit_code == 1
-    return tmp_path
+    assert batchnst("run", folder / "m.csv", "--out", folder / "out", *options).exit_code == 1
+    return folder
+
+
+@pytest.fixture
+def folder(painted: Path) -> Iterator[Path]:
+    """What was painted, in the place that its rows name, for a test to change: it is put back afterwards."""
+    kept = shutil.copytree(painted, painted.with_name("kept"))
+    yield painted
+    shutil.rmtree(painted)
+    kept.rename(painted)
 
 
 def test_a_pair_painted_again_comes_out_the_same(folder: Path) -> None:
