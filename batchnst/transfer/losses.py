@@ -84,7 +84,7 @@ class Sums:
     """Sums over positions from which the losses are computed; the sums of a picture's tiles add up to its own.
 
     squares: content layer → Σ(F − P)², (B,). products: style layer → ΣFFᵀ of each region, a list of (B, C, C).
-    variation: Σ|dx| + Σ|dy|, (B,); 0 if its weight is 0.
+    variation: Σ|dx| + Σ|dy|, (B,). If its weight is 0 this is 0, or NaN if a pixel is not finite.
     """
 
     squares: dict[str, Tensor]
