@@ -253,30 +253,37 @@ def _paint(
         out.begin(_run_row(plan, claim, options.engine))
         share = sum(len(batch.jobs) for batch in first) / len(plan)
         fitting = [batch for batch in first if not batch.memory_problem(hardware)]
-        yield Planned(plan, sum(batch.work for batch in fitting) / share, min(engine.workers, len(first)), claim.run_id)
+        yield Planned(
+            plan,
+            sum(batch.work for batch in fitting) / share,
+            min(engine.workers, round(len(first) / share)),
+            claim.run_id,
+        )
         results = _Results()
-        yield from _paint_blocks(chain([(first, last)], blocks), engine, weights, claim, results)
+        yield from _paint_blocks(chain([(first, last)], blocks), len(plan), engine, weights, claim, results)
         again = _failed_in_passing(plan, out, results.failed)
         if len(again):
             yield Notice(f"{_pairs(len(again))} failed for a reason that may have passed: tried once more")
             time.sleep(AGAIN_SECONDS)
             blocks = _blocks(again, out, options.batch_size, engine, hardware)
-            yield from _paint_blocks(blocks, engine, weights, claim, results)
+            yield from _paint_blocks(blocks, len(again), engine, weights, claim, results)
     finally:
         engine.close()
 
 
 def _paint_blocks(
     blocks: Iterator[_Block],
+    pairs: int,
     engine: Engine,
     weights: Mapping[tuple[str, str], Weights],
     claim: Claim,
     results: _Results,
 ) -> Iterator[Event]:
-    """Paint all jobs of `blocks`; raises StorageError if a store of inputs is gone."""
+    """Paint all jobs of `blocks`, which are `pairs` pairs; raises StorageError if a store of inputs is gone."""
     first, last = next(blocks)
+    tasks = round(len(first) * pairs / sum(len(batch.jobs) for batch in first))  # if later blocks are like the first
     chunks = make_chunks(chain([(first, last)], blocks), engine, results.speed.work_in)
-    events = engine.paint(chunks, weights, claim, len(first))
+    events = engine.paint(chunks, weights, claim, tasks)
     try:
         for event in events:
             yield event
@@ -319,7 +326,8 @@ def _blocks(plan: Plan, out: Out, batch_size: int | None, engine: Engine, hardwa
 
     def batches_of(part: slice) -> list[Batch]:
         jobs = with_previous(plan.jobs(part), out)
-        return make_batches(jobs, batch_size, engine.workers, largest, mixed=mixed)
+        workers = math.ceil(engine.workers * len(jobs) / (len(plan) - part.start))  # the others paint later blocks
+        return make_batches(jobs, batch_size, workers, largest, mixed=mixed)
 
     for part, batches in ahead(batches_of, parts):
         yield batches, part is parts[-1]

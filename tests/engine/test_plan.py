@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,9 +9,12 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from batchnst.engine.plan import Job, Plan, make_batches, make_plan
+from batchnst.engine import run
+from batchnst.engine.events import Event, Finished
+from batchnst.engine.plan import Chunk, Job, Plan, make_batches, make_plan
 from batchnst.engine.repaint import RETRY_FAILED
-from batchnst.engine.run import UNKNOWN, Engine, make_chunks
+from batchnst.engine.run import UNKNOWN, Engine, Inline, Options, Planned, make_chunks
+from batchnst.ledger.claim import Claim
 from batchnst.ledger.outcomes import Outcomes, PairRows
 from batchnst.ledger.schema import to_table
 from batchnst.manifest.manifest import Manifest
@@ -19,6 +22,7 @@ from batchnst.manifest.pair import Pair, fingerprint
 from batchnst.manifest.reading import read_manifest
 from batchnst.recipe import Recipe
 from batchnst.transfer.device import Hardware
+from batchnst.transfer.weights import Weights
 from tests.helpers import CPU, pair, row
 
 NETWORKS = {("vgg19", "bundled"): "w"}
@@ -54,6 +58,40 @@ def outcomes(pair: Pair, status: str = "ok", attempt: int = 1, error_kind: str |
 
 def plan(manifest: Manifest, known: Outcomes, **options: Any) -> Plan:
     return make_plan(manifest, known, NETWORKS, **options)
+
+
+class Many(Inline):
+    """An engine with many workers, which only notes what it is given."""
+
+    workers = 24
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.tasks, self.batches = 0, list[int]()
+
+    def paint(
+        self, chunks: Iterator[Chunk], weights: Mapping[tuple[str, str], Weights], claim: Claim, tasks: int
+    ) -> Generator[Event, None, None]:
+        self.tasks = tasks
+        for chunk in chunks:
+            self.batches += [len(batch.jobs) for batch in chunk.batches]
+            yield from (Finished(job.pair.id, None) for batch in chunk.batches for job in batch.jobs)
+
+
+def test_workers_beyond_the_first_block_get_work_and_its_batches_stay_large(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    settings = {"content": "a.png", "style": "a.png", "size": 64}
+    manifest, engine = asked(*({**settings, "id": f"p{number}"} for number in range(240))), Many()
+    monkeypatch.setattr(run, "BLOCK", 30)
+    monkeypatch.setattr(run, "_start", lambda *_: engine)
+    (planned, *_) = list(run.run(manifest, Options(out=str(tmp_path / "out"))))
+    assert isinstance(planned, Planned)
+    assert planned.workers == 24, "the first block alone keeps three of them busy"
+    assert engine.tasks == 24
+    assert engine.batches[:3] == [10] * 3
+    assert max(engine.batches[-15:]) == 2, "in the end all have something to do"
 
 
 def test_what_is_done_is_not_done_again_unless_something_changed(asked: Asked) -> None:

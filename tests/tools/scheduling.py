@@ -31,7 +31,7 @@ from batchnst.progress import Work
 from tests.helpers import IMAGES
 from tests.processes import task_pids
 
-FILL_SECONDS = 90.0
+FILL_SECONDS = 180.0
 """Time in which threads that stand for slots all get their tasks, in seconds."""
 
 seconds_a_pair = 0.5
@@ -177,7 +177,7 @@ def measure(folder: Path, slots: int, seconds: float, *, one_process_each: bool)
             is_full = now - first > FILL_SECONDS
             if is_full if not one_process_each else len(task_pids(os.getpid(), "SleepingWorker.paint")) >= slots - 1:
                 all_there, cpu = now, time.process_time()
-                print(f"slots      {slots} of them busy {now - first:.0f} s later")
+                print(f"slots      {slots} of them busy {now - first:.0f} s later, {peak():.2f} GB", flush=True)
         elif now - all_there > seconds:
             break
         elif isinstance(event, Work):
