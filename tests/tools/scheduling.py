@@ -141,7 +141,7 @@ def main() -> None:
         file.write("content,style,id\n")
         for i in range(options.rows):
             file.write(f"{IMAGES / photos[i % 4]},{IMAGES / 'swirls.png'},photo-{i:07d}\n")
-    os.environ["RAY_worker_niceness"] = "0"  # the workers of a cluster do not wait for its driver
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the workers of a cluster do not wait for its driver
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": options.slots, "memory": 10**13})
     patch.object(ray_cluster, "_Worker", SleepingWorker).start()
     globals()["seconds_a_pair"] = options.pair_seconds
