@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from batchnst.errors import LedgerError
 from batchnst.ledger.out import Out, sort_rows
@@ -602,6 +602,22 @@ def test_the_page_shows_pairs_as_they_are_committed(browser: Browser, tmp_path: 
         paint(out, "a", 3, output=f"{HOSTILE}#%3F.png", attempt=2)
         expect(page.locator(".tag", has_text="attempt 2")).to_have_count(1)
         expect(page.locator(".card")).to_have_count(3)
+
+
+def test_pairs_that_are_told_of_while_the_page_asks_are_shown_without_a_further_event(
+    browser: Browser, tmp_path: Path
+) -> None:
+    out, held = tmp_path / "out", list[Route]()
+    begin(out, 1)
+    with serving(out) as server, watching(browser, server.url) as page:
+        page.route("**/pairs?*", lambda route: route.continue_() if held else held.append(route))
+        with page.expect_request("**/pairs?*"):
+            page.reload()
+        before = held[0].fetch()
+        paint(out, "a")
+        expect(page.locator("#headline")).to_have_text("1 picture painted")
+        held[0].fulfill(response=before)
+        expect(page.locator("#shown")).to_have_text("1 pair")
 
 
 def test_a_page_of_an_out_that_was_made_anew_shows_only_that(browser: Browser, tmp_path: Path) -> None:

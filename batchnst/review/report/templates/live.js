@@ -38,22 +38,24 @@ function showStrip() {
   byId("strip").replaceChildren(...newest.map(item));
 }
 
-// Ask for all pairs that have changed.
+// True if the last event told of pairs that the page does not have.
+const isBehind = () => live.run.epoch !== live.epoch || live.run.seq > live.since;
+
+// Ask for all pairs that have changed, those of events that come meanwhile included: there may be no further event.
 async function ask() {
   if (live.asking) return;
   live.asking = true;
-  try {
-    for (let more = true; more;) {
-      const answer = await fetch(`pairs?${new URLSearchParams({ epoch: live.epoch, since: live.since })}`);
-      if (!answer.ok) break;
-      const { part, epoch, next, more: another } = await answer.json();
-      Object.assign(live, { epoch, since: next });
-      more = another;
-      if (part.pairs.id) live.waiting.push(part);
-      showWaiting();
+  while (isBehind()) {
+    const address = `pairs?${new URLSearchParams({ epoch: live.epoch, since: live.since })}`;
+    const found = await fetch(address).then((answer) => (answer.ok ? answer.json() : null)).catch(() => null);
+    if (found === null) {
+      await pause(WAIT);
+      continue;
     }
-  } catch {
-    // The next event asks again.
+    Object.assign(live, { epoch: found.epoch, since: found.next });
+    if (found.part.pairs.id) live.waiting.push(found.part);
+    showWaiting();
+    if (live.epoch !== live.run.epoch) break; // OUT was made anew; the event that says so is on its way
   }
   live.asking = false;
 }
@@ -117,8 +119,9 @@ function listen() {
       location.reload();
       return;
     }
+    live.run = run;
     showRun(run);
-    if (run.epoch !== live.epoch || run.seq > live.since) ask();
+    if (isBehind()) ask();
     else showWaiting();
   });
   events.addEventListener("error", async () => {
