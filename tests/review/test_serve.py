@@ -611,8 +611,9 @@ def test_pairs_that_are_told_of_while_the_page_asks_are_shown_without_a_further_
     begin(out, 1)
     with serving(out) as server, watching(browser, server.url) as page:
         page.route("**/pairs?*", lambda route: route.continue_() if held else held.append(route))
-        with page.expect_request("**/pairs?*"):
-            page.reload()
+        page.reload()
+        while not held:
+            page.wait_for_timeout(20)
         before = held[0].fetch()
         paint(out, "a")
         expect(page.locator("#headline")).to_have_text("1 picture painted")
@@ -625,6 +626,7 @@ def test_a_page_of_an_out_that_was_made_anew_shows_only_that(browser: Browser, t
     paint(out, "a")
     with serving(out) as server, watching(browser, server.url) as page:
         expect(page.locator("#shown")).to_have_text("1 pair")
+        until(page, "document.images.length > 1 && [...document.images].every((image) => image.naturalWidth)")
         shutil.rmtree(out)
         paint(out, "b", 1)
         paint(out, "c", 2)
