@@ -156,7 +156,7 @@ def _context(credentials: Credentials) -> Any:
 
 
 def _manifest(name: str, ingredients: Sequence[tuple[str, str]], facts: Mapping[str, Any]) -> str:
-    """What is signed, as c2pa-python takes it."""
+    """The statement to sign about the picture `name`, in the JSON of c2pa-python."""
     agent = {"name": "batchnst", "version": version("batchnst")}
     parts = [
         {"title": title, "relationship": "inputTo", "label": f"input{number}", "description": f"SHA-256 {sha256}"}

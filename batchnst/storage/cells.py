@@ -155,7 +155,7 @@ def extremes(metadata: pq.FileMetaData, group: int, number: int) -> list[bytes]:
 
 
 def _statistics(metadata: pq.FileMetaData, group: int, number: int) -> pq.Statistics | None:
-    """What the file tells of the physical column `number` of a row group.
+    """The statistics of the physical column `number` of a row group; None if the file has none.
 
     Raises OSError if the file is damaged. pyarrow ends the process if it is asked for damaged metadata of a column, but
     not if it is to read that column: then it looks at the same metadata before it reads. It also ends the process if

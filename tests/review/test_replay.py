@@ -28,7 +28,7 @@ def painted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(painted: Path) -> Iterator[Path]:
-    """What was painted, in the place that its rows name, for a test to change: it is put back afterwards."""
+    """The folder with the painted OUT, which a test may change: it is put back afterwards."""
     kept = shutil.copytree(painted, painted.with_name("kept"))
     yield painted
     shutil.rmtree(painted)
