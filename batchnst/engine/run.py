@@ -256,7 +256,7 @@ def _paint(
         yield Planned(
             plan,
             sum(batch.work for batch in fitting) / share,
-            min(engine.workers, round(len(first) / share)),
+            min(engine.workers, _all_batches(first, len(plan))),
             claim.run_id,
         )
         results = _Results()
@@ -271,6 +271,11 @@ def _paint(
         engine.close()
 
 
+def _all_batches(first: Sequence[Batch], pairs: int) -> int:
+    """The number of batches that `pairs` pairs make, if all blocks are like the `first`."""
+    return round(len(first) * pairs / sum(len(batch.jobs) for batch in first))
+
+
 def _paint_blocks(
     blocks: Iterator[_Block],
     pairs: int,
@@ -281,9 +286,8 @@ def _paint_blocks(
 ) -> Iterator[Event]:
     """Paint all jobs of `blocks`, which are `pairs` pairs; raises StorageError if a store of inputs is gone."""
     first, last = next(blocks)
-    tasks = round(len(first) * pairs / sum(len(batch.jobs) for batch in first))  # if later blocks are like the first
     chunks = make_chunks(chain([(first, last)], blocks), engine, results.speed.work_in)
-    events = engine.paint(chunks, weights, claim, tasks)
+    events = engine.paint(chunks, weights, claim, _all_batches(first, pairs))
     try:
         for event in events:
             yield event
