@@ -34,6 +34,9 @@ SMALLEST_TILE = 64
 NOT_IN_FINGERPRINT = {"damaged", "max_megapixels", "tile", "weights"}
 """Keys that do not change the picture, or that the fingerprint covers otherwise: it includes the weights' hash."""
 
+ADDED = {"enlarge": True, "octaves": False}
+"""Keys that came later, with values for which the picture is what it was: so older OUTs stay done."""
+
 ORIGINAL: Final = "original"
 """Value of `size` that keeps each photo's own."""
 
@@ -128,6 +131,7 @@ class Recipe(BaseModel):
     enlarge: bool = True
     steps: int = Field(110, ge=1, le=1_000_000)
     min_size: int = Field(128, ge=16)
+    octaves: bool = False
     init: str = "content"
     style_scale: float = Field(1.0, gt=0, le=16)
     resample: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
@@ -237,7 +241,7 @@ class Recipe(BaseModel):
     @cached_property
     def picture_text(self) -> str:
         """The recipe as canonical JSON without the keys in NOT_IN_FINGERPRINT, for the fingerprint."""
-        exclude = NOT_IN_FINGERPRINT | ({"enlarge"} if self.enlarge else set())  # OUTs from before it came stay done
+        exclude = NOT_IN_FINGERPRINT | {key for key, value in ADDED.items() if getattr(self, key) == value}
         return json.dumps(self.model_dump(exclude=exclude), sort_keys=True, separators=(",", ":"))
 
     @property
@@ -312,7 +316,7 @@ def recipe_keys() -> list[str]:
 PRESETS: dict[str, dict[str, Any]] = {
     "draft": {"steps": 27},
     "standard": {},
-    "fine": {"steps": 400, "tolerance": 0},
+    "fine": {"steps": 400, "tolerance": 0, "octaves": True},
     # As near to Gatys et al. 2016 as batchnst comes: their losses and weights, white noise, average pooling, one scale.
     "paper": {
         "loss": "gatys2016",

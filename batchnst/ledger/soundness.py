@@ -152,8 +152,14 @@ def _between(least: float, most: float, expected: str) -> tuple[Damaged, str]:
 
 
 def _like(pattern: str, expected: str) -> tuple[Damaged, str]:
-    """The check of a text by a regular expression of what is damaged."""
-    return lambda column: pc.match_substring_regex(column, pattern), expected
+    """The check of a text by a regular expression of what is damaged, once for equal ones that follow one another."""
+
+    def is_damaged(column: pa.Array) -> Any:
+        runs = pc.run_end_encode(column)
+        damaged = pc.match_substring_regex(runs.values, pattern)
+        return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(runs.run_ends, damaged))
+
+    return is_damaged, expected
 
 
 def _has_nulls(column: pa.Array) -> Any:

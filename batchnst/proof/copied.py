@@ -44,6 +44,8 @@ def as_toml(settings: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """A value as an option takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ",".join(f"{name}={_plain(weight)}" for name, weight in value.items())
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

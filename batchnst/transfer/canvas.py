@@ -6,6 +6,7 @@ convolution finds the zeros there with which it pads a picture that is alone, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -108,6 +109,14 @@ class Canvas:
     def differences(self) -> tuple[Extent, Extent]:
         """The extents of the pixels' differences from their right neighbours, and from their lower ones."""
         return self.pixels.without(0, 1), self.pixels.without(1, 0)
+
+    def halved(self) -> Canvas:
+        """Return the canvas of the pictures at half their size; odd sides are rounded up."""
+        *sizes, least = (
+            (math.ceil(height / 2), math.ceil(width / 2))
+            for height, width in (*self.pixels.sizes, (self.pixels.height, self.pixels.width))
+        )
+        return Canvas(sizes, self._layers, self.pixels.device, least)
 
     def select(self, which: Tensor) -> Canvas:
         """Return the canvas of some of the pictures; `which` holds their indices."""

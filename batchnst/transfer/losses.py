@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Self
 
 import torch
@@ -50,6 +51,12 @@ class Losses:
                 name: torch.cat([part.style_layers[name] for part in parts]).cpu() for name in parts[0].style_layers
             },
         )
+
+    @classmethod
+    def mean(cls, parts: Sequence[Losses]) -> Losses:
+        """Return the mean of several losses of the same pictures, (B,)."""
+        total = reduce(lambda one, other: one._combine(other, torch.add), parts)
+        return total._combine(total, lambda loss, _: loss / len(parts))
 
     def copy(self) -> Losses:
         """Return a copy in new memory."""

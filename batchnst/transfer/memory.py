@@ -170,4 +170,7 @@ def _picture_bytes(recipe: Recipe, dtype: torch.dtype, history: int) -> float:
     outputs = _outputs(recipe)
     # Two vectors for each curvature pair, and one pair more than L-BFGS remembers.
     curvature = 2 * (history + 1) if recipe.optimizer == "lbfgs" else 0
-    return VECTOR_BYTES * (VECTORS + curvature) + dtype.itemsize * sum(outputs[name] for name in recipe.content_layers)
+    # The smaller octaves together have a third of the pixels; each is held with its gradient.
+    vectors, octaves = VECTORS + curvature + 2 / 3 * recipe.octaves, 1 + recipe.octaves / 3
+    content = dtype.itemsize * sum(outputs[name] for name in recipe.content_layers)
+    return VECTOR_BYTES * vectors + octaves * content

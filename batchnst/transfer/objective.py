@@ -84,6 +84,11 @@ class Objective:
         # For each content layer the weight of its Σ(F − P)² in the total, (B,): once, because the targets are large.
         self._content_weights = {name: self._content_weight(name, target) for name, target in content.items()}
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of each picture's place that a call looks at."""
+        return self.canvas.pixels.height * self.canvas.pixels.width
+
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> tuple[Losses, Tensor]:
         """Return each picture's losses, and the gradient of its own total, shaped like `pictures`.

@@ -29,24 +29,29 @@ memory that a block of threads has.
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale: the pictures' longest side in pixels, and the steps spent there."""
+    """One scale: the pictures' longest side in pixels, the steps spent there, and the sizes that each step looks at."""
 
     size: int
     steps: int
+    octaves: int = 1
 
 
 def scales(recipe: Recipe, width: int, height: int) -> list[Scale]:
     """Return the scales of a picture of `width` × `height` pixels, coarse to fine, each half the size of the next.
 
     No scale is smaller than `recipe.min_size`, or too small for the recipe's layers. That nearest to LAYOUT_SIZE gets
-    `recipe.steps` steps, each finer one half of those of the one before.
+    `recipe.steps` steps, each finer one half of those of the one before. With `recipe.octaves`, a step also looks at
+    the picture at a half, a quarter … of the scale, down to the size nearest to LAYOUT_SIZE.
     """
     longest, shortest = max(width, height), min(width, height)
     sizes = [longest]
     while sizes[0] // 2 >= recipe.min_size and shortest * (sizes[0] // 2) >= recipe.smallest_side * longest:
         sizes.insert(0, sizes[0] // 2)
     layout = min(sizes, key=lambda size: abs(math.log2(size / LAYOUT_SIZE)))
-    return [Scale(size, math.ceil(recipe.steps * _share(size, layout))) for size in sizes]
+    least = max(LAYOUT_SIZE / math.sqrt(2), recipe.smallest_side * longest / shortest)
+    octaves = [1 + int(math.log2(max(1, size / least))) if recipe.octaves else 1 for size in sizes]
+    steps = [math.ceil(recipe.steps * _share(size, layout)) for size in sizes]
+    return list(map(Scale, sizes, steps, octaves))
 
 
 def _share(size: int, layout: int) -> float:
@@ -56,7 +61,11 @@ def _share(size: int, layout: int) -> float:
 
 def work(recipe: Recipe, width: int, height: int) -> int:
     """Return the pixel-steps of one picture through all its scales; its painting time is proportional to them."""
-    return sum(scale.steps * math.prod(fit(width, height, scale.size)) for scale in scales(recipe, width, height))
+    return sum(
+        scale.steps * math.prod(fit(width, height, scale.size / 2**octave))
+        for scale in scales(recipe, width, height)
+        for octave in range(scale.octaves)
+    )
 
 
 def resize(pictures: Tensor, width: int, height: int) -> Tensor:

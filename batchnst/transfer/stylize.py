@@ -22,6 +22,7 @@ from batchnst.transfer.graph import Recorded
 from batchnst.transfer.losses import Losses, Region, guide
 from batchnst.transfer.memory import UNBOUNDED, Fitting
 from batchnst.transfer.objective import Objective
+from batchnst.transfer.octaves import Halving, Octaves, halved
 from batchnst.transfer.optimizers import BOX, OPTIMIZERS
 from batchnst.transfer.pyramid import Scale, resize, scales
 from batchnst.transfer.tiling import FORWARD, TiledObjective, features, gram_matrices
@@ -58,7 +59,7 @@ class Step:
 
     index: int  # through all scales, from 0
     scale: int  # longest side, pixels
-    pixels: int  # of each picture's place on the canvas
+    pixels: int  # of each picture's place on the canvas, in all octaves
     active: list[int]  # indices in the batch, (b,)
     losses: Losses  # of the active pictures, (b,)
     share: float  # of the planned steps done so far, 0..1
@@ -144,8 +145,7 @@ def _optimize(
             active, losses = painter.step()
             render = partial(_render, color, painter, resized, active)
             in_batch = [indices[i] for i in active]
-            pixels = canvas.pixels.height * canvas.pixels.width
-            yield Step(index, scale.size, pixels, in_batch, losses, (done + count) / total, render)
+            yield Step(index, scale.size, objective.pixels, in_batch, losses, (done + count) / total, render)
             index += 1
             if count % CHECK_EVERY == 0 and not painter.drop_stopped():
                 break
@@ -198,7 +198,7 @@ class _Painter:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective | Octaves,
         pictures: Sequence[Tensor],
         recipe: Recipe,
         step_scale: Tensor | None,
@@ -362,12 +362,31 @@ def _objective(
     canvas: Canvas,
     scale: Scale,
     fitting: Fitting,
-) -> Objective:
+) -> Objective | Octaves:
     """Return the objective at `scale`, whose targets are the features of `subjects` (1, C, h, w) and the style Grams.
 
     `subjects` have been resized to the scale.
     """
-    pictures, tiled = canvas.pixels.pack(subjects), max(canvas.pixels.height, canvas.pixels.width) > fitting.tile
+    pictures, objectives = canvas.pixels.pack(subjects), list[Objective]()
+    for octave in range(scale.octaves):
+        if octave:
+            pictures, canvas = Halving(canvas)(pictures), canvas.halved()
+        objectives.append(_at_one_size(pictures, guides, recipe, backbone, canvas, scale, octave, fitting))
+    return Octaves(objectives) if len(objectives) > 1 else objectives[0]
+
+
+def _at_one_size(
+    pictures: Tensor,
+    guides: Sequence[Sequence[Guide]],
+    recipe: Recipe,
+    backbone: Backbone,
+    canvas: Canvas,
+    scale: Scale,
+    octave: int,
+    fitting: Fitting,
+) -> Objective:
+    """Return the objective whose contents are `pictures` (B, C, h, w), which have been halved `octave` times."""
+    tiled = max(canvas.pixels.height, canvas.pixels.width) > fitting.tile
     with torch.no_grad():
         if tiled:
             content = features(backbone, pictures, recipe.content_layers, FORWARD * fitting.tile)
@@ -375,7 +394,9 @@ def _objective(
             seen = backbone(pictures, canvas=canvas)
             # In the dtype of the losses, so that no step converts them.
             content = {name: seen[name].to(pictures.dtype) for name in recipe.content_layers}
-        regions = [_region(parts, canvas, recipe, backbone, scale, fitting) for parts in zip(*guides, strict=True)]
+        regions = [
+            _region(parts, canvas, recipe, backbone, scale, octave, fitting) for parts in zip(*guides, strict=True)
+        ]
     if tiled:
         release_memory(pictures.device)
         return TiledObjective(backbone, recipe, content, regions, canvas, int(fitting.tile), fitting.devices)
@@ -383,10 +404,16 @@ def _objective(
 
 
 def _region(
-    parts: Sequence[Guide], canvas: Canvas, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting
+    parts: Sequence[Guide],
+    canvas: Canvas,
+    recipe: Recipe,
+    backbone: Backbone,
+    scale: Scale,
+    octave: int,
+    fitting: Fitting,
 ) -> Region:
     """Return one region of the batch from the part of each picture."""
-    blends = [_blend(part, recipe, backbone, scale, fitting) for part in parts]
+    blends = [_blend(part, recipe, backbone, scale, octave, fitting) for part in parts]
     grams = {name: torch.cat([blend[name] for blend in blends]) for name in recipe.style_layers}
     share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=backbone.mean.device)
     masks = [part.content_mask for part in parts if part.content_mask is not None]
@@ -399,9 +426,11 @@ def _guides(masks: Sequence[Tensor], extent: Extent) -> Tensor:
     return extent.pack([guide(mask, *size) for mask, size in zip(masks, extent.sizes, strict=True)])
 
 
-def _blend(part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting) -> dict[str, Tensor]:
+def _blend(
+    part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale, octave: int, fitting: Fitting
+) -> dict[str, Tensor]:
     """Return the target Gram matrices (1, C, C) of a part by layer: the weighted mean of its styles' Grams."""
-    measured = [_style_grams(style, part.style_mask, recipe, backbone, scale, fitting) for style in part.styles]
+    measured = [_style_grams(style, part.style_mask, recipe, backbone, scale, octave, fitting) for style in part.styles]
     return {
         name: torch.stack([weight * grams[name] for weight, grams in zip(part.weights, measured, strict=True)]).sum(0)
         for name in recipe.style_layers
@@ -413,12 +442,19 @@ _measured: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _style_grams(
-    style: Tensor, mask: Tensor | None, recipe: Recipe, backbone: Backbone, scale: Scale, fitting: Fitting
+    style: Tensor,
+    mask: Tensor | None,
+    recipe: Recipe,
+    backbone: Backbone,
+    scale: Scale,
+    octave: int,
+    fitting: Fitting,
 ) -> dict[str, Tensor]:
     """Return the Gram matrices (1, C, C) by layer of `style` (1, C, h, w), or of the part of it under `mask`.
 
-    The style is resized in proportion to `scale`, though never below what the layers take. Grams are cached by style,
-    mask, size, backbone and style layers, so that all pictures and batches share them.
+    The style is resized in proportion to `scale`, then halved `octave` times, though never below what the layers take.
+    Grams are cached by style, mask, size, octave, backbone and style layers, so that all pictures and batches share
+    them.
     """
     height, width = style.shape[-2:]
     least = min(1.0, recipe.smallest_side / min(height, width))  # the pictures may be less long than the style
@@ -426,8 +462,11 @@ def _style_grams(
     if style not in _measured:
         _measured[style] = {}
     known: dict[object, dict[str, Tensor]] = _measured[style]
-    key = mask, size, backbone, tuple(recipe.style_layers)
+    key = mask, size, octave, backbone, tuple(recipe.style_layers)
     if key not in known:
         picture = style if size == (width, height) else resize(style, *size)
+        for _ in range(octave):
+            if min(picture.shape[-2:]) >= 2 * recipe.smallest_side:
+                picture = halved(picture)
         known[key] = gram_matrices(backbone, picture, list(recipe.style_layers), FORWARD * fitting.tile, mask)
     return known[key]

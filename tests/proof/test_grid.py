@@ -91,6 +91,7 @@ CHOSEN: list[dict[str, Any]] = [
     {"style_layers": "relu1_1=0.2,relu3_1", "tile": 128, "tolerance": 0.0},
     {"init": "/photos/a 'b' \"c\" \x7f\\.png", "learning_rate": 0.1},
     {"backbone": "alexnet", "weights": "random", "style_layers": "relu1,relu2"},
+    {"enlarge": False, "octaves": True},
     *PRESETS.values(),
 ]
 

@@ -12,6 +12,7 @@ from batchnst.backbones import layer_names
 from batchnst.painting.named_weights import load_weights
 from batchnst.painting.painter import load_backbone
 from batchnst.recipe import Recipe
+from batchnst.transfer import pyramid
 from batchnst.transfer import stylize as stylize_module
 from batchnst.transfer.backbone import Backbone
 from batchnst.transfer.canvas import Canvas, Extent
@@ -263,6 +264,20 @@ def test_whole_paintings_are_each_pictures_own(settings: dict[str, Any]) -> None
     together, steps = painted(settings, [0, 1, 2, 3], (48, 64))
     assert [step.scale for step in steps] == [24] * 2 + [48] * 6
     assert steps[0].pixels == 24 * 32 and steps[-1].pixels == 48 * 64
+    check_painted(settings, together, steps)
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])  # with masks
+def test_paintings_in_octaves_are_each_pictures_own(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyramid, "LAYOUT_SIZE", 16)
+    settings = {"octaves": True, "pooling": pooling}
+    together, steps = painted(settings, [0, 1, 2, 3], (48, 64))
+    assert steps[-1].pixels == 48 * 64 + 24 * 32 + 12 * 16
+    check_painted(settings, together, steps)
+
+
+def check_painted(settings: dict[str, Any], together: Stylized, steps: list[Step]) -> None:
+    """Assert that each of PHOTOS was painted together with the others as it is alone."""
     for i, size in enumerate(PHOTOS):
         alone, own = painted(settings, [i])
         assert together.pictures[i].shape == (1, 3, *size)

@@ -244,6 +244,15 @@ def test_scales_halve_down_to_min_size_and_stop_where_layers_go_blind() -> None:
     assert work(recipe, 512, 384) == 20 * 128 * 96 + 80 * 256 * 192 + 40 * 512 * 384
 
 
+def test_octaves_reach_down_to_the_scale_of_the_layout_unless_layers_go_blind() -> None:
+    recipe = Recipe(size=512, steps=80, octaves=True)
+    assert scales(recipe, 512, 384) == [Scale(128, 20), Scale(256, 80), Scale(512, 40, 2)]
+    assert [scale.octaves for scale in scales(recipe, 2048, 1536)] == [1, 1, 2, 3, 4]
+    assert [scale.octaves for scale in scales(recipe, 380, 200)] == [1, 2]
+    assert [scale.octaves for scale in scales(recipe, 2048, 40)] == [1, 2]  # a quarter has 10 rows, and 16 are needed
+    assert work(recipe, 512, 384) == 20 * 128 * 96 + 80 * 256 * 192 + 40 * (512 * 384 + 256 * 192)
+
+
 @pytest.mark.parametrize(("length", "target"), [(8192, 128), (6016, 128), (20000, 64), (130, 128)])
 def test_no_pass_of_a_resize_is_too_much_for_cudas_shared_memory(
     monkeypatch: pytest.MonkeyPatch, length: int, target: int

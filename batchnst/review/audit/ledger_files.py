@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,21 +19,34 @@ from batchnst.progress import Progress, silent
 from batchnst.review.audit.findings import Audit, Finding
 
 AT_ONCE = 64
-"""Files read at the same time, whose rows are in memory together."""
+"""Files whose rows, or what is kept of them, may wait together for the caller."""
 
 
 class Rows(NamedTuple):
-    """The `sound` rows of a ledger file, and the `damaged` ones, which may lack any value."""
+    """The `sound` rows of a ledger file, or what is kept of them, and the `damaged` ones, which may lack any value."""
 
     sound: pa.Table
     damaged: pa.Table
 
 
-def tables(out: Out, table: str, columns: Sequence[str], result: Audit, progress: Progress = silent) -> Iterator[Rows]:
-    """The rows of each file of a table, reduced to `columns`.
+def tables(
+    out: Out,
+    table: str,
+    columns: Sequence[str],
+    result: Audit,
+    progress: Progress = silent,
+    keep: Callable[[pa.Table], pa.Table] = lambda sound: sound,
+) -> Iterator[Rows]:
+    """The rows of each file of a table, reduced to `columns`; of the sound ones only what `keep` makes of them.
 
-    Adds a finding to `result` for each unreadable file and each damaged row.
+    Files are read and reduced by several threads. Adds a finding to `result` for each unreadable file and each damaged
+    row.
     """
+
+    def read(info: pafs.FileInfo) -> tuple[Rows, list[Finding]]:
+        rows, findings = _read(out, table, info)
+        return Rows(keep(rows.sound.select(columns)), rows.damaged.select(columns)), findings
+
     for info in out.folder.files(f"ledger/{table}"):
         name = out.folder.relative(info.path)
         if is_counted(name) and not name.endswith(".parquet"):
@@ -47,9 +59,9 @@ def tables(out: Out, table: str, columns: Sequence[str], result: Audit, progress
     with ThreadPoolExecutor(out.folder.streams) as pool:
         for start in range(0, len(files), AT_ONCE):
             progress(f"ledger, {table} {start}/{len(files)}", start, len(files))
-            for rows, findings in pool.map(partial(_read, out, table), files[start : start + AT_ONCE]):
+            for rows, findings in pool.map(read, files[start : start + AT_ONCE]):
                 result.findings += findings
-                yield Rows(*(part.select(columns) for part in rows))
+                yield rows
 
 
 def _read(out: Out, table: str, info: pafs.FileInfo) -> tuple[Rows, list[Finding]]:

@@ -25,18 +25,17 @@ def losses(out: Out, rows: pa.Table, damaged: pa.Table, result: Audit, progress:
 
     Counts of attempts and steps go to `result`. An attempt with a `damaged` row was not cut off.
     """
-    parts = [summarize(part.sound) for part in tables(out, "losses", COLUMNS, result, progress)]
-    known = merge(parts)
+    known = merge([part.sound for part in tables(out, "losses", COLUMNS, result, progress, summarize)])
     result.attempts, result.steps = len(known), pc.sum(known["rows"]).as_py() or 0
     ended = pa.concat_tables([damaged.select(ATTEMPT), rows.select(ATTEMPT)], promote_options="default")
     result.unfinished = len(known.join(ended, ATTEMPT, join_type="left anti"))
     ok = rows.filter(pc.equal(rows["status"], "ok")).select([*ATTEMPT, *_OUTCOME])
-    attempts = ok.join(known, ATTEMPT).sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")])
+    attempts = ok.join(known, ATTEMPT)
     kinds = _kinds(attempts)
-    wrong = kinds != ""
-    for kind, row in zip(kinds[wrong].tolist(), attempts.filter(pa.array(wrong)).to_pylist(), strict=True):
-        text = _LOSS_TEXTS[kind].format_map(row)
-        yield Finding(kind, row["pair_id"], f"attempt {row['attempt']} of run {row['run_id']}: {text}")
+    wrong = attempts.append_column("kind", pa.array(kinds)).filter(pa.array(kinds != ""))
+    for row in wrong.sort_by([(name, "ascending") for name in ("pair_id", "attempt", "run_id")]).to_pylist():
+        text = _LOSS_TEXTS[row["kind"]].format_map(row)
+        yield Finding(row["kind"], row["pair_id"], f"attempt {row['attempt']} of run {row['run_id']}: {text}")
 
 
 _FINAL = {term: f"{term}_loss" for term in TERMS} | {"initial": "initial_total"}
