@@ -240,9 +240,8 @@ class Recipe(BaseModel):
 
     @cached_property
     def picture_text(self) -> str:
-        """The recipe as canonical JSON without the keys in NOT_IN_FINGERPRINT, for the fingerprint."""
-        exclude = NOT_IN_FINGERPRINT | {key for key, value in ADDED.items() if getattr(self, key) == value}
-        return json.dumps(self.model_dump(exclude=exclude), sort_keys=True, separators=(",", ":"))
+        """The `picture_settings` as canonical JSON, for the fingerprint."""
+        return json.dumps(picture_settings(self.model_dump()), sort_keys=True, separators=(",", ":"))
 
     @property
     def pixels(self) -> int:
@@ -306,6 +305,12 @@ class Recipe(BaseModel):
             # Skip layer errors if the backbone is unknown.
             items = (item for item in error.errors() if item["type"] != "default_factory_not_called")
             raise RecipeError(*map(_explain, items)) from None
+
+
+def picture_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a recipe's `settings` that the picture depends on; equal for equal pictures, also of older versions."""
+    added = {key for key, value in ADDED.items() if settings.get(key, value) == value}
+    return {key: value for key, value in settings.items() if key not in NOT_IN_FINGERPRINT | added}
 
 
 def recipe_keys() -> list[str]:

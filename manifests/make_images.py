@@ -20,6 +20,8 @@ PHOTOS = {
     "coffee.png": "coffee.png",
     "rocket.jpg": "rocket.jpg",
     "ihc.png": "ihc.png",
+    "hubble.jpg": "hubble_deep_field.jpg",
+    "retina.jpg": "retina.jpg",
 }
 SIZE = 640
 SUNS = [(150.0, 130.0, 85.0), (470.0, 220.0, 110.0), (250.0, 430.0, 70.0), (540.0, 530.0, 60.0)]  # x, y, radius

@@ -52,9 +52,9 @@ def race(content: Tensor, style: Tensor, recipe: Recipe, progress: Progress) -> 
     On a GPU the recipe paints as many pictures at once as a run would. Raises RequestError if the recipe's loss
     is not the textbook's.
     """
-    if recipe.loss not in LOSS_SCALES or recipe.preserve_color != "none":
-        expected = " or ".join(LOSS_SCALES)
-        raise RequestError(f"--against textbook: expected loss = {expected} and preserve_color = none")
+    if recipe.loss not in LOSS_SCALES or recipe.preserve_color != "none" or recipe.octaves:
+        expected = f"loss = {' or '.join(LOSS_SCALES)}, preserve_color = none and octaves = false"
+        raise RequestError(f"--against textbook: expected {expected}")
     tune_process()
     device = best_device()
     weights = load_weights(*recipe.network)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnst.recipe import NOT_IN_FINGERPRINT
+from batchnst.recipe import picture_settings
 
 MIN_GROUP, MIN_DEVIATION = 8, 0.05
 """Fewest pairs of a group whose losses are compared, and lower bound of the MAD of ln(loss)."""
@@ -56,7 +56,7 @@ def groups_of(rows: pa.Table) -> list[Hashable]:
 
 def comparable(recipe: str) -> str:
     """A recipe as JSON, without the seed and the keys that do not change the picture."""
-    return json.dumps({k: v for k, v in json.loads(recipe).items() if k not in {"seed", *NOT_IN_FINGERPRINT}})
+    return json.dumps({key: value for key, value in picture_settings(json.loads(recipe)).items() if key != "seed"})
 
 
 class Groups:

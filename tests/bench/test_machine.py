@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from batchnst.bench import machine, race, speed
 from batchnst.bench.textbook import Textbook
+from batchnst.errors import RequestError
 from batchnst.painting.inputs import load_picture
 from batchnst.painting.tensors import to_tensor
 from batchnst.pictures.decode import DecodeOptions
@@ -100,6 +102,13 @@ def test_the_textbooks_loss_is_that_of_the_picture_it_would_write(
     written = oracles.written_loss(oracles.torchvision_vgg19(weights), tmp_path / "written.png", content, style, 64)
     assert moments[-1].total == pytest.approx(written, rel=0.01)
     assert moments[-1].total < 0.5 * moments[0].total
+
+
+@pytest.mark.parametrize("settings", [{"octaves": True}, {"loss": "gatys2016"}, {"preserve_color": "luminance"}])
+def test_other_losses_than_the_textbooks_are_not_raced(settings: dict[str, Any]) -> None:
+    nothing = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(RequestError, match=r"--against textbook: expected loss = .* octaves = false"):
+        race.race(nothing, nothing, Recipe.from_settings(settings), lambda *_: None)
 
 
 @pytest.mark.slow

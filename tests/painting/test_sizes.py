@@ -107,9 +107,9 @@ def test_other_sizes_are_refused_and_both_kinds_named(value: object) -> None:
 
 
 def test_the_default_is_in_no_fingerprint_and_the_rest_is() -> None:
-    assert "enlarge" not in Recipe().picture_text
-    texts = [Recipe(), recipe(enlarge=False), recipe(size="original"), recipe()]
-    assert len({text.picture_text for text in texts}) == 4
+    assert not {"enlarge", "octaves"} & json.loads(Recipe().picture_text).keys()
+    texts = [Recipe(), recipe(enlarge=False), recipe(octaves=True), recipe(size="original"), recipe()]
+    assert len({text.picture_text for text in texts}) == 5
     assert recipe(damaged="accept").picture_text == recipe().picture_text
 
 

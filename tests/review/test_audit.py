@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from batchnst.ledger.schema import SCHEMAS
+from batchnst.recipe import ADDED
 from batchnst.review import usual
 from batchnst.review.audit.findings import KINDS
 from batchnst.review.audit.steps import summarize
@@ -336,6 +337,16 @@ def test_rows_made_by_another_recipe(folder: Path) -> None:
 
     change(folder, "pairs", steeper)
     assert found(folder) == [("other-recipe", "pair-2", "style_weight 7.0, not 10.0")]
+
+
+def test_rows_of_a_version_without_the_newer_keys_are_not_odd(folder: Path) -> None:
+    def older(row: dict[str, Any]) -> dict[str, Any]:
+        recipe = json.loads(row["recipe"])
+        assert {recipe.pop(key) for key in ADDED} == set(ADDED.values())
+        return row | {"recipe": json.dumps(recipe)} if row["pair_id"] == "pair-2" else row
+
+    change(folder, "pairs", older)
+    assert found(folder) == []
 
 
 def test_a_recipe_that_the_manifest_asks_for_is_not_odd(folder: Path) -> None:

@@ -421,11 +421,11 @@ def test_many_attempts_are_put_in_order_at_once_and_pictures_are_listed_once(
     monkeypatch.setattr(night_module, "sort_rows", ordered)
     monkeypatch.setattr(night_module, "Places", listed)
     monkeypatch.setattr(night_module, "MOST_PAIRS", 10)
-    night, since, more = Night(out), 0, True
+    night, since, found = Night(out), 0, None
     night.look()
-    while more:
+    while found != []:
         part = night.part(night.epoch, since)
-        since, more = part["next"], part["more"]
+        since, found = part["next"], ids(part)
     assert {row["attempt"] for row in night.newest([f"pair-{i}" for i in range(40)])} == {3}
     assert [key[2] for key in night.files_of("pair-7")] == [1, 2, 3]
     assert (orders, listings) == ([120, 120], [1])

@@ -82,13 +82,13 @@ def test_the_total_is_the_mean_over_the_octaves_and_the_gradient_is_autograds(ch
 def test_octaves_keep_the_style_of_a_reduced_picture(
     images: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyramid, "LAYOUT_SIZE", 64)
+    monkeypatch.setattr(pyramid, "LAYOUT_SIZE", 48)
     distances = {}
     for octaves in (False, True):
-        recipe = Recipe(size=128, min_size=64, steps=40, octaves=octaves)
+        recipe = Recipe(size=96, min_size=48, steps=20, octaves=octaves)
         content, style = (load(images / name, recipe) for name in ("coffee.png", "swirls.png"))
         painted, steps = paint([content], [whole(style)], recipe, weights)
-        assert steps[-1].pixels == 128 * 85 + octaves * 64 * 43
+        assert steps[-1].pixels == 96 * 64 + octaves * 48 * 32
         network = load_backbone(recipe.model_copy(update={"precision": "fp32"}), weights, CPU)
         made, wanted = (network(halved(picture)) for picture in (painted.pictures[0], style))
         grams = [[gram_matrix(seen[name])[0] for seen in (made, wanted)] for name in recipe.style_layers]

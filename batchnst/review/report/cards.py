@@ -23,7 +23,7 @@ from batchnst.chains import path_of
 from batchnst.ledger.out import Out, sort_rows
 from batchnst.ledger.schema import times, without_secrets
 from batchnst.pages import short_names
-from batchnst.recipe import NOT_IN_FINGERPRINT
+from batchnst.recipe import picture_settings
 from batchnst.review.report import curves, figures
 from batchnst.review.report.curves import Curve
 from batchnst.review.report.places import Places
@@ -257,7 +257,7 @@ def _changes(before: Row, after: Row) -> list[tuple[str, Any, Any]]:
     asked = []
     for row in (before, after):
         names = " + ".join(os.path.basename(path_of(style)) for style in row["styles"])
-        recipe = {key: value for key, value in json.loads(row["recipe"]).items() if key not in NOT_IN_FINGERPRINT}
+        recipe = picture_settings(json.loads(row["recipe"]))
         asked.append({"style": names, "style_weights": row["style_weights"], "output": row["output"], **recipe})
     old, new = asked
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -147,7 +147,7 @@ class Night:
     def part(self, epoch: str, since: int) -> Row:
         """Pairs that have changed since `since`, for `addPairs`: the ones that changed first, at most MOST_PAIRS.
 
-        `next` is the `since` of the next part, `more` says that there is one already.
+        `next` is the `since` of the next part.
         """
         with self._lock:
             since = since if epoch == self.epoch else 0
@@ -165,7 +165,7 @@ class Night:
         part["usual"] = usual
         part["pictures"] = _pictures(album.sources)
         following = later[len(ids) - 1][1] if ids else since
-        return {"part": part, "epoch": self.epoch, "next": following, "more": len(later) > len(ids)}
+        return {"part": part, "epoch": self.epoch, "next": following}
 
     def _attempts(self, pair_ids: Sequence[str]) -> list[list[Row]]:
         """The rows of each of these pairs, newest last."""
