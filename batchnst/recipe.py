@@ -321,7 +321,7 @@ def recipe_keys() -> list[str]:
 PRESETS: dict[str, dict[str, Any]] = {
     "draft": {"steps": 27},
     "standard": {},
-    "fine": {"steps": 400, "tolerance": 0, "octaves": True},
+    "fine": {"steps": 220, "tolerance": 0, "octaves": True},
     # As near to Gatys et al. 2016 as batchnst comes: their losses and weights, white noise, average pooling, one scale.
     "paper": {
         "loss": "gatys2016",

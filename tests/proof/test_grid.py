@@ -50,7 +50,7 @@ def test_keys_that_depend_on_others_follow_the_grid() -> None:
 def test_recipes_by_name_differ_in_what_they_say_alone() -> None:
     row = Recipe.from_settings({"steps": 7, "size": 64, "tolerance": 0.1})
     draft, standard, fine = read_grid(["recipe=draft,standard,fine"], {})
-    assert [column.recipe(row).steps for column in (draft, standard, fine)] == [27, 110, 400]
+    assert [column.recipe(row).steps for column in (draft, standard, fine)] == [27, 110, 220]
     assert [column.recipe(row).tolerance for column in (draft, standard, fine)] == [0.002, 0.002, 0]
     assert {column.recipe(row).size for column in (draft, standard, fine)} == {64}
 
