@@ -394,26 +394,21 @@ def _at_one_size(
             seen = backbone(pictures, canvas=canvas)
             # In the dtype of the losses, so that no step converts them.
             content = {name: seen[name].to(pictures.dtype) for name in recipe.content_layers}
-        regions = [
-            _region(parts, canvas, recipe, backbone, scale, octave, fitting) for parts in zip(*guides, strict=True)
-        ]
+        measure = partial(_style_grams, recipe=recipe, backbone=backbone, scale=scale, octave=octave, fitting=fitting)
+        regions = [_region(parts, canvas, recipe, backbone, measure) for parts in zip(*guides, strict=True)]
     if tiled:
         release_memory(pictures.device)
         return TiledObjective(backbone, recipe, content, regions, canvas, int(fitting.tile), fitting.devices)
     return Objective(backbone, recipe, content, regions, canvas)
 
 
-def _region(
-    parts: Sequence[Guide],
-    canvas: Canvas,
-    recipe: Recipe,
-    backbone: Backbone,
-    scale: Scale,
-    octave: int,
-    fitting: Fitting,
-) -> Region:
+Measure = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+"""Takes a style (1, C, h, w) and its mask, if it has one; returns its Gram matrices (1, C, C) by layer."""
+
+
+def _region(parts: Sequence[Guide], canvas: Canvas, recipe: Recipe, backbone: Backbone, measure: Measure) -> Region:
     """Return one region of the batch from the part of each picture."""
-    blends = [_blend(part, recipe, backbone, scale, octave, fitting) for part in parts]
+    blends = [_blend(part, recipe, measure) for part in parts]
     grams = {name: torch.cat([blend[name] for blend in blends]) for name in recipe.style_layers}
     share = torch.tensor([part.share for part in parts], dtype=torch.float32, device=backbone.mean.device)
     masks = [part.content_mask for part in parts if part.content_mask is not None]
@@ -426,11 +421,9 @@ def _guides(masks: Sequence[Tensor], extent: Extent) -> Tensor:
     return extent.pack([guide(mask, *size) for mask, size in zip(masks, extent.sizes, strict=True)])
 
 
-def _blend(
-    part: Guide, recipe: Recipe, backbone: Backbone, scale: Scale, octave: int, fitting: Fitting
-) -> dict[str, Tensor]:
+def _blend(part: Guide, recipe: Recipe, measure: Measure) -> dict[str, Tensor]:
     """Return the target Gram matrices (1, C, C) of a part by layer: the weighted mean of its styles' Grams."""
-    measured = [_style_grams(style, part.style_mask, recipe, backbone, scale, octave, fitting) for style in part.styles]
+    measured = [measure(style, part.style_mask) for style in part.styles]
     return {
         name: torch.stack([weight * grams[name] for weight, grams in zip(part.weights, measured, strict=True)]).sum(0)
         for name in recipe.style_layers
